@@ -1,0 +1,1 @@
+"""One differentiable op per recurrence: forward and backward registered with `torch.library`, and the Function around them."""
