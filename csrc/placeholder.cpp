@@ -1,0 +1,1 @@
+int fastlstm_placeholder;

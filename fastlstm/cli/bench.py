@@ -1,0 +1,5 @@
+"""`fastlstm bench`."""
+
+
+def bench() -> None:
+    """Placeholder until the command lands."""

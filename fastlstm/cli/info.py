@@ -1,0 +1,5 @@
+"""`fastlstm info`."""
+
+
+def info() -> None:
+    """Placeholder until the command lands."""

@@ -1,0 +1,5 @@
+"""`fastlstm parity`."""
+
+
+def parity() -> None:
+    """Placeholder until the command lands."""

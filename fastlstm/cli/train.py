@@ -1,0 +1,5 @@
+"""`fastlstm train`."""
+
+
+def train() -> None:
+    """Placeholder until the command lands."""

@@ -1,0 +1,65 @@
+"""Builds the C++ extension `fastlstm._C` and maps the top-level folders into the package.
+
+The extension uses LibTorch's stable ABI only, so one build serves torch 2.11 and later. Without a working compiler the
+package installs all the same, says so, and runs on PyTorch's own ops (`fastlstm info` tells).
+"""
+
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+PACKAGES = {"fastlstm": "fastlstm", "fastlstm.kernels": "kernels", "fastlstm.benchmarks": "benchmarks"}
+NO_EXTENSION = """
+fastlstm: the C++ extension could not be built ({error}).
+fastlstm: it is installed without it: results are the same, on PyTorch's own ops and at their speed.
+fastlstm: for full speed install a C++17 compiler (for example g++ >= 11) and install fastlstm again.
+"""
+
+
+class BuildOptional(build_ext):
+    """Builds what can be built, in parallel; a missing compiler is reported, not fatal."""
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.parallel = 2
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            print(NO_EXTENSION.format(error=error), file=sys.stderr)
+
+
+def extension() -> Extension:
+    import pybind11
+    import torch
+
+    root = Path(torch.__file__).parent
+    return Extension(
+        "fastlstm._C",
+        sources=sorted(str(p) for p in Path("csrc").glob("*.cpp")),
+        depends=sorted(str(p) for p in Path("csrc").glob("*.h")),
+        include_dirs=[str(root / "include"), pybind11.get_include()],
+        library_dirs=[str(root / "lib")],
+        libraries=["torch_cpu", "c10"],
+        runtime_library_dirs=[str(root / "lib")] if sys.platform == "linux" else [],
+        define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
+        extra_compile_args=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall",
+                            "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"],
+        language="c++",
+        optional=True,
+    )  # fmt: skip
+
+
+def packages() -> list[str]:
+    """Every folder with an `__init__.py`, under the name it is installed as."""
+    found = []
+    for name, folder in PACKAGES.items():
+        for init in sorted(Path(folder).rglob("__init__.py")):
+            found.append(".".join([name, *init.parent.relative_to(folder).parts]))
+    return found
+
+
+setup(packages=packages(), package_dir=PACKAGES, ext_modules=[extension()], cmdclass={"build_ext": BuildOptional})
