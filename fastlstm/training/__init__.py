@@ -1,0 +1,1 @@
+"""Trains a character language model: what `fastlstm train` runs."""

@@ -1,0 +1,63 @@
+"""The loop over steps: learners take turns, block by block, so that a noisy machine is equally unfair to both."""
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+from fastlstm.training.learner import Learner
+from fastlstm.training.options import Options
+from fastlstm.training.run import Run
+from fastlstm.training.text import heldout_batches, training_batch
+
+BLOCK = 10
+EVALUATIONS = 12
+
+
+def train_steps(run: Run, save_every: int, stop: threading.Event, on_step: Callable[[Learner], None]) -> None:
+    """Trains to the last step, or to the end of the block in which `stop` is set; saves on the way and at the end."""
+    options, data = run.options, run.corpus.train
+    device = torch.device(options.device)
+    heldout = [
+        (x.to(device), y.to(device)) for x, y in heldout_batches(run.corpus.heldout, options.batch, options.length)
+    ]
+    evaluate_every = math.ceil(options.steps / EVALUATIONS)
+    while run.step < options.steps and not stop.is_set():
+        first = run.step
+        last = min(options.steps, *(first - first % n + n for n in (BLOCK, save_every, evaluate_every)))
+        for learner in run.learners:
+            for step in range(first, last):
+                x, y, fresh = training_batch(data, options.seed, step, options.batch, options.length)
+                learner.step(x.to(device), y.to(device), fresh, learning_rate(options, step), options.clip)
+                on_step(learner)
+        ended = last == options.steps
+        if last % evaluate_every == 0 or ended:
+            for learner in run.learners:
+                learner.evaluate(heldout)
+        if last % save_every == 0 or ended or stop.is_set():
+            run.save()
+
+
+def learning_rate(options: Options, step: int) -> float:
+    """Half a cosine: from `lr` at step 0 towards 0 after the last one."""
+    return options.lr * 0.5 * (1 + math.cos(math.pi * step / options.steps))
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets; the second one interrupts at once."""
+    stop = threading.Event()
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
