@@ -1,5 +1,119 @@
-"""`fastlstm info`."""
+"""`fastlstm info`: what runs where on this machine, and why."""
+
+import importlib.util
+import itertools
+import json
+import platform
+from importlib import metadata
+from typing import Annotated
+
+import torch
+import typer
+
+from fastlstm import backends
+from fastlstm.version import __version__
+
+VARIANTS = ("lstm",)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+# What a kernel of ours or of PyTorch's GEMM may use, by the names of torch.cpu.get_capabilities()
+CPU_FEATURES = {
+    "AVX2": "avx2",
+    "AVX-512": "avx512_f",
+    "AVX512_BF16": "avx512_bf16",
+    "AMX": "amx_tile",
+}
 
 
-def info() -> None:
-    """Placeholder until the command lands."""
+def info(json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
+    """What runs where on this machine, and why: versions, CPU and GPU features, and the backend of each variant."""
+    facts = gather()
+    if json_:
+        print(json.dumps(facts, indent=2))
+    else:
+        show(facts)
+
+
+def gather() -> dict[str, dict[str, object] | list[dict[str, str]]]:
+    """Everything that `fastlstm info` says, as plain data: `versions`, `machine` and `backends`."""
+    return {
+        "versions": {
+            "fastlstm": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numba": installed("numba"),
+            "triton": installed("triton"),
+        },
+        "machine": {
+            "extension": backends.extension_status(),
+            "gemm": backends.gemm_path(),
+            "cpu": cpu_features(),
+            "threads": torch.get_num_threads(),
+            "gpus": gpus(),
+            "triton": triton_status(),
+        },
+        "backends": [chosen(*row) for row in itertools.product(VARIANTS, devices(), DTYPES)],
+    }
+
+
+def installed(package: str) -> str | None:
+    """The version of `package`, without importing it; None where it is not installed."""
+    return metadata.version(package) if importlib.util.find_spec(package) else None
+
+
+def cpu_features() -> dict[str, bool]:
+    """Which instruction sets the CPU has, as far as fast LSTMs care."""
+    has = torch.cpu.get_capabilities()
+    return {name: bool(has.get(key)) for name, key in CPU_FEATURES.items()}
+
+
+def gpus() -> list[str]:
+    """The name and compute capability of every GPU that torch sees."""
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [f"{gpu.name} (compute capability {gpu.major}.{gpu.minor})" for gpu in found]
+
+
+def triton_status() -> str:
+    """Whether Triton kernels can run here, and if not, why."""
+    if not installed("triton"):
+        return "not usable: Triton is not installed"
+    if not torch.cuda.is_available():
+        return "not usable: torch sees no GPU"
+    return "usable"
+
+
+def devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def chosen(variant: str, device: str, dtype: torch.dtype) -> dict[str, str]:
+    """What "auto" runs `variant` on, and why."""
+    choice = backends.choose(variant, torch.device(device), dtype)
+    where = {"variant": variant, "device": device, "dtype": str(dtype).removeprefix("torch.")}
+    return {**where, "backend": choice.backend, "reason": choice.reason}
+
+
+def show(facts: dict) -> None:
+    """The facts of `gather` as two tables, readable at 80 columns and in a pipe."""
+    from rich.console import Console
+    from rich.table import Table
+
+    machine = facts["machine"]
+    rows = {name: version or "not installed" for name, version in facts["versions"].items()}
+    rows |= {
+        "extension": machine["extension"],
+        "GEMM": machine["gemm"],
+        "CPU": ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in machine["cpu"].items()),
+        "threads": str(machine["threads"]),
+        "GPU": "\n".join(machine["gpus"]) or "none that torch sees",
+        "Triton kernels": machine["triton"],
+    }
+    console = Console(markup=False, highlight=False)
+    here = Table(show_header=False, title="This machine", title_justify="left")
+    for name, value in rows.items():
+        here.add_row(name, value)
+    console.print(here)
+
+    auto = Table("variant", "device", "dtype", "backend", "why", title='What "auto" runs', title_justify="left")
+    for row in facts["backends"]:
+        auto.add_row(*row.values())
+    console.print(auto)

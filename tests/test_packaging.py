@@ -1,0 +1,82 @@
+"""What gets installed: complete, under its own names, from one version, and working where no compiler is."""
+
+import os
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import fastlstm
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm/kernels", "benchmarks": "fastlstm/benchmarks"}
+
+
+def run(*command: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd, env=os.environ | env, check=check, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The package as a wheel would hold it, built where no compiler works, and what the build said."""
+    lib = tmp_path_factory.mktemp("lib")
+    command = ("setup.py", "build", "--build-lib", str(lib), "--build-temp", str(tmp_path_factory.mktemp("temp")))
+    said = run(*command, cwd=ROOT, CC="/no/compiler", CXX="/no/compiler")
+    return lib, said.stderr
+
+
+def test_every_file_is_installed(built: tuple[Path, str]) -> None:
+    lib, _ = built
+    expected = {
+        Path(package, path.relative_to(ROOT / folder))
+        for folder, package in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {path.relative_to(lib) for path in lib.rglob("*.py")} == expected
+
+
+def test_no_global_names_are_taken(built: tuple[Path, str]) -> None:
+    lib, _ = built
+    assert [path.name for path in lib.iterdir()] == ["fastlstm"]
+
+
+@pytest.mark.parametrize("folder", ["kernels", "benchmarks"])
+def test_folder_refuses_another_name(folder: str) -> None:
+    refused = run("-c", f"import {folder}", cwd=ROOT, check=False)
+    assert refused.returncode == 1
+    assert f"ImportError: this folder is installed as fastlstm.{folder}" in refused.stderr
+
+
+def test_missing_compiler_is_said_and_not_fatal(built: tuple[Path, str]) -> None:
+    _, said = built
+    assert "fastlstm: the C++ extension could not be built" in said
+    assert "install a C++" in said
+
+
+def test_lstm_works_without_the_extension(built: tuple[Path, str]) -> None:
+    lib, _ = built
+    code = """
+import torch, fastlstm
+from fastlstm.backends import extension_status
+assert extension_status() != "built", fastlstm.__file__
+lstm, oracle = fastlstm.LSTM(3, 5, 2), torch.nn.LSTM(3, 5, 2)
+oracle.load_state_dict(lstm.state_dict())
+x = torch.randn(4, 2, 3, requires_grad=True)
+for mine, theirs in zip(lstm(x)[1], oracle(x)[1]):
+    torch.testing.assert_close(mine, theirs)
+torch.testing.assert_close(*(torch.autograd.grad(module(x)[0].sum(), x)[0] for module in (lstm, oracle)))
+"""
+    run("-P", "-c", code, cwd=lib, PYTHONPATH=str(lib))
+
+
+def test_version_has_one_source() -> None:
+    assert metadata.version("fastlstm") == fastlstm.__version__
+    literal = re.compile(rf"\b{re.escape(fastlstm.__version__)}\b")
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    files += [ROOT / "setup.py", ROOT / "pyproject.toml"]
+    assert [path.name for path in files if literal.search(path.read_text())] == ["version.py"]
