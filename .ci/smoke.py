@@ -12,8 +12,8 @@ from fastlstm.cli.info import info
 
 prefix = Path(sys.prefix).resolve()
 for name in ("fastlstm", "fastlstm.kernels", "fastlstm.benchmarks", "fastlstm._C"):
-    spec = find_spec(name)
-    assert spec and spec.origin and Path(spec.origin).resolve().is_relative_to(prefix), f"{name} is {spec}"
+    origin = Path(find_spec(name).origin).resolve()
+    assert origin.is_relative_to(prefix), f"{name} comes from {origin}, not from {prefix}"
 for name in ("kernels", "benchmarks"):
     assert find_spec(name) is None, f"{name} is a global name: {find_spec(name)}"
 assert extension_status() == "built", extension_status()
