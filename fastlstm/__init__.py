@@ -1,5 +1,7 @@
 """Fast recurrent networks in PyTorch."""
 
+from fastlstm import functional
+from fastlstm.modules import LSTM
 from fastlstm.version import __version__
 
-__all__ = ["__version__"]
+__all__ = ["LSTM", "__version__", "functional"]
