@@ -22,6 +22,7 @@ CPU_FEATURES = {
     "AVX512_BF16": "avx512_bf16",
     "AMX": "amx_tile",
 }
+ANSWER = {True: "yes", False: "no", None: "unknown"}
 
 
 def info(json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
@@ -60,10 +61,11 @@ def installed(package: str) -> str | None:
     return metadata.version(package) if importlib.util.find_spec(package) else None
 
 
-def cpu_features() -> dict[str, bool]:
-    """Which instruction sets the CPU has, as far as fast LSTMs care."""
-    has = torch.cpu.get_capabilities()
-    return {name: bool(has.get(key)) for name, key in CPU_FEATURES.items()}
+def cpu_features() -> dict[str, bool | None]:
+    """Which instruction sets the CPU has, as far as fast LSTMs care; None where this torch can't tell."""
+    # younger than the oldest torch we support
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else None
+    return {name: has and bool(has.get(key)) for name, key in CPU_FEATURES.items()}
 
 
 def gpus() -> list[str]:
@@ -102,7 +104,7 @@ def show(facts: dict) -> None:
     rows |= {
         "extension": machine["extension"],
         "GEMM": machine["gemm"],
-        "CPU": ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in machine["cpu"].items()),
+        "CPU": ", ".join(f"{name} {ANSWER[has]}" for name, has in machine["cpu"].items()),
         "threads": str(machine["threads"]),
         "GPU": "\n".join(machine["gpus"]) or "none that torch sees",
         "Triton kernels": machine["triton"],
