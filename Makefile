@@ -12,8 +12,8 @@ OUT ?= build/gpu-check
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip --quiet --disable-pip-version-check --log $(VENV)/pip.log
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*)
+PIP := $(BIN)/pip -qq --disable-pip-version-check --log $(VENV)/pip.log
+SOURCES := pyproject.toml setup.py fastlstm/version.py $(wildcard csrc/*)
 # pyproject.toml is the one list of what a build needs
 BUILD_NEEDS = $(shell $(BIN)/python -c "import tomllib; print(*map(repr, tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires']))")
 
