@@ -1,0 +1,132 @@
+"""The named cases of parity: sizes, layouts and uses at which a kernel may go wrong."""
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One LSTM and one use of it. Sizes: T time, B batch, I input, H hidden, P projection (0: none)."""
+
+    T: int = 5
+    B: int = 3
+    I: int = 4  # noqa: E741
+    H: int = 8
+    P: int = 0
+    layers: int = 1
+    bidirectional: bool = False
+    bias: bool = True
+    reverse: bool = False  # one direction, run from the end of each sequence
+    layout: str = "dense"  # "packed" or "padded": of variable length, by `lengths`
+    lengths: tuple[int, ...] = ()  # B of them, not increasing
+    gain: float = 1.0  # scale of the input; a large one saturates the gates
+    zero_state: bool = False  # no initial states are given
+    strided: bool = False  # inputs and states are not contiguous
+    used: tuple[str, ...] = ("y", "h_n", "c_n")  # the outputs that a loss looks at
+    frozen: tuple[str, ...] = field(default=())  # prefixes of the tensors that need no gradient
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def draws(self) -> int:
+        """How often a small case is drawn; its quantities are pooled, so that luck with single numbers evens out."""
+        return math.ceil(64 / (self.T * self.B * self.H))
+
+
+CASES = {
+    "one": Case(T=1, B=1, I=1, H=1),
+    "three": Case(T=3, B=3, I=3, H=3),
+    "step": Case(T=1, B=1, I=16, H=32),
+    "h16": Case(H=16),
+    "h17": Case(H=17),
+    "h64": Case(H=64, I=64),
+    "h65": Case(H=65, I=65),
+    "h128": Case(T=12, B=16, I=32, H=128),
+    "b1": Case(B=1, I=17, H=33),
+    "b6": Case(B=6, I=8, H=32),
+    "b7": Case(B=7, I=8, H=32),
+    "b33": Case(B=33, I=8, H=32),
+    "b65": Case(T=3, B=65, I=3, H=17),
+    "wide_input": Case(I=300, H=8),
+    "long": Case(T=400, B=2, I=3, H=5),
+    "longer": Case(T=1200, B=1, I=1, H=4),
+    "saturated": Case(T=12, B=16, I=16, H=16, gain=100.0),
+    "zero_state": Case(zero_state=True),
+    "no_bias": Case(bias=False),
+    "strided": Case(I=17, H=16, strided=True),
+    "reverse": Case(T=9, H=17, reverse=True),
+    "packed": Case(T=9, B=7, H=17, layout="packed", lengths=(9, 9, 6, 5, 5, 2, 1)),
+    "packed_equal": Case(T=4, B=6, H=16, layout="packed", lengths=(4,) * 6),
+    "packed_reverse": Case(T=9, B=7, H=17, layout="packed", lengths=(9, 8, 6, 5, 5, 2, 1), reverse=True),
+    "padded": Case(T=11, B=7, H=17, layout="padded", lengths=(9, 9, 6, 5, 5, 2, 1)),
+    "padded_reverse": Case(T=11, B=7, H=17, layout="padded", lengths=(9, 8, 6, 5, 5, 2, 1), reverse=True),
+    "padded_zeros": Case(T=6, B=5, H=17, layout="padded", lengths=(6, 4, 1, 0, 0)),
+    "bidirectional": Case(T=7, H=17, bidirectional=True),
+    "two_layers": Case(T=7, H=17, layers=2),
+    "stack": Case(T=7, B=6, I=5, H=16, layers=3, bidirectional=True),
+    "stack_packed": Case(T=7, B=4, H=9, layers=2, bidirectional=True, layout="packed", lengths=(7, 4, 4, 2)),
+    "stack_padded": Case(T=8, B=4, H=9, layers=2, bidirectional=True, layout="padded", lengths=(7, 4, 4, 0)),
+    "projection": Case(B=7, H=33, P=17),
+    "projection_one": Case(H=17, P=1),
+    "projection_reverse": Case(H=16, P=8, reverse=True),
+    "projection_packed": Case(B=4, H=16, P=5, layout="packed", lengths=(5, 5, 3, 1)),
+    "projection_stack": Case(B=4, H=16, P=5, layers=2, bidirectional=True),
+    "only_y": Case(H=17, used=("y",)),
+    "only_h_n": Case(H=17, used=("h_n",)),
+    "only_c_n": Case(H=17, P=5, used=("c_n",)),
+    "frozen_input": Case(H=17, frozen=("x",)),
+    "frozen_states": Case(H=17, frozen=("h0", "c0")),
+    "frozen_weights": Case(H=17, P=5, frozen=("weight", "bias")),
+    "frozen_biases": Case(H=17, frozen=("bias",)),
+    "frozen_recurrence": Case(H=17, frozen=("weight_hh", "x", "h0")),
+}
+
+
+class Problem(NamedTuple):
+    """One draw of a case, rounded to a dtype. `given` has x (T, B, I), h0 (L*D, B, P or H), c0 (L*D, B, H) and the
+    weights by `torch.nn.LSTM`'s names; `upstream` the gradients that y, h_n and c_n receive."""
+
+    case: Case
+    given: dict[str, Tensor]
+    upstream: dict[str, Tensor]
+
+
+def draw(name: str, dtype: torch.dtype, index: int) -> Problem:
+    """Draw number `index` of a case: the same numbers at every run."""
+    case = CASES[name]
+    random = torch.Generator().manual_seed(zlib.crc32(name.encode()) + index)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    states, outputs = case.layers * case.directions, case.P or case.H
+    given = {"x": case.gain * normal(case.T, case.B, case.I)}
+    if not case.zero_state:
+        given |= {"h0": normal(states, case.B, outputs), "c0": normal(states, case.B, case.H)}
+    module = torch.nn.LSTM(case.I, case.H, device="meta", **options(case))
+    for key, weight in module.named_parameters():
+        uniform = 2 * torch.rand(weight.shape, generator=random, dtype=torch.float64) - 1
+        given[key] = uniform / math.sqrt(case.H)  # nn.LSTM's own initialisation
+    upstream = {
+        "y": normal(case.T, case.B, case.directions * outputs),
+        "h_n": normal(states, case.B, outputs),
+        "c_n": normal(states, case.B, case.H),
+    }
+    return Problem(case, {k: t.to(dtype) for k, t in given.items()}, {k: t.to(dtype) for k, t in upstream.items()})
+
+
+def options(case: Case) -> dict[str, int | bool]:
+    """The arguments of `nn.LSTM` after the two sizes."""
+    return {
+        "num_layers": case.layers,
+        "bias": case.bias,
+        "bidirectional": case.bidirectional,
+        "proj_size": case.P,
+    }

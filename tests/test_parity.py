@@ -1,0 +1,103 @@
+"""Every backend against the oracles, by the code of `fastlstm parity`; and that code against a gradient broken on purpose."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastlstm import backends, parity
+from fastlstm.cli import app
+from fastlstm.kernels.lstm.reference import lstm_reference
+from fastlstm.ops import lstm as ops_lstm
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("dtype", parity.DTYPES)
+@pytest.mark.parametrize("case", parity.CASES)
+def test_parity(case: str, dtype: str, backend: str) -> None:
+    levels = [level for level in parity.LEVELS if parity.skip(case, dtype, backend, level) is None]
+    if not levels:
+        pytest.skip(str(parity.skip(case, dtype, backend, "op")))
+    missed = [row for level in levels for row in parity.check(case, dtype, backend, level) if not row.ok]
+    assert not missed
+
+
+class FlippedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+@pytest.mark.parametrize("gate", range(4), ids="ifgo")
+def test_a_wrong_sign_in_one_gate_is_a_miss(gate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, reverse, backend):
+        rows = list(b_ih.chunk(4))
+        rows[gate] = FlippedGradient.apply(rows[gate])
+        return lstm_reference(x, batch_sizes, h0, c0, w_ih, w_hh, torch.cat(rows), b_hh, w_hr, reverse)
+
+    monkeypatch.setattr(ops_lstm, "lstm", broken)
+    missed = {row.quantity for row in parity.check("h17", "fp32", "reference") if not row.ok}
+    assert missed == {"dbias_ih_l0"}
+    assert CliRunner().invoke(app, ["parity", "--case", "h17", "--backend", "reference"]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda y: y * float("nan"), lambda y: y[:1], lambda y: y + 2e-5], ids=["nan", "shape", "small"]
+)
+def test_a_wrong_output_is_a_miss(wrong, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args, reverse, backend):
+        y, h_n, c_n = lstm_reference(*args, reverse)
+        return y, wrong(h_n), c_n
+
+    monkeypatch.setattr(ops_lstm, "lstm", broken)
+    assert "h_n" in {row.quantity for row in parity.check("zero_state", "fp32", "reference") if not row.ok}
+
+
+def test_another_dtype_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args, reverse, backend):
+        y, h_n, c_n = lstm_reference(*args, reverse)
+        return y, h_n, c_n.double()
+
+    monkeypatch.setattr(ops_lstm, "lstm", broken)
+    with pytest.raises(TypeError, match=r"three: c_n, dc0 came back in another dtype than fp32"):
+        parity.check("three", "fp32", "reference")
+
+
+def test_the_command_writes_its_errors(tmp_path) -> None:
+    file = tmp_path / "parity.json"
+    options = ["--case", "projection", "--backend", "reference", "--dtype", "fp32", "--json", str(file)]
+    result = CliRunner().invoke(app, ["parity", *options])
+    assert result.exit_code == 0, result.output
+    rows = json.loads(file.read_text())
+    assert {"case", "quantity", "oracle", "error", "allowed", "ok"} <= rows[0].keys()
+    assert {"dweight_hr_l1_reverse", "dh0", "dx", "c_n"} <= {row["quantity"] for row in rows}
+    assert "0 above what is allowed" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--backend", "fast"], "--backend is 'fast', expected one of numba, reference"),
+        (["--dtype", "int8"], "--dtype is 'int8', expected one of fp32"),
+        (["--case", "nothing"], "--case is 'nothing', expected a part of one of one, three"),
+    ],
+)
+def test_bad_options_get_one_clear_line(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["parity", *options], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_backend_that_cannot_run_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args):
+        raise RuntimeError("backend='numba' needs a CPU with AVX2")
+
+    monkeypatch.setattr(backends, "choose", refuse)
+    result = CliRunner().invoke(app, ["parity", "--backend", "numba"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "needs a CPU with AVX2" in result.output
