@@ -1,10 +1,20 @@
 """Which backend runs what, and why. `"auto"` chooses; a backend that is named runs or raises with the remedy."""
 
+import importlib.util
+import logging
+from functools import cache
 from typing import NamedTuple
 
 import torch
 
+try:
+    from fastlstm import _C
+except ImportError as error:
+    _C, _C_ERROR = None, str(error)
+
 NAMES = ("auto", "numba", "triton", "reference")
+CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_log = logging.getLogger("fastlstm")
 
 
 class Choice(NamedTuple):
@@ -19,6 +29,58 @@ def choose(variant: str, device: torch.device, dtype: torch.dtype, requested: st
 
     Raises ValueError for an unknown name and RuntimeError where the requested backend can't run, with the remedy.
     """
+    return _choose(device.type, dtype, requested)
+
+
+@cache
+def _choose(device: str, dtype: torch.dtype, requested: str) -> Choice:
     if requested not in NAMES:
         raise ValueError(f"backend is {requested!r}, expected one of {', '.join(map(repr, NAMES))}")
-    return Choice("reference", "placeholder")
+    if requested == "reference":
+        return Choice("reference", "asked for")
+    obstacle = _obstacle(device, dtype) if requested != "triton" else "the Triton kernels are not written yet; use 'auto'"
+    if obstacle is None:
+        return Choice("numba", f"C++ loop ({gemm_path()} matrix products) over Numba gate kernels")
+    if requested != "auto":
+        raise RuntimeError(f"backend {requested!r} can't run here: {obstacle}")
+    _log.warning("fastlstm runs on PyTorch's own ops for %s on %s: %s", dtype, device, obstacle)
+    return Choice("torch", obstacle)
+
+
+def _obstacle(device: str, dtype: torch.dtype) -> str | None:
+    """Why the CPU kernels can't run this, with the remedy; None where they can."""
+    if device not in ("cpu", "meta"):
+        return f"there are no kernels for {device} devices yet, only for the CPU"
+    if dtype not in CPU_DTYPES:
+        return f"there are no CPU kernels for {dtype}"
+    if _C is None:
+        return f"the C++ extension is {extension_status()}; install a C++ compiler, then fastlstm again"
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed; run: pip install numba"
+    return None
+
+
+def extension_status() -> str:
+    """"built", or why the C++ extension can't be used."""
+    return "built" if _C is not None else f"not usable ({_C_ERROR})"
+
+
+def gemm_path() -> str:
+    """The extension's micro-kernels on this CPU: "avx512", "avx2" or "portable"; "none" without the extension."""
+    return _C.gemm_path() if _C is not None else "none"
+
+
+_kept_alive = []
+
+
+def _compile_gate_kernel(name: str) -> int:
+    """The address of a gate kernel, compiled by Numba (or read from its cache) the first time it is needed."""
+    from fastlstm.kernels.lstm.cpu import compile_kernel
+
+    kernel = compile_kernel(name)
+    _kept_alive.append(kernel)
+    return kernel.address
+
+
+if _C is not None:
+    _C.set_kernel_compiler(_compile_gate_kernel)

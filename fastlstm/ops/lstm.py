@@ -1,6 +1,15 @@
 """The LSTM over one layer and one direction, differentiable: one call for the whole sequence."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
+
+from fastlstm import backends
+from fastlstm.kernels.lstm.reference import lstm_reference
+from fastlstm.ops.vmap import vmap_by_loop
+
+PANEL = 16  # hidden units per panel of the saved records
 
 
 def lstm(
@@ -27,6 +36,95 @@ def lstm(
     `h0` (B, R), `c0` (B, H), `w_ih` (4H, I), `w_hh` (4H, R), `b_ih` and `b_hh` (4H) or None, `w_hr` (P, H) or None.
     Arguments are checked in `fastlstm.functional`.
     """
-    from fastlstm.kernels.lstm.reference import lstm_reference
+    if backend == "reference":
+        return lstm_reference(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse)
+    tensors = (x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return LSTMFunction.apply(*tensors, reverse)[:3]
+    return lstm_fwd(*tensors, reverse, False)[:3]
 
-    return lstm_reference(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse)
+
+class LSTMFunction(torch.autograd.Function):
+    """`lstm_fwd` and `lstm_bwd` as one differentiable function; `saved` is its own business and has no gradient."""
+
+    @staticmethod
+    def forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse):  # type: ignore[override]
+        return lstm_fwd(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ctx.reverse = inputs
+        y, _, _, saved = output
+        ctx.mark_non_differentiable(saved)
+        ctx.set_materialize_grads(False)
+        ctx.has_bias = b_ih is not None, b_hh is not None
+        ctx.save_for_backward(x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: None):  # type: ignore[override]
+        x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved = ctx.saved_tensors
+        need_dx, _, _, _, *need_dw, _ = ctx.needs_input_grad
+        dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = lstm_bwd(
+            dy, dh_n, dc_n, x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved, ctx.reverse, need_dx, any(need_dw)
+        )
+        need_ih, need_hh, need_b_ih, need_b_hh, need_hr = need_dw
+        return (
+            dx if need_dx else None,
+            None,
+            dh0,
+            dc0,
+            dw_ih if need_ih else None,
+            dw_hh if need_hh else None,
+            db if need_b_ih else None,
+            (db.clone() if need_b_ih else db) if need_b_hh else None,
+            dw_hr if need_hr else None,
+            None,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(LSTMFunction.apply, info, in_dims, args)
+
+
+def _register() -> None:
+    """What C++ can't say about the ops: the shapes of their results, and how they are mapped over a new dimension."""
+
+    @torch.library.register_fake("fastlstm::lstm_fwd")
+    def _(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse, save):
+        hidden = c0.shape[1]
+        slots = 6 if w_hr is not None else 5
+        rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
+        saved = (rows if save else 0, (hidden + PANEL - 1) // PANEL * slots * PANEL)
+        saved_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        y = x.new_empty(*x.shape[:-1], h0.shape[1])
+        return y, x.new_empty(h0.shape), x.new_empty(c0.shape), x.new_empty(saved, dtype=saved_dtype)
+
+    @torch.library.register_fake("fastlstm::lstm_bwd")
+    def _(dy, dh_n, dc_n, x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved, reverse, need_dx, need_dw):
+        def empty(wanted, *shape):
+            return x.new_empty(shape if wanted else (0,))
+
+        return (
+            empty(need_dx, *x.shape),
+            empty(True, *h0.shape),
+            empty(True, *c0.shape),
+            empty(need_dw, *w_ih.shape),
+            empty(need_dw, *w_hh.shape),
+            empty(need_dw, w_ih.shape[0]),
+            empty(need_dw and w_hr is not None, *(w_hr.shape if w_hr is not None else ())),
+        )
+
+    @torch.library.register_vmap("fastlstm::lstm_fwd")
+    def _(info, in_dims, *args):
+        return vmap_by_loop(lstm_fwd, info, in_dims, args)
+
+    @torch.library.register_vmap("fastlstm::lstm_bwd")
+    def _(info, in_dims, *args):
+        return vmap_by_loop(lstm_bwd, info, in_dims, args)
+
+
+if backends.extension_status() == "built":
+    lstm_fwd = torch.ops.fastlstm.lstm_fwd.default
+    lstm_bwd = torch.ops.fastlstm.lstm_bwd.default
+    _register()

@@ -1,0 +1,66 @@
+// Matrix products over small tiles, for the loops over time: one interface, one implementation per instruction set.
+//
+// Every element is summed in the order of k, whatever the tile, the instruction set or the number of threads, so that
+// results don't depend on how work was split.
+#pragma once
+#include <cstdint>
+
+namespace fastlstm {
+
+constexpr int64_t kLanes = 16;  // hidden units of a panel; every column count is a multiple of it
+
+// c[m][n] = init[m][n] + sum over segments s and k of a[s][m][k] * b[s][k][n], added to c where `accumulate` is set.
+template <class T>
+struct Gemm {
+  int64_t m, n, k;               // n: a multiple of kLanes, at most 4 * kLanes
+  int64_t segments = 1;          // the sum over k may run over several matrices a; b is one block of segments * k rows
+  const T* a;
+  int64_t a_m, a_k = 1, a_segment = 0;  // strides of a, in elements
+  const T* b;                    // (segments * k, n), contiguous
+  const T* init = nullptr;       // zero where null
+  int64_t init_m = 0;            // 0 repeats one row
+  T* c;
+  int64_t c_m;
+  bool accumulate = false;
+};
+
+// c[m * c_m + n] = init[n] + sum over k of a[m][k] * w[n][k]: for so few rows that packing `w` would cost more than it saves.
+template <class T>
+struct Dot {
+  int64_t m, n, k;
+  const T* a;
+  int64_t a_m;
+  const T* w;
+  int64_t w_n;
+  const T* init;                 // row m starts at init + m * init_m
+  int64_t init_m;
+  T* c;
+  int64_t c_m;
+};
+
+// A block of rows in memory.
+template <class T>
+struct Block {
+  T* p;
+  int64_t row;  // stride, in elements
+};
+
+template <class T>
+struct GemmPath {
+  void (*gemm)(const Gemm<T>&);
+  void (*dot)(const Dot<T>&);
+  // to = from and to += from, over `rows` rows of `n` elements, n a multiple of kLanes.
+  void (*copy)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);
+  void (*add)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);
+};
+
+// The implementation for this CPU, and its name: "avx512", "avx2" or "portable".
+template <class T>
+const GemmPath<T>& gemm_path();
+const char* gemm_path_name();
+
+namespace avx512 { template <class T> GemmPath<T> path(); }
+namespace avx2 { template <class T> GemmPath<T> path(); }
+namespace portable { template <class T> GemmPath<T> path(); }
+
+}  // namespace fastlstm

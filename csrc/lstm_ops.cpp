@@ -1,0 +1,185 @@
+// The ops fastlstm::lstm_fwd and fastlstm::lstm_bwd: schema, checks of what the loops rely on, allocation of results.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "lstm.h"
+
+namespace fastlstm {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+void check(bool ok, const char* message) {
+  if (!ok) throw std::runtime_error(std::string("fastlstm: ") + message);
+}
+
+template <class S>
+const S* data(const Tensor& t) {
+  return static_cast<const S*>(t.const_data_ptr());
+}
+template <class S>
+const S* data(const Optional& t) {
+  return t ? data<S>(*t) : nullptr;
+}
+template <class S>
+S* out(const Tensor& t) {
+  return static_cast<S*>(t.mutable_data_ptr());
+}
+
+Tensor with_contiguous_rows(const Tensor& t) {
+  return t.dim() == 0 || t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
+}
+Optional contiguous(const Optional& t) { return t ? Optional(torch::stable::contiguous(*t)) : std::nullopt; }
+
+Sequence make_sequence(const Tensor& x, const Optional& batch_sizes, const Tensor& h0, bool reverse) {
+  Sequence seq;
+  seq.reverse = reverse;
+  seq.B = h0.size(0);
+  seq.packed = x.dim() == 2;
+  check(seq.packed || x.dim() == 3, "x must be (T, B, I), or (N, I) with batch_sizes");
+  check(!seq.packed || batch_sizes, "x of two dimensions is packed and needs batch_sizes");
+  check(seq.packed || x.size(1) == seq.B, "x and h0 differ in their batch size");
+  seq.T = seq.packed ? batch_sizes->size(0) : x.size(0);
+  seq.size.assign(seq.T, seq.B);
+  if (batch_sizes) {
+    check(batch_sizes->is_cpu() && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->dim() == 1 &&
+              batch_sizes->size(0) == seq.T,
+          "batch_sizes must be int64 (T,) on the CPU");
+    const int64_t stride = seq.T > 0 ? batch_sizes->stride(0) : 1;
+    for (int64_t t = 0; t < seq.T; t++) {
+      seq.size[t] = data<int64_t>(*batch_sizes)[t * stride];
+      check(seq.size[t] >= 0 && seq.size[t] <= (t ? seq.size[t - 1] : seq.B),
+            "batch_sizes must not increase, and lie between 0 and the batch size");
+    }
+  }
+  int64_t row = 0;
+  for (int64_t t = 0; t < seq.T; t++) {
+    seq.first.push_back(row);
+    row += seq.packed ? seq.size[t] : seq.B;
+  }
+  check(!seq.packed || row == x.size(0), "the rows of x are not as many as batch_sizes say");
+  return seq;
+}
+
+template <class S>
+Rows<const S> rows_of(const Tensor& t) {
+  if (t.dim() == 2) return {data<S>(t), 0, t.stride(0)};
+  return {data<S>(t), t.stride(0), t.stride(1)};
+}
+
+Sizes make_sizes(const Tensor& x, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
+                 const Optional& b_hh, const Optional& w_hr, const Tensor& h0) {
+  const Sizes size{x.size(x.dim() - 1), c0.size(1), h0.size(1), w_hr.has_value()};
+  const int64_t gates = kGates * size.H;
+  check(c0.size(0) == h0.size(0), "h0 and c0 differ in their batch size");
+  check(w_ih.size(0) == gates && w_ih.size(1) == size.I, "w_ih must be (4H, I)");
+  check(w_hh.size(0) == gates && w_hh.size(1) == size.R, "w_hh must be (4H, H), or (4H, P) with a projection");
+  check(!b_ih || b_ih->numel() == gates, "b_ih must be (4H)");
+  check(!b_hh || b_hh->numel() == gates, "b_hh must be (4H)");
+  check(w_hr ? w_hr->size(0) == size.R && w_hr->size(1) == size.H : size.R == size.H, "w_hr must be (P, H)");
+  for (const Tensor* t : {&c0, &w_ih, &w_hh, &h0})
+    check(t->scalar_type() == x.scalar_type() && t->is_cpu(), "all tensors must have the dtype and device of x");
+  for (const Optional* t : {&b_ih, &b_hh, &w_hr})
+    check(!*t || ((*t)->scalar_type() == x.scalar_type() && (*t)->is_cpu()), "all tensors must have the dtype and device of x");
+  return size;
+}
+
+template <class F>
+void for_storage_type(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    case ScalarType::BFloat16: return f(torch::headeronly::BFloat16{});
+    case ScalarType::Half: return f(torch::headeronly::Half{});
+    default: check(false, "dtype must be float32, float64, bfloat16 or float16");
+  }
+}
+
+ScalarType compute_type(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_fwd(Tensor x, Optional batch_sizes, Tensor h0, Tensor c0, Tensor w_ih,
+                                                    Tensor w_hh, Optional b_ih, Optional b_hh, Optional w_hr, bool reverse,
+                                                    bool save) {
+  const Sequence seq = make_sequence(x, batch_sizes, h0, reverse);
+  const Sizes size = make_sizes(x, c0, w_ih, w_hh, b_ih, b_hh, w_hr, h0);
+  x = with_contiguous_rows(x);
+  h0 = torch::stable::contiguous(h0), c0 = torch::stable::contiguous(c0);
+  w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh);
+  b_ih = contiguous(b_ih), b_hh = contiguous(b_hh), w_hr = contiguous(w_hr);
+  const int64_t rows = seq.packed ? x.size(0) : seq.T * seq.B;
+  const Tensor y = seq.packed ? torch::stable::new_empty(x, {rows, size.R}) : torch::stable::new_empty(x, {seq.T, seq.B, size.R});
+  const Tensor h_n = torch::stable::new_empty(x, {seq.B, size.R}), c_n = torch::stable::new_empty(x, {seq.B, size.H});
+  const Tensor saved = torch::stable::new_empty(x, {save ? rows : 0, size.panels() * size.saved_row()}, compute_type(x.scalar_type()));
+  for_storage_type(x.scalar_type(), [&]<class S>(S) {
+    LstmForward<S>{.seq = seq, .size = size,
+                   .w = {data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), data<S>(w_hr)},
+                   .x = rows_of<S>(x), .h0 = data<S>(h0), .c0 = data<S>(c0), .y = out<S>(y), .h_n = out<S>(h_n),
+                   .c_n = out<S>(c_n), .saved = save ? out<compute_t<S>>(saved) : nullptr}
+        .run();
+  });
+  return {y, h_n, c_n, saved};
+}
+
+// Gradients that are not wanted come back empty (zero elements).
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bwd(
+    Optional dy, Optional dh_n, Optional dc_n, Tensor x, Optional batch_sizes, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh,
+    Optional w_hr, Tensor y, Tensor saved, bool reverse, bool need_dx, bool need_dw) {
+  const Sequence seq = make_sequence(x, batch_sizes, h0, reverse);
+  const Sizes size = make_sizes(x, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_hr, h0);
+  const ScalarType dtype = x.scalar_type();
+  check(saved.numel() == (seq.packed ? x.size(0) : seq.T * seq.B) * size.panels() * size.saved_row() &&
+            saved.scalar_type() == compute_type(dtype),
+        "saved is not what lstm_fwd returned with save=True");
+  for (const Optional* t : {&dy, &dh_n, &dc_n}) check(!*t || (*t)->scalar_type() == dtype, "gradients must have the dtype of x");
+  x = with_contiguous_rows(x);
+  if (dy) dy = with_contiguous_rows(*dy);
+  dh_n = contiguous(dh_n), dc_n = contiguous(dc_n);
+  h0 = torch::stable::contiguous(h0), c0 = torch::stable::contiguous(c0), y = torch::stable::contiguous(y);
+  w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh), w_hr = contiguous(w_hr);
+  const auto empty = [&](bool wanted, std::initializer_list<int64_t> shape) {
+    return wanted ? torch::stable::new_empty(x, {shape.begin(), shape.size()}) : torch::stable::new_empty(x, {0});
+  };
+  const int64_t gates = kGates * size.H;
+  const Tensor dx = !need_dx     ? empty(false, {})
+                    : seq.packed ? empty(true, {x.size(0), size.I})
+                                 : empty(true, {seq.T, seq.B, size.I});
+  const Tensor dh0 = empty(true, {seq.B, size.R}), dc0 = empty(true, {seq.B, size.H});
+  const Tensor dw_ih = empty(need_dw, {gates, size.I}), dw_hh = empty(need_dw, {gates, size.R}), db = empty(need_dw, {gates});
+  const Tensor dw_hr = empty(need_dw && w_hr, {size.R, size.H});
+  for_storage_type(dtype, [&]<class S>(S) {
+    LstmBackward<S>{.seq = seq, .size = size, .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, data<S>(w_hr)},
+                    .x = rows_of<S>(x), .dy = dy ? rows_of<S>(*dy) : Rows<const S>{}, .h0 = data<S>(h0), .c0 = data<S>(c0),
+                    .y = data<S>(y), .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
+                    .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = out<S>(dc0),
+                    .dw_ih = need_dw ? out<S>(dw_ih) : nullptr, .dw_hh = need_dw ? out<S>(dw_hh) : nullptr,
+                    .db = need_dw ? out<S>(db) : nullptr, .dw_hr = need_dw && w_hr ? out<S>(dw_hr) : nullptr}
+        .run();
+  });
+  return {dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr};
+}
+
+}  // namespace
+}  // namespace fastlstm
+
+STABLE_TORCH_LIBRARY(fastlstm, m) {
+  m.def(
+      "lstm_fwd(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
+      "Tensor? w_hr, bool reverse, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved)");
+  m.def(
+      "lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor w_ih, "
+      "Tensor w_hh, Tensor? w_hr, Tensor y, Tensor saved, bool reverse, bool need_dx, bool need_dw) "
+      "-> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
+  m.impl("lstm_fwd", TORCH_BOX(&fastlstm::lstm_fwd));
+  m.impl("lstm_bwd", TORCH_BOX(&fastlstm::lstm_bwd));
+}

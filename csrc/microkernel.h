@@ -1,0 +1,152 @@
+// The micro-kernels behind gemm.h, written once over GCC's vector extension. Included by one source file per instruction set,
+// which defines ISA, VECTOR_BYTES, MAX_ROWS and MAX_VECTORS (rows x vectors of accumulators that fit the registers).
+// Nothing but gemm.h may be included here: inline functions compiled for a wider instruction set must not leak to the linker.
+#include "gemm.h"
+
+namespace fastlstm::ISA {
+namespace {
+
+template <class T>
+struct Simd {
+  static constexpr int lanes = VECTOR_BYTES / sizeof(T);
+  typedef T V __attribute__((vector_size(VECTOR_BYTES)));
+  typedef T U __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+  [[gnu::always_inline]] static inline V load(const T* p) { return *reinterpret_cast<const U*>(p); }
+  [[gnu::always_inline]] static inline void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
+};
+
+// ROWS x (VECTORS * lanes) elements of c, kept in registers over the whole of k.
+template <class T, int ROWS, int VECTORS>
+void tile(const Gemm<T>& g, const T* a, const T* b, const T* init, T* c) {
+  using S = Simd<T>;
+  typename S::V acc[ROWS][VECTORS];
+  for (int m = 0; m < ROWS; m++)
+    for (int v = 0; v < VECTORS; v++) acc[m][v] = init ? S::load(init + m * g.init_m + v * S::lanes) : typename S::V{};
+  const int64_t a_m = g.a_m, a_k = g.a_k, n = g.n;
+  for (int64_t s = 0; s < g.segments; s++) {
+    const T* p = a + s * g.a_segment;
+    for (int64_t k = 0; k < g.k; k++) {
+      typename S::V row[VECTORS];
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v * S::lanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < ROWS; m++) {
+        const T x = p[m * a_m];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) acc[m][v] += x * row[v];
+      }
+      p += a_k;
+      b += n;
+    }
+  }
+  for (int m = 0; m < ROWS; m++)
+    for (int v = 0; v < VECTORS; v++) {
+      T* out = c + m * g.c_m + v * S::lanes;
+      S::store(out, g.accumulate ? S::load(out) + acc[m][v] : acc[m][v]);
+    }
+}
+
+template <class T>
+using Tile = void (*)(const Gemm<T>&, const T*, const T*, const T*, T*);
+
+template <class T, int VECTORS>
+Tile<T> tile_of_rows(int64_t rows) {
+  switch (rows) {
+    case 1: return tile<T, 1, VECTORS>;
+    case 2: return tile<T, 2, VECTORS>;
+    case 3: return tile<T, 3, VECTORS>;
+    case 4: return tile<T, 4, VECTORS>;
+#if MAX_ROWS >= 6
+    case 5: return tile<T, 5, VECTORS>;
+    case 6: return tile<T, 6, VECTORS>;
+#endif
+  }
+  return nullptr;
+}
+
+template <class T>
+Tile<T> choose_tile(int64_t rows, int64_t vectors) {
+  switch (vectors) {
+    case 1: return tile_of_rows<T, 1>(rows);
+    case 2: return tile_of_rows<T, 2>(rows);
+#if MAX_VECTORS >= 4
+    case 3: return tile_of_rows<T, 3>(rows);
+    case 4: return tile_of_rows<T, 4>(rows);
+#endif
+  }
+  return nullptr;
+}
+
+template <class T>
+void gemm(const Gemm<T>& g) {
+  constexpr int64_t lanes = Simd<T>::lanes;
+  const int64_t blocks = (g.m + MAX_ROWS - 1) / MAX_ROWS;
+  for (int64_t n0 = 0; n0 < g.n; n0 += MAX_VECTORS * lanes) {
+    const int64_t left = (g.n - n0) / lanes, vectors = left < MAX_VECTORS ? left : MAX_VECTORS;
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t m0 = g.m * block / blocks, rows = g.m * (block + 1) / blocks - m0;
+      choose_tile<T>(rows, vectors)(g, g.a + m0 * g.a_m, g.b + n0, g.init ? g.init + m0 * g.init_m + n0 : nullptr,
+                                    g.c + m0 * g.c_m + n0);
+    }
+  }
+}
+
+template <class T>
+T horizontal_sum(typename Simd<T>::V v) {
+  T s[Simd<T>::lanes];
+  Simd<T>::store(s, v);
+  for (int width = Simd<T>::lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) s[i] += s[i + width];
+  return s[0];
+}
+
+// One row of a against WEIGHTS rows of w.
+template <class T, int WEIGHTS>
+void dot_row(const Dot<T>& d, const T* a, const T* w, const T* init, T* c) {
+  using S = Simd<T>;
+  typename S::V acc[WEIGHTS] = {};
+  int64_t k = 0;
+  for (; k + S::lanes <= d.k; k += S::lanes) {
+    const typename S::V x = S::load(a + k);
+#pragma GCC unroll 8
+    for (int j = 0; j < WEIGHTS; j++) acc[j] += x * S::load(w + j * d.w_n + k);
+  }
+  for (int j = 0; j < WEIGHTS; j++) {
+    T sum = horizontal_sum<T>(acc[j]);
+    for (int64_t rest = k; rest < d.k; rest++) sum += a[rest] * w[j * d.w_n + rest];
+    c[j] = init[j] + sum;
+  }
+}
+
+template <class T>
+void dot(const Dot<T>& d) {
+  for (int64_t n = 0; n < d.n;) {
+    const int64_t width = d.n - n >= 8 ? 8 : 1;
+    for (int64_t m = 0; m < d.m; m++)
+      (width == 8 ? dot_row<T, 8> : dot_row<T, 1>)(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n,
+                                                   d.c + m * d.c_m + n);
+    n += width;
+  }
+}
+
+template <class T, bool ADD>
+void move(int64_t rows, int64_t n, Block<const T> from, Block<T> to) {
+  using S = Simd<T>;
+  for (int64_t m = 0; m < rows; m++)
+    for (int64_t i = 0; i < n; i += S::lanes) {
+      const typename S::V v = S::load(from.p + m * from.row + i);
+      T* out = to.p + m * to.row + i;
+      S::store(out, ADD ? S::load(out) + v : v);
+    }
+}
+
+}  // namespace
+
+template <class T>
+GemmPath<T> path() {
+  return {gemm<T>, dot<T>, move<T, false>, move<T, true>};
+}
+template GemmPath<float> path<float>();
+template GemmPath<double> path<double>();
+
+}  // namespace fastlstm::ISA

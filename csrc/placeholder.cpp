@@ -1,1 +1,0 @@
-int fastlstm_placeholder;

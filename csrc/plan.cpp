@@ -1,0 +1,67 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace fastlstm {
+namespace {
+
+constexpr int64_t kMaxTileRows = 24;       // a tile of records stays in the first-level cache
+constexpr double kBarrier = 1500;          // cycles
+constexpr double kCacheBytes = 700e3;      // of the second-level cache, for weights
+constexpr double kNear = 24, kFar = 7;     // bytes per cycle from the second and the third level
+constexpr double kGateCycles = 130;        // per row and panel
+constexpr double kSerialFlops = 400e3;     // below it, waking a worker costs more than it brings
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool sizes_vary(const Sequence& seq) { return !seq.size.empty() && seq.size.front() != seq.size.back(); }
+
+// Cycles of one step for one worker that has `rows` rows and `panels` panels.
+double step_cycles(double rows, double panels, const Work& work, bool hoist) {
+  const double k = work.k_recurrent + work.k_input, streamed = hoist ? work.k_recurrent : k;
+  const double values = 64.0 * panels, vectors = values * work.bytes_per_value / 64;
+  const double bytes = values * streamed * work.bytes_per_value;
+  return std::max(rows * vectors * k, bytes / (bytes > kCacheBytes ? kFar : kNear)) + rows * panels * kGateCycles;
+}
+
+}  // namespace
+
+Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
+  Plan best{};
+  double best_cycles = 0;
+  for (int64_t columns = 1; columns <= std::min(workers, work.panels); columns++) {
+    const int64_t groups = std::min(workers / columns, std::max<int64_t>(seq.B, 1));
+    if (groups * columns < workers && columns > 1 && workers % columns) continue;
+    const int64_t rows = ceil_div(seq.B, groups);
+    const bool hoist = rows < kMaxTileRows && seq.T > 1;
+    const double cycles =
+        step_cycles(rows, ceil_div(work.panels, columns), work, hoist) + (columns > 1 ? kBarrier : 0);
+    if (best.groups && cycles >= best_cycles) continue;
+    best_cycles = cycles;
+    const int64_t tile = sizes_vary(seq) ? kMaxTileRows / 2 : kMaxTileRows;
+    const int64_t tiles = std::max<int64_t>(1, groups * ceil_div(rows, tile));
+    best = {groups, columns, tiles, ceil_div(seq.B, tiles), hoist};
+  }
+  return best;
+}
+
+int64_t useful_workers(const Sequence& seq, const Work& work, int64_t available) {
+  const double rows = seq.rows();
+  const double flops = 2 * rows * 64.0 * work.panels * (work.k_input + work.k_recurrent);
+  return std::clamp<int64_t>(static_cast<int64_t>(flops / kSerialFlops), 1, available);
+}
+
+Chunk next_chunk(const Sequence& seq, int64_t begin, bool backward) {
+  Chunk chunk{begin, begin, 0};
+  while (chunk.end < seq.T && chunk.rows < kChunkRows) {
+    const int64_t s = chunk.end++;
+    chunk.rows += seq.size[seq.step(backward ? seq.T - 1 - s : s)];
+  }
+  return chunk;
+}
+
+int64_t max_chunk_rows(const Sequence& seq) {
+  return std::min(seq.rows(), kChunkRows + seq.B);
+}
+
+}  // namespace fastlstm

@@ -1,0 +1,45 @@
+// How the work of a call is shared among workers. It never changes results, only speed.
+#pragma once
+#include <cstdint>
+
+#include "sequence.h"
+
+namespace fastlstm {
+
+// A contiguous share of n things for one of several workers.
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+inline Range share(int64_t n, int64_t worker, int64_t workers) {
+  return {n * worker / workers, n * (worker + 1) / workers};
+}
+
+// Workers form `groups` x `columns`: a group owns some tiles of rows of the batch, a column some panels of hidden units. Rows are
+// independent, so groups never wait for each other within the loop; the columns of a group meet after every step.
+struct Plan {
+  int64_t groups, columns;
+  int64_t tiles, tile_rows;  // tiles of rows are dealt to the groups in turn
+  bool hoist;                // products with the inputs are taken over many steps at once, not step by step
+};
+
+struct Work {
+  int64_t panels;
+  int64_t k_input, k_recurrent;  // row lengths of the products of a step
+  int64_t bytes_per_value;
+};
+
+// The fastest plan for at most `workers` workers, by a small model of the time of a step.
+Plan make_plan(const Sequence& seq, const Work& work, int64_t workers);
+// The number of workers worth waking for this much work.
+int64_t useful_workers(const Sequence& seq, const Work& work, int64_t available);
+
+// Steps [begin, end) in running order, so many that they have about kChunkRows rows.
+constexpr int64_t kChunkRows = 256;
+struct Chunk {
+  int64_t begin, end, rows;
+};
+Chunk next_chunk(const Sequence& seq, int64_t begin, bool backward);
+int64_t max_chunk_rows(const Sequence& seq);
+
+}  // namespace fastlstm

@@ -1,0 +1,15 @@
+"""`torch.vmap` over an op that has no batch dimension to spare: one call per element, results stacked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def vmap_by_loop(op: Callable, info: Any, in_dims: tuple, args: tuple) -> tuple[tuple, tuple]:
+    """The vmap rule of `op`, for any combination of mapped arguments (per-sample gradients, ensembles of weights)."""
+    calls = []
+    for i in range(info.batch_size):
+        picked = [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+        calls.append(op(*picked))
+    return tuple(torch.stack(results) for results in zip(*calls, strict=True)), (0,) * len(calls[0])

@@ -1,0 +1,99 @@
+"""The logistic function and tanh for Numba kernels, in float32 and float64, written so that LLVM vectorises them.
+
+Both rest on e^x = s (1 + p) with x = n ln2 + r, |r| <= ln2 / 2, s = 2^n, and p = e^r - 1 by its Taylor series, cut where the
+next term falls below half a unit in the last place. Keeping p apart from the 1 keeps tanh accurate near zero:
+tanh |x| = -m / (2 + m) with m = e^(-2|x|) - 1. Errors are below 3 ulp; NaN stays NaN; large arguments saturate.
+
+Calls of libm's exp and tanh would be scalar (Numba has no vector math library), and about 25 times slower.
+"""
+
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+# Numba's cache on disk notices edits of a kernel's own file only. Kernels close over this number to notice edits of this file.
+SOURCE_STAMP = zlib.crc32(Path(__file__).read_bytes())
+
+
+def sigmoid(x):
+    """1 / (1 + e^-x), in kernels only."""
+
+
+def tanh(x):
+    """(e^x - e^-x) / (e^x + e^-x), in kernels only."""
+
+
+def _make(dtype, integer, degree, ln2_high, limit):
+    """`ln2_high` has so few bits that its products with n are exact; beyond `limit`, e^x would leave the range of `dtype`."""
+    mantissa, exponent_bias = np.finfo(dtype).nmant, integer(np.finfo(dtype).maxexp - 1)
+    log2e, round_up = dtype(1 / math.log(2)), dtype(1.5 * 2.0**mantissa)  # x + round_up has x, rounded, in its low bits
+    ln2_high, limit = dtype(ln2_high), dtype(limit)
+    ln2_low = dtype(np.longdouble("0.693147180559945309417232121458") - np.longdouble(ln2_high))
+    shift = integer(mantissa)
+    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (dtype(1 / math.factorial(d)) for d in range(2, 14))
+    long = degree == 13
+
+    def parts(x):
+        x = limit if x > limit else x
+        x = -limit if x < -limit else x
+        shifted = dtype(x * log2e + round_up)
+        n = shifted - round_up
+        r = (x - n * ln2_high) - n * ln2_low
+        if long:
+            p = ((((((c13 * r + c12) * r + c11) * r + c10) * r + c9) * r + c8) * r + c7) * r + c6
+        else:
+            p = c7 * r + c6
+        p = (((p * r + c5) * r + c4) * r + c3) * r + c2
+        p = (p * r) * r + r
+        s = integer((shifted.view(integer) + exponent_bias) << shift).view(dtype)
+        return p, s
+
+    return parts
+
+
+_MAKERS = {
+    types.float32: (np.float32, np.int32, 7, 0.693359375, 87.0),
+    types.float64: (np.float64, np.int64, 13, 6.93147180369123816490e-01, 708.0),
+}
+
+
+def _exp_parts(x):
+    """(p, s) with e^x = s (1 + p)."""
+
+
+@overload(_exp_parts)
+def _exp_parts_impl(x):
+    return _make(*_MAKERS[x]) if x in _MAKERS else None
+
+
+@overload(sigmoid)
+def _sigmoid_impl(x):
+    if x not in _MAKERS:
+        return None
+    one = _MAKERS[x][0](1)
+
+    def impl(x):
+        p, s = _exp_parts(-x)
+        return one / (one + (s * p + s))
+
+    return impl
+
+
+@overload(tanh)
+def _tanh_impl(x):
+    if x not in _MAKERS:
+        return None
+    dtype = _MAKERS[x][0]
+    zero, one, two = dtype(0), dtype(1), dtype(2)
+
+    def impl(x):
+        p, s = _exp_parts(-two * abs(x))
+        m = s * p + (s - one)
+        y = abs(m) / (two + m)
+        return -y if x < zero else y
+
+    return impl
