@@ -59,13 +59,13 @@ def train(
                 raise TrainError(f"--{name} is {value}, expected at least {least}")
         if threads is not None:
             torch.set_num_threads(threads)
-        prepare_folder(out)
         if not resume_run:
             run = begin(Options(**values), checkpoint)
         elif checkpoint is None:
             raise TrainError("--resume needs --checkpoint DIR, the folder of the run to go on with")
         else:
             run = resume(checkpoint, given)
+        prepare_folder(out)
         if not train_with_progress(run, save_every, console):
             raise typer.Exit(130)
         print_report(run, sample, out, console)

@@ -26,6 +26,9 @@ def train_steps(run: Run, save_every: int, stop: threading.Event, on_step: Calla
         (x.to(device), y.to(device)) for x, y in heldout_batches(run.corpus.heldout, options.batch, options.length)
     ]
     evaluate_every = math.ceil(options.steps / EVALUATIONS)
+    # From here on a killed run can be resumed.
+    if run.step == 0:
+        run.save()
     while run.step < options.steps and not stop.is_set():
         first = run.step
         last = min(options.steps, *(first - first % n + n for n in (BLOCK, save_every, evaluate_every)))

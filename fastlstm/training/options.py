@@ -24,8 +24,8 @@ class Options:
     embedding: int = 64
     batch: int = 32
     length: int = 100
-    steps: int = 600
-    lr: float = 4e-3
+    steps: int = 800
+    lr: float = 8e-3
     clip: float = 1.0
     seed: int = 0
     device: str = "cpu"

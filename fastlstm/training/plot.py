@@ -1,7 +1,10 @@
-"""The loss curves as a picture."""
+"""The loss curves as a picture. The one file that imports matplotlib."""
 
 from itertools import accumulate
 from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from fastlstm.training.results import characters_per_second, compare, label, title
 from fastlstm.training.run import Run
@@ -14,10 +17,7 @@ STYLES = {
 
 
 def save_plot(run: Run, path: Path) -> None:
-    """Writes a PNG: losses by step and, beside it, by the seconds spent in training steps. Needs matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
+    """Writes a PNG: losses by step and, beside it, by the seconds spent in training steps."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     by_step, by_time = figure.subplots(1, 2, sharey=True)
@@ -44,7 +44,9 @@ def save_plot(run: Run, path: Path) -> None:
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    second = f"speed-up {compare(run).speedup:.2f}" if run.options.compare else ""
+    if run.options.compare:
+        c = compare(run)
+        by_step.set_title(f"by step: the curves differ by {c.difference:.1e} at most", fontsize="medium")
+        by_time.set_title(f"by time: speed-up {c.speedup:.2f}", fontsize="medium")
     figure.suptitle(f"Character model trained on {run.corpus.name}: {title(run)}")
-    by_time.set_title(second)
     figure.savefig(path, dpi=120)

@@ -74,8 +74,8 @@ def print_plot(run: Run, path: Path, console: Console) -> None:
 
 
 def print_sample(run: Run, length: int, console: Console) -> None:
-    """Held-out text, dim, and how the model goes on from it."""
-    prompt = run.corpus.heldout[:PROMPT]
+    """The end of the held-out text, dim, and how the model goes on from it."""
+    prompt = run.corpus.heldout[-PROMPT:]
     drawn = generate(run.learners[-1].model, prompt, length, run.options.seed)
     shown = Text(run.corpus.decode(prompt), style="dim").append(run.corpus.decode(drawn), style="not dim")
-    console.print(Panel(shown, title=f"held-out text (dim) and {length} generated characters", title_align="left"))
+    console.print(Panel(shown, title=f"the end of the text (dim) and {length} generated characters", title_align="left"))

@@ -44,13 +44,12 @@ class Run:
 
 
 def begin(options: Options, folder: Path | None) -> Run:
-    """A new run at step 0, already saved. Raises TrainError where `folder` holds another run."""
+    """A new run at step 0. Raises TrainError where `folder` holds another run."""
+    run = _build(options, folder)
     if folder is not None:
         prepare_folder(folder)
         if found := newest_checkpoint(folder):
             raise TrainError(f"{folder} already holds a run ({found.name}): add --resume, or choose another folder")
-    run = _build(options, folder)
-    run.save()
     return run
 
 
@@ -94,14 +93,17 @@ def _build(options: Options, folder: Path | None) -> Run:
     corpus = load_corpus(Path(options.text) if options.text else None, options.batch, options.length)
     learners = []
     for library in ("fastlstm",) if options.compare is None else (options.compare, "fastlstm"):
-        model = build_model(
-            options.variant,
-            library,
-            len(corpus.vocabulary),
-            options.embedding,
-            options.hidden,
-            options.layers,
-            options.seed,
-        )
-        learners.append(Learner(library, model.to(torch.device(options.device), DTYPES[options.dtype])))
+        try:
+            model = build_model(
+                options.variant,
+                library,
+                len(corpus.vocabulary),
+                options.embedding,
+                options.hidden,
+                options.layers,
+                options.seed,
+            ).to(torch.device(options.device), DTYPES[options.dtype])
+        except RuntimeError as error:
+            raise TrainError(f"a model of this size cannot be made: {str(error).splitlines()[0]}") from None
+        learners.append(Learner(library, model))
     return Run(options, corpus, learners, folder)
