@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -15,10 +16,11 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm/kernels", "benchmarks": "fastlstm/benchmarks"}
 
 
-def run(*command: str, cwd: Path, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command], cwd=cwd, env=os.environ | env, check=check, capture_output=True, text=True
-    )
+def run(*command: str, cwd: Path, **env: str) -> tuple[int, str]:
+    """The exit code of Python with these arguments, and what it said."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=os.environ | env, **streams)
+    return done.returncode, done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The package as a wheel would hold it, built where no compiler works, and what the build said."""
     lib = tmp_path_factory.mktemp("lib")
     command = ("setup.py", "build", "--build-lib", str(lib), "--build-temp", str(tmp_path_factory.mktemp("temp")))
-    said = run(*command, cwd=ROOT, CC="/no/compiler", CXX="/no/compiler")
-    return lib, said.stderr
+    code, said = run(*command, cwd=ROOT, CC="/no/compiler", CXX="/no/compiler")
+    assert code == 0, said
+    return lib, said
 
 
 def test_every_file_is_installed(built: tuple[Path, str]) -> None:
@@ -47,9 +50,9 @@ def test_no_global_names_are_taken(built: tuple[Path, str]) -> None:
 
 @pytest.mark.parametrize("folder", ["kernels", "benchmarks"])
 def test_folder_refuses_another_name(folder: str) -> None:
-    refused = run("-c", f"import {folder}", cwd=ROOT, check=False)
-    assert refused.returncode == 1
-    assert f"ImportError: this folder is installed as fastlstm.{folder}" in refused.stderr
+    code, said = run("-c", f"import {folder}", cwd=ROOT)
+    assert code == 1
+    assert f"ImportError: this folder is installed as fastlstm.{folder}" in said
 
 
 def test_missing_compiler_is_said_and_not_fatal(built: tuple[Path, str]) -> None:
@@ -60,7 +63,7 @@ def test_missing_compiler_is_said_and_not_fatal(built: tuple[Path, str]) -> None
 
 def test_lstm_works_without_the_extension(built: tuple[Path, str]) -> None:
     lib, _ = built
-    code = """
+    program = """
 import torch, fastlstm
 from fastlstm.backends import extension_status
 assert extension_status() != "built", fastlstm.__file__
@@ -71,7 +74,10 @@ for mine, theirs in zip(lstm(x)[1], oracle(x)[1]):
     torch.testing.assert_close(mine, theirs)
 torch.testing.assert_close(*(torch.autograd.grad(module(x)[0].sum(), x)[0] for module in (lstm, oracle)))
 """
-    run("-P", "-c", code, cwd=lib, PYTHONPATH=str(lib))
+    # -S: without the editable install, which would lend its extension
+    path = os.pathsep.join([str(lib), sysconfig.get_path("purelib")])
+    code, said = run("-S", "-P", "-c", program, cwd=lib, PYTHONPATH=path)
+    assert code == 0, said
 
 
 def test_version_has_one_source() -> None:
