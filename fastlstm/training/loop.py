@@ -15,7 +15,7 @@ from fastlstm.training.run import Run
 from fastlstm.training.text import heldout_batches, training_batch
 
 BLOCK = 10
-EVALUATIONS = 12
+EVALUATIONS = 20
 
 
 def train_steps(run: Run, save_every: int, stop: threading.Event, on_step: Callable[[Learner], None]) -> None:

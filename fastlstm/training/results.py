@@ -1,22 +1,30 @@
 """What a run came to, in numbers: speeds, losses, and how far two curves part."""
 
-import statistics
 from dataclasses import dataclass
+from statistics import fmean, median, quantiles
 
 from fastlstm.training.learner import Learner
 from fastlstm.training.loop import BLOCK
 from fastlstm.training.run import Run
 
+EARLY = 100
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """`speedup` and its quartiles are over pairs of blocks; `difference` is between the losses of a step, in nats."""
+    """`speedup` and its quartiles are over pairs of blocks.
+
+    `difference` is the largest one between the two losses of a step, in nats; `early` is that of the first EARLY steps.
+    It says how training amplifies rounding: `nn.LSTM` against itself, one weight moved by a relative 2e-7, came to
+    1.8e-2 in the default run of 800 steps, and to 1.9e-4 in its first 100.
+    """
 
     speedup: float
     quartiles: tuple[float, float]
     pairs: int
     difference: float
     at_step: int
+    early: float
 
 
 def title(run: Run) -> str:
@@ -29,31 +37,34 @@ def label(learner: Learner) -> str:
     return f"fastlstm.{name}" if learner.name == "fastlstm" else f"torch.nn.{name}"
 
 
-def block_seconds(learner: Learner) -> list[float]:
-    """Seconds of each block. The first one warms up, the last may be short: they are left out where others remain."""
+def step_seconds(learner: Learner) -> list[float]:
+    """Mean seconds of a step, block by block. The first block warms up and the last may be short: they don't count."""
     times = learner.seconds
-    blocks = [sum(times[k : k + BLOCK]) for k in range(BLOCK, len(times) - BLOCK + 1, BLOCK)]
-    return blocks or [sum(times)]
+    blocks = [fmean(times[k : k + BLOCK]) for k in range(BLOCK, len(times) - BLOCK + 1, BLOCK)]
+    return blocks or [fmean(times)]
 
 
 def characters_per_second(run: Run, learner: Learner) -> float:
     """The median over blocks."""
-    blocks = block_seconds(learner)
-    steps = min(BLOCK, len(learner.seconds))
-    return steps * run.options.batch * run.options.length / statistics.median(blocks)
+    return run.options.batch * run.options.length / median(step_seconds(learner))
 
 
 def final_loss(learner: Learner) -> float:
     """The mean over the last block's steps: one step's loss is noisy."""
-    return statistics.fmean(learner.losses[-BLOCK:])
+    return fmean(learner.losses[-BLOCK:])
 
 
 def compare(run: Run) -> Comparison:
     theirs, ours = run.learners
-    ratios = [a / b for a, b in zip(block_seconds(theirs), block_seconds(ours), strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    ratios = [a / b for a, b in zip(step_seconds(theirs), step_seconds(ours), strict=True)]
+    low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     differences = [abs(a - b) for a, b in zip(theirs.losses, ours.losses, strict=True)]
     difference = max(differences)
     return Comparison(
-        statistics.median(ratios), (low, high), len(ratios), difference, differences.index(difference) + 1
+        speedup=median(ratios),
+        quartiles=(low, high),
+        pairs=len(ratios),
+        difference=difference,
+        at_step=differences.index(difference) + 1,
+        early=max(differences[:EARLY]),
     )
