@@ -37,18 +37,29 @@ def lstm(
     Arguments are checked in `fastlstm.functional`.
     """
     if backend == "reference":
-        return lstm_reference(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse)
+        return _lstm_by_reference(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse)
     tensors = (x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return LSTMFunction.apply(*tensors, reverse)[:3]
     return lstm_fwd(*tensors, reverse, False)[:3]
 
 
+def _lstm_by_reference(
+    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference; in float32 for half dtypes, as the arithmetic of every backend is."""
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return lstm_reference(x, batch_sizes, h0, *others)
+    wide = [t.float() if isinstance(t, Tensor) else t for t in others]
+    y, h_n, c_n = lstm_reference(x.float(), batch_sizes, h0.float(), *wide)
+    return y.to(x.dtype), h_n.to(x.dtype), c_n.to(x.dtype)
+
+
 class LSTMFunction(torch.autograd.Function):
     """`lstm_fwd` and `lstm_bwd` as one differentiable function; `saved` is its own business and has no gradient."""
 
     @staticmethod
-    def forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse):  # type: ignore[override]
+    def forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse):
         return lstm_fwd(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse, True)
 
     @staticmethod
@@ -62,7 +73,7 @@ class LSTMFunction(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: None):  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: None):
         x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved = ctx.saved_tensors
         need_dx, _, _, _, *need_dw, _ = ctx.needs_input_grad
         dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = lstm_bwd(

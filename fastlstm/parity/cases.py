@@ -15,7 +15,7 @@ class Case:
 
     T: int = 5
     B: int = 3
-    I: int = 4  # noqa: E741
+    I: int = 4
     H: int = 8
     P: int = 0
     layers: int = 1
@@ -56,7 +56,7 @@ CASES = {
     "b65": Case(T=3, B=65, I=3, H=17),
     "wide_input": Case(I=300, H=8),
     "long": Case(T=400, B=2, I=3, H=5),
-    "longer": Case(T=1200, B=1, I=1, H=4),
+    "longer": Case(T=1000, B=1, I=3, H=8),
     "saturated": Case(T=12, B=16, I=16, H=16, gain=100.0),
     "zero_state": Case(zero_state=True),
     "no_bias": Case(bias=False),

@@ -6,6 +6,7 @@ A forward takes a case and its tensors and gives y (T, B, D*R), zero past each s
 import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ def stacked(recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]], **chosen: 
             batch_sizes = valid.sum(1).cpu()
         layer = x[valid] if case.layout == "packed" else x
         h0, c0 = states(case, given)
-        h_n, c_n = [], []
+        h_n: list[Tensor] = []
+        c_n: list[Tensor] = []
         for k in range(case.layers):
             outputs = []
             for suffix in (f"_l{k}", f"_l{k}_reverse")[: case.directions]:
@@ -137,7 +139,7 @@ def onnx_lstm(case: Case, given: Given) -> tuple[Tensor, Tensor, Tensor]:
 
 def called(
     kind: Callable[..., nn.Module], case: Case, given: Given, x: object, hx: object, **lengths: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Any, Tensor, Tensor]:
     """One call of a module of `kind` with the case's weights in place of its own."""
     module = kind(case.I, case.H, device="meta", dtype=given["x"].dtype, **options(case))
     weights = {key: given[key] for key, _ in module.named_parameters()}

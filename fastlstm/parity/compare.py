@@ -1,0 +1,140 @@
+"""The errors of a backend, and those that it is allowed.
+
+Oracles: the reference in float64, `torch.nn.LSTM` in float64 and, where installed, ONNX Runtime (forward, float32).
+They get exactly the numbers that the backend gets, already rounded to its dtype.
+
+The error of a quantity is the root mean square of its differences from the oracle, over that of the oracle: |a - b| / |b|.
+The largest single difference would be the stricter measure, but it is mostly luck: between draws of one arithmetic it
+varies by factors of 3 to 8, and a bound of 2 means nothing. One number that is plainly wrong among N still gives about
+1/sqrt(N), a thousand times what float32 is allowed. The draws of a small case are pooled as if they were one tensor.
+
+Allowed is twice the error that `nn.LSTM` in the same dtype makes against the same oracle, plus one rounding of the dtype.
+An oracle that isn't more exact than the backend errs as well, and its error is allowed on top. ONNX Runtime, itself
+float32, is granted the same bound again. No float64 oracle can measure an error in float64: there PyTorch's error, and the
+oracle's own, are those of the same arithmetic in float32 times the ratio of the two roundings, to which errors are
+proportional. (PyTorch's arithmetic in float64 is its chain of ops, so oneDNN is off for that.)
+"""
+
+import importlib.util
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm import backends
+from fastlstm.kernels.lstm.reference import lstm_reference
+from fastlstm.parity.cases import CASES, Problem, draw
+from fastlstm.parity.runs import Forward, fast_lstm, onnx_lstm, run, stacked, torch_chain, torch_lstm
+
+LEVELS = ("op", "module")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+OUTPUTS = ("y", "h_n", "c_n")
+Results = dict[str, Tensor]
+
+
+class Row(NamedTuple):
+    """The error of one quantity of one case against one oracle."""
+
+    case: str
+    level: str
+    backend: str
+    dtype: str
+    quantity: str
+    oracle: str
+    error: float
+    allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.allowed  # False for NaN
+
+
+def check(name: str, dtype: str, backend: str, level: str = "op", device: str = "cpu") -> list[Row]:
+    """Run one case and compare every quantity with every oracle that has it."""
+    from fastlstm.ops import lstm
+
+    forward = stacked(lstm.lstm, backend=backend) if level == "op" else fast_lstm(backend)
+    results = pooled([run(problem, DTYPES[dtype], forward, device) for problem in problems(name, dtype)])
+    wrong = [key for key, tensor in results.items() if tensor.dtype != DTYPES[dtype]]
+    if wrong:
+        raise TypeError(f"{name}: {', '.join(wrong)} came back in another dtype than {dtype}, the input's")
+    rows = []
+    for oracle in oracles(name, dtype):
+        for quantity, tolerance in allowed(name, dtype, oracle).items():
+            error = difference(results[quantity], expected(name, dtype, oracle)[quantity])
+            rows.append(Row(name, level, backend, dtype, quantity, oracle, error, tolerance))
+    return rows
+
+
+def skip(name: str, dtype: str, backend: str, level: str, device: str = "cpu") -> str | None:
+    """Why this combination does not exist, or None where it does."""
+    if level == "module" and CASES[name].reverse:
+        return "no module runs in reverse alone"
+    try:
+        backends.choose("lstm", torch.device(device), DTYPES[dtype], backend)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+def oracles(name: str, dtype: str) -> list[str]:
+    case = CASES[name]
+    names = ["reference", "torch"]
+    if dtype == "fp32" and not case.P and 0 not in case.lengths and onnx_installed():
+        names.append("onnx")
+    return names
+
+
+@lru_cache(maxsize=8)
+def problems(name: str, dtype: str) -> list[Problem]:
+    return [draw(name, DTYPES[dtype], index) for index in range(CASES[name].draws)]
+
+
+@lru_cache(maxsize=8)
+def expected(name: str, dtype: str, oracle: str) -> Results:
+    """What an oracle says, in float64; from ONNX Runtime, in float32 and without gradients."""
+    if oracle == "onnx":
+        answers = []
+        for problem in problems(name, dtype):
+            outputs = onnx_lstm(problem.case, problem.given)
+            answers.append(dict(zip(OUTPUTS, outputs, strict=True)))
+        return pooled(answers)
+    forward: Forward = torch_lstm if oracle == "torch" else stacked(lstm_reference)
+    return pooled([run(problem, torch.float64, forward) for problem in problems(name, dtype)])
+
+
+@lru_cache(maxsize=8)
+def allowed(name: str, dtype: str, oracle: str) -> dict[str, float]:
+    """The allowed error of every quantity that the oracle has: see the head of this file."""
+    eps = torch.finfo(DTYPES[dtype]).eps
+    if dtype == "fp64":
+        torchs = errors(name, "fp32", torch_chain, "reference")
+        oracles_own = torchs if oracle == "torch" else errors(name, "fp32", stacked(lstm_reference), "reference")
+        ratio = eps / torch.finfo(torch.float32).eps
+        return {key: ratio * (2 * torchs[key] + oracles_own[key]) + eps for key in torchs}
+    if oracle == "onnx":
+        torchs = errors(name, dtype, torch_lstm, "reference")
+        return {key: 2 * (2 * torchs[key] + eps) for key in OUTPUTS}
+    return {key: 2 * error + eps for key, error in errors(name, dtype, torch_lstm, oracle).items()}
+
+
+def errors(name: str, dtype: str, forward: Forward, oracle: str) -> dict[str, float]:
+    results = pooled([run(problem, DTYPES[dtype], forward) for problem in problems(name, dtype)])
+    return {key: difference(results[key], tensor) for key, tensor in expected(name, dtype, oracle).items()}
+
+
+def difference(result: Tensor, oracle: Tensor) -> float:
+    """|result - oracle| / |oracle|; infinite where the shapes differ."""
+    if result.shape != oracle.shape:
+        return float("inf")
+    scale = float(oracle.double().norm())
+    return float((result.double() - oracle.double()).norm()) / (scale or 1.0)
+
+
+def pooled(draws: list[Results]) -> Results:
+    return {key: torch.stack([results[key] for results in draws]) for key in draws[0]}
+
+
+def onnx_installed() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime"))
