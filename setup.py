@@ -14,7 +14,7 @@ PACKAGES = {"fastlstm": "fastlstm", "fastlstm.kernels": "kernels", "fastlstm.ben
 NO_EXTENSION = """
 fastlstm: the C++ extension could not be built ({error}).
 fastlstm: it is installed without it: results are the same, on PyTorch's own ops and at their speed.
-fastlstm: for full speed install a C++17 compiler (for example g++ >= 11) and install fastlstm again.
+fastlstm: for full speed install a C++20 compiler (for example g++ >= 11) and install fastlstm again.
 """
 
 

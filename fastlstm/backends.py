@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 
 try:
-    from fastlstm import _C
+    import fastlstm._C as _C
+except ModuleNotFoundError:
+    _C, _C_ERROR = None, "not built: no C++20 compiler worked when fastlstm was installed"
 except ImportError as error:
-    _C, _C_ERROR = None, str(error)
+    _C, _C_ERROR = None, f"not loadable: {error}"
 
 NAMES = ("auto", "numba", "triton", "reference")
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -54,7 +56,7 @@ def _obstacle(device: str, dtype: torch.dtype) -> str | None:
     if dtype not in CPU_DTYPES:
         return f"there are no CPU kernels for {dtype}"
     if _C is None:
-        return f"the C++ extension is {extension_status()}; install a C++ compiler, then fastlstm again"
+        return f"the C++ extension is {extension_status()}; install g++ >= 11, then fastlstm again"
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed; run: pip install numba"
     return None
@@ -62,7 +64,7 @@ def _obstacle(device: str, dtype: torch.dtype) -> str | None:
 
 def extension_status() -> str:
     """"built", or why the C++ extension can't be used."""
-    return "built" if _C is not None else f"not usable ({_C_ERROR})"
+    return "built" if _C is not None else _C_ERROR
 
 
 def gemm_path() -> str:
@@ -70,7 +72,7 @@ def gemm_path() -> str:
     return _C.gemm_path() if _C is not None else "none"
 
 
-_kept_alive = []
+_kept_alive: list[object] = []
 
 
 def _compile_gate_kernel(name: str) -> int:

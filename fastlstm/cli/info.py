@@ -64,8 +64,10 @@ def installed(package: str) -> str | None:
 def cpu_features() -> dict[str, bool | None]:
     """Which instruction sets the CPU has, as far as fast LSTMs care; None where this torch can't tell."""
     # younger than the oldest torch we support
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else None
-    return {name: has and bool(has.get(key)) for name, key in CPU_FEATURES.items()}
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return dict.fromkeys(CPU_FEATURES)
+    has = torch.cpu.get_capabilities()
+    return {name: bool(has.get(key)) for name, key in CPU_FEATURES.items()}
 
 
 def gpus() -> list[str]:
