@@ -1,6 +1,9 @@
 """Every backend against the oracles, by the code of `fastlstm parity`; and that code against a gradient broken on purpose."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from typer.testing import CliRunner
 
 from fastlstm import backends, parity
 from fastlstm.cli import app
+from fastlstm.kernels.lstm import cpu
 from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.ops import lstm as ops_lstm
 
@@ -44,6 +48,31 @@ def test_a_wrong_sign_in_one_gate_is_a_miss(gate: int, monkeypatch: pytest.Monke
     missed = {row.quantity for row in parity.check("h17", "fp32", "reference") if not row.ok}
     assert missed == {"dbias_ih_l0"}
     assert CliRunner().invoke(app, ["parity", "--case", "h17", "--backend", "reference"]).exit_code == 1
+
+
+WITH_OTHER_KERNELS = """
+import sys, importlib.util
+from fastlstm.cli import main
+from fastlstm.kernels.lstm import cpu
+spec = importlib.util.spec_from_file_location("other", sys.argv.pop(1))
+other = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(other)
+cpu.compile_kernel = other.compile_kernel
+main()
+"""
+
+
+@pytest.mark.skipif(backends.extension_status() != "built", reason="the numba backend needs the C++ extension")
+@pytest.mark.parametrize(("formula", "status"), [("dc * i * (one - g * g)", 0), ("-dc * i * (one - g * g)", 1)])
+def test_a_wrong_sign_in_a_numba_kernel_is_a_miss(formula: str, status: int, tmp_path: Path) -> None:
+    source = Path(cpu.__file__).read_text()
+    assert source.count("= dc * i * (one - g * g)") == 1
+    file = tmp_path / "other.py"
+    file.write_text(source.replace("= dc * i * (one - g * g)", f"= {formula}"))
+    command = [sys.executable, "-c", WITH_OTHER_KERNELS, str(file), "parity", "--case", "h17", "--backend", "numba"]
+    run = subprocess.run([*command, "--dtype", "fp32"], capture_output=True, text=True)
+    assert run.returncode == status, run.stderr
+    assert ("MISS" in run.stdout) == bool(status)
 
 
 @pytest.mark.parametrize(
