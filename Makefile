@@ -90,5 +90,5 @@ define set-up
 @echo "Setting up $(VENV) with $(TORCH); the first time this takes minutes. Log: $(VENV)/pip.log"
 @$(PIP) install '$(TORCH)' $(BUILD_NEEDS)
 @$(PIP) install --no-build-isolation --editable '.[$(1)]' '$(TORCH)'
-@$(BIN)/python -c "from fastlstm.backends import extension_status as s; s() == 'built' or print('fastlstm: without its C++ extension:', s())"
+@$(BIN)/python -c "from fastlstm.backends import extension_status as s; s() == 'built' or print(f'fastlstm: the C++ extension is {s()}. It runs without, slower; to mend it: install g++ >= 11, touch setup.py, make again.')"
 endef
