@@ -34,6 +34,10 @@ def choose(variant: str, device: torch.device, dtype: torch.dtype, requested: st
     return _choose(device.type, dtype, requested)
 
 
+# All that torch.compiler.assume_constant_result does; calling it here would import Dynamo, a second of every start.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @cache
 def _choose(device: str, dtype: torch.dtype, requested: str) -> Choice:
     if requested not in NAMES:

@@ -1,0 +1,376 @@
+"""What users do with a module: copy, save, cast, reparametrise, compile, export, differentiate, thread and fork it."""
+
+import copy
+import gc
+import io
+import multiprocessing
+import pickle
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import functional_call
+from torch.nn.utils import parametrizations, parametrize
+
+import fastlstm
+
+I, H, T, B = 3, 5, 6, 4
+LENGTHS = torch.tensor([3, 6, 0, 4])
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def module(kind: type = fastlstm.LSTM, **options) -> nn.RNNBase:
+    torch.manual_seed(1)
+    return kind(I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
+
+
+def assert_same(ours: object, theirs: object, atol: float = 1e-12) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=atol, atol=atol)
+
+
+def through_pickle(lstm: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(lstm))
+
+
+def through_file(lstm: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(lstm, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+def through_weights_file(lstm: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(lstm.state_dict(), file)
+    fresh = fastlstm.LSTM(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+    fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    return fresh
+
+
+def through_meta(lstm: nn.Module) -> nn.Module:
+    fresh = copy.deepcopy(lstm).to("meta")
+    assert fresh(torch.empty(T, B, I, dtype=torch.float64, device="meta"))[0].device.type == "meta"
+    fresh.to_empty(device="cpu")
+    fresh.load_state_dict(lstm.state_dict())
+    return fresh
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": through_pickle,
+    "torch.save": through_file,
+    "state_dict, weights_only": through_weights_file,
+    "meta and to_empty": through_meta,
+    "to": lambda lstm: copy.deepcopy(lstm).to("cpu", torch.float64),
+    "half and back": lambda lstm: lstm.half().double(),
+    "share_memory": lambda lstm: copy.deepcopy(lstm).share_memory(),
+}
+
+
+@pytest.mark.parametrize("through", COPIES.values(), ids=COPIES)
+def test_copies_compute_the_same(through):
+    ours = module(backend="auto").eval()
+    copied = through(ours)
+    assert repr(copied) == repr(ours)
+    x = random(T, B, I)
+    assert_same(copied(x), ours(x))
+    assert_same(copied._flat_weights, list(copied.parameters()))
+
+
+def test_copies_keep_their_backend():
+    assert copy.deepcopy(module(backend="reference")).backend == "reference"
+    assert through_pickle(module(backend="reference")).backend == "reference"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_casting_casts_the_results(dtype):
+    ours = module().to(dtype)
+    y, (h_n, c_n) = ours(torch.randn(T, B, I, dtype=dtype))
+    assert {t.dtype for t in (y, h_n, c_n)} == {dtype}
+
+
+def test_edited_data_is_used_at_the_next_call():
+    theirs, ours = module(nn.LSTM), module()
+    x = random(T, B, I)
+    ours(x)
+    with torch.no_grad():
+        ours(x)
+        for lstm in (theirs, ours):
+            lstm.weight_hh_l0.data.mul_(2)
+            lstm.bias_ih_l1.data = torch.ones_like(lstm.bias_ih_l1)
+            lstm.weight_ih_l1_reverse.add_(0.5)
+            lstm.weight_ih_l0[0] = 0
+    assert_same(ours(x), theirs(x))
+
+
+def test_an_optimizer_step_is_used_at_the_next_call():
+    theirs, ours = module(nn.LSTM), module()
+    x = random(T, B, I)
+    for lstm in (theirs, ours):
+        optimizer = torch.optim.SGD(lstm.parameters(), lr=0.5)
+        for _ in range(3):
+            optimizer.zero_grad()
+            lstm(x)[0].square().sum().backward()
+            optimizer.step()
+    assert_same(ours(x), theirs(x))
+
+
+def test_functional_call():
+    ours, other = module(), fastlstm.LSTM(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+    x = random(T, B, I)
+    before = ours(x)
+    assert_same(functional_call(ours, dict(other.named_parameters()), (x,)), other(x))
+    assert_same(ours(x), before)
+
+
+def test_a_parameter_replaced_by_a_plain_tensor():
+    theirs, ours = module(nn.LSTM), module()
+    x = random(T, B, I)
+    for lstm in (theirs, ours):
+        w = lstm.weight_hh_l0.detach() * 2
+        del lstm.weight_hh_l0
+        lstm.weight_hh_l0 = w.requires_grad_()
+        lstm(x)[0].sum().backward()
+    assert_same(ours(x), theirs(x))
+    assert_same(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad)
+
+
+def old_weight_norm(lstm: nn.Module, name: str) -> None:
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        nn.utils.weight_norm(lstm, name)
+
+
+class Doubled(nn.Module):
+    def forward(self, w: Tensor) -> Tensor:
+        return w * 2
+
+
+REPARAMETRISED = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": lambda lstm, name: parametrizations.spectral_norm(lstm, name).eval(),
+    "orthogonal": parametrizations.orthogonal,
+    "a class of one's own": lambda lstm, name: parametrize.register_parametrization(lstm, name, Doubled()),
+    "weight_norm as a hook": old_weight_norm,
+}
+
+
+@pytest.mark.parametrize("reparametrise", REPARAMETRISED.values(), ids=REPARAMETRISED)
+def test_reparametrised_weights(reparametrise):
+    plain, ours = module(), module()
+    x = random(T, B, I)
+    reparametrise(ours, "weight_hh_l0")
+    optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
+    ours(x)[0].square().sum().backward()
+    assert sum(p.grad is not None for p in ours.parameters()) == len(optimizer.param_groups[0]["params"])
+    optimizer.step()
+    result = ours(x)
+    plain.load_state_dict({name: getattr(ours, name).detach() for name in plain.state_dict()})
+    assert_same(result, plain(x))
+
+
+def test_gradcheck():
+    ours = module(proj_size=2, batch_first=True)
+    inputs = [t.requires_grad_() for t in (random(2, 3, I), random(4, 2, 2), random(4, 2, H))]
+
+    def run(x, h0, c0, lengths, *weights):
+        y, finals = functional_call(ours, dict(zip(ours.state_dict(), weights, strict=True)), (x, (h0, c0)), lengths)
+        return y, *finals
+
+    for lengths in ({}, {"lengths": [1, 3]}, {"lengths": [0, 2]}):
+        assert torch.autograd.gradcheck(run, (*inputs, lengths, *ours.parameters()), fast_mode=True)
+
+
+def test_second_derivatives_of_the_reference_are_right():
+    inputs = [t.requires_grad_() for t in (random(3, 2, I), random(4, 2, H), random(4, 2, H))]
+    ours = module(backend="reference")
+    assert torch.autograd.gradgradcheck(lambda x, h0, c0: ours(x, (h0, c0))[0], inputs, fast_mode=True)
+
+
+def test_second_derivatives_of_the_kernels_are_refused():
+    x = random(T, B, I).requires_grad_()
+    (dx,) = torch.autograd.grad(module(backend="numba")(x)[0].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+def loss(weights: dict[str, Tensor], lstm: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+    y, (h_n, c_n) = functional_call(lstm, weights, (x,), {"lengths": lengths})
+    return y.square().sum() + h_n.sum() + c_n.sin().sum()
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "lengths"])
+def test_func_grad(lengths):
+    ours = module()
+    x, weights = random(T, B, I), dict(ours.named_parameters())
+    expected = torch.autograd.grad(loss(weights, ours, x, lengths), list(weights.values()))
+    detached = {name: w.detach() for name, w in weights.items()}
+    assert_same(list(torch.func.grad(loss)(detached, ours, x, lengths).values()), list(expected))
+
+
+def test_vmap_of_grad_is_the_gradient_of_each_sample():
+    ours = module()
+    x, weights = random(7, T, B, I), {name: w.detach() for name, w in ours.named_parameters()}
+    grads = torch.vmap(torch.func.grad(loss), (None, None, 0))(weights, ours, x)
+    for n in range(len(x)):
+        assert_same({name: g[n] for name, g in grads.items()}, torch.func.grad(loss)(weights, ours, x[n]))
+
+
+def test_vmap_over_weights_is_an_ensemble():
+    members = [fastlstm.LSTM(I, H, dtype=torch.float64) for _ in range(3)]
+    weights, _ = torch.func.stack_module_state(members)
+    x = random(T, B, I)
+    y, (h_n, c_n) = torch.vmap(lambda w: functional_call(members[0], w, (x,)))(weights)
+    for n, member in enumerate(members):
+        assert_same((y[n], (h_n[n], c_n[n])), member(x))
+
+
+# Dynamo itself makes an instance of every autograd.Function that it traces
+dynamo_warns = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+
+
+@dynamo_warns
+def test_compile_whole_and_dynamic():
+    ours = module()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend=counter)
+    for steps, batch in ((6, 4), (9, 4), (5, 7), (17, 3)):
+        x = random(steps, batch, I).requires_grad_()
+        results = []
+        for lstm in (compiled, ours):
+            y, finals = lstm(x)
+            gradients = torch.autograd.grad(y.square().sum() + finals[1].sum(), [x, *ours.parameters()])
+            results.append([y, *finals, *gradients])
+        assert_same(*results)
+    assert counter.frame_count == 1
+
+
+@dynamo_warns
+def test_compile_with_states_and_lengths():
+    ours = module(batch_first=True)
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True)
+    for steps, lengths in ((6, [3, 6, 0, 4]), (8, [8, 1, 2, 3])):
+        x, hx = random(4, steps, I), (random(4, 4, H), random(4, 4, H))
+        assert_same(compiled(x, hx, lengths=torch.tensor(lengths)), ours(x, hx, lengths=lengths))
+
+
+def test_export():
+    ours = module().eval()
+    dynamic = {"input": {0: torch.export.Dim("T"), 1: torch.export.Dim("B")}, "hx": None, "lengths": None}
+    program = torch.export.export(ours, (random(T, B, I),), {"hx": None, "lengths": None}, dynamic_shapes=dynamic)
+    x = random(11, 3, I)
+    assert_same(program.module()(x, hx=None, lengths=None), ours(x))
+
+
+OPCHECKED = {
+    "dense": ((T, B, I), None, False),
+    "packed": ((9, I), [4, 3, 2], False),
+    "padded": ((4, B, I), [4, 3, 2, 0], True),
+}
+
+
+@pytest.mark.parametrize(("shape", "batch_sizes", "projected"), OPCHECKED.values(), ids=OPCHECKED)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_opcheck(shape, batch_sizes, projected, reverse):
+    R = 2 if projected else H
+    x, h0, c0, w_ih, w_hh = random(*shape), random(B, R), random(B, H), random(4 * H, I), random(4 * H, R)
+    biases, w_hr = (random(4 * H), random(4 * H)), random(R, H) if projected else None
+    steps = None if batch_sizes is None else torch.tensor(batch_sizes)
+    args = (x, steps, h0, c0, w_ih, w_hh, *biases, w_hr, reverse, True)
+    torch.library.opcheck(torch.ops.fastlstm.lstm_fwd.default, args)
+    y, h_n, c_n, saved = torch.ops.fastlstm.lstm_fwd(*args)
+    gradients = [torch.randn_like(t) for t in (y, h_n, c_n)]
+    args = (*gradients, x, steps, h0, c0, w_ih, w_hh, w_hr, y, saved, reverse, True, True)
+    torch.library.opcheck(torch.ops.fastlstm.lstm_bwd.default, args)
+
+
+def train_once(lstm: nn.Module, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+    y, finals = lstm(x, lengths=lengths)
+    gradients = torch.autograd.grad(y.square().sum() + finals[0].sum(), list(lstm.parameters()))
+    return [y.detach(), *(s.detach() for s in finals), *gradients]
+
+
+def test_several_python_threads_at_once():
+    ours = fastlstm.LSTM(64, 64, num_layers=2, bidirectional=True)
+    inputs = [torch.randn(20, 3 + n, 64) for n in range(4)]
+    expected = [train_once(ours, x) for x in inputs]
+    results: list = [[] for _ in inputs]
+    start = threading.Barrier(len(inputs))
+
+    def work(n: int) -> None:
+        start.wait()
+        for _ in range(10):
+            results[n].append(train_once(ours, inputs[n]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    for n in range(len(inputs)):
+        assert len(results[n]) == 10
+        for result in results[n]:
+            torch.testing.assert_close(result, expected[n], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch", [2, 24])
+def test_the_same_bits_for_any_number_of_threads(batch):
+    ours = fastlstm.LSTM(48, 80, num_layers=2, bidirectional=True, proj_size=33)
+    x = torch.randn(30, batch, 48)
+    lengths = torch.arange(batch) + 30 - batch
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        results.append([*train_once(ours, x), *train_once(ours, x, lengths)])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+def send_results(pipe, ours: nn.Module, x: Tensor) -> None:
+    pipe.send([t.numpy() for t in train_once(ours, x)])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_after_a_fork():
+    torch.set_num_threads(2)
+    ours, x = fastlstm.LSTM(64, 64, num_layers=2), torch.randn(20, 8, 64)
+    expected = train_once(ours, x)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=send_results, args=(sender, ours, x))
+    child.start()
+    assert receiver.poll(60), "the child hangs"
+    results = [torch.from_numpy(a) for a in receiver.recv()]
+    child.join(60)
+    assert child.exitcode == 0
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
+    torch.testing.assert_close(train_once(ours, x), expected, rtol=0, atol=0)
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+def test_memory_does_not_grow():
+    ours = fastlstm.LSTM(8, 16, num_layers=2)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=1e-3)
+
+    def steps(count: int) -> None:
+        for n in range(count):
+            x = torch.randn(5 + n % 7, 4, 8)
+            optimizer.zero_grad()
+            ours(x, lengths=[1, 5, 3, 0])[0].sum().backward()
+            optimizer.step()
+
+    steps(100)
+    gc.collect()
+    before = resident_bytes()
+    steps(1000)
+    gc.collect()
+    assert resident_bytes() - before < 2**21
