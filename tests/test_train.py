@@ -115,7 +115,14 @@ def test_compare(text: Path, tmp_path: Path) -> None:
     ck = tmp_path / "ck"
     result = train(tmp_path, "--text", str(text), "--steps", "50", "--compare", "torch", "--checkpoint", str(ck))
     assert result.exit_code == 0, result.output
-    for expected in ("torch.nn.LSTM", "fastlstm.LSTM", "characters/s", "speed-up", "Largest difference", "4 pairs"):
+    for expected in (
+        "torch.nn.LSTM",
+        "fastlstm.LSTM",
+        "characters/s",
+        "speed-up",
+        "Largest difference",
+        "4 interleaved pairs",
+    ):
         assert expected in result.output
     assert (tmp_path / "out" / "losses.png").read_bytes().startswith(b"\x89PNG")
     theirs, ours = record(ck)["curves"]["torch"], record(ck)["curves"]["fastlstm"]

@@ -54,9 +54,12 @@ def remarks(run: Run) -> Text:
         low, high = c.quartiles
         lines += [
             f"Speed-up: median of {c.pairs} interleaved pairs of {BLOCK} steps (quartiles {low:.2f}, {high:.2f}).",
-            f"Largest difference between the two loss curves: {c.difference:.1e}, at step {c.at_step:,}",
-            f"({c.early:.1e} in the first {EARLY} steps: they round differently, and training amplifies it).",
+            f"Largest difference between the two loss curves: {c.difference:.1e}, at step {c.at_step:,}.",
         ]
+        if c.at_step > EARLY:
+            lines.append(
+                f"In the first {EARLY} steps: {c.early:.1e}; they round differently, and training amplifies it."
+            )
     return Text("\n".join(lines))
 
 
