@@ -44,7 +44,9 @@ def _choose(device: str, dtype: torch.dtype, requested: str) -> Choice:
         raise ValueError(f"backend is {requested!r}, expected one of {', '.join(map(repr, NAMES))}")
     if requested == "reference":
         return Choice("reference", "asked for")
-    obstacle = _obstacle(device, dtype) if requested != "triton" else "the Triton kernels are not written yet; use 'auto'"
+    obstacle = (
+        _obstacle(device, dtype) if requested != "triton" else "the Triton kernels are not written yet; use 'auto'"
+    )
     if obstacle is None:
         return Choice("numba", f"C++ loop ({gemm_path()} matrix products) over Numba gate kernels")
     if requested != "auto":
@@ -67,7 +69,7 @@ def _obstacle(device: str, dtype: torch.dtype) -> str | None:
 
 
 def extension_status() -> str:
-    """"built", or why the C++ extension can't be used."""
+    """The word "built", or why the C++ extension can't be used."""
     return "built" if _C is not None else _C_ERROR
 
 
