@@ -57,9 +57,7 @@ def remarks(run: Run) -> Text:
             f"Largest difference between the two loss curves: {c.difference:.1e}, at step {c.at_step:,}.",
         ]
         if c.at_step > EARLY:
-            lines.append(
-                f"In the first {EARLY} steps: {c.early:.1e}; they round differently, and training amplifies it."
-            )
+            lines.append(f"In the first {EARLY} steps: {c.early:.1e}. Rounding differs, and training amplifies it.")
     return Text("\n".join(lines))
 
 
