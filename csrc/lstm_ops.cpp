@@ -34,6 +34,12 @@ S* out(const Tensor& t) {
   return static_cast<S*>(t.mutable_data_ptr());
 }
 
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
+  const Tensor t = torch::stable::new_empty(like, {shape.begin(), shape.size()}, dtype);
+  if (t.numel() > 0) advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
+  return t;
+}
+
 Tensor with_contiguous_rows(const Tensor& t) {
   return t.dim() == 0 || t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
 }
@@ -115,10 +121,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_fwd(Tensor x, Optional batch_siz
   w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh);
   b_ih = contiguous(b_ih), b_hh = contiguous(b_hh), w_hr = contiguous(w_hr);
   const int64_t rows = seq.packed ? x.size(0) : seq.T * seq.B;
-  const Tensor y = seq.packed ? torch::stable::new_empty(x, {rows, size.R}) : torch::stable::new_empty(x, {seq.T, seq.B, size.R});
-  const Tensor h_n = torch::stable::new_empty(x, {seq.B, size.R}), c_n = torch::stable::new_empty(x, {seq.B, size.H});
-  const Tensor saved = torch::stable::new_empty(x, {save ? rows : 0, size.panels() * size.saved_row()}, compute_type(x.scalar_type()));
-  for_storage_type(x.scalar_type(), [&]<class S>(S) {
+  const ScalarType dtype = x.scalar_type();
+  const Tensor y = seq.packed ? new_tensor(x, {rows, size.R}, dtype) : new_tensor(x, {seq.T, seq.B, size.R}, dtype);
+  const Tensor h_n = new_tensor(x, {seq.B, size.R}, dtype), c_n = new_tensor(x, {seq.B, size.H}, dtype);
+  const Tensor saved = new_tensor(x, {save ? rows : 0, size.panels() * size.saved_row()}, compute_type(dtype));
+  for_storage_type(dtype, [&]<class S>(S) {
     LstmForward<S>{.seq = seq, .size = size,
                    .w = {data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), data<S>(w_hr)},
                    .x = rows_of<S>(x), .h0 = data<S>(h0), .c0 = data<S>(c0), .y = out<S>(y), .h_n = out<S>(h_n),
@@ -145,7 +152,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bwd(
   h0 = torch::stable::contiguous(h0), c0 = torch::stable::contiguous(c0), y = torch::stable::contiguous(y);
   w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh), w_hr = contiguous(w_hr);
   const auto empty = [&](bool wanted, std::initializer_list<int64_t> shape) {
-    return wanted ? torch::stable::new_empty(x, {shape.begin(), shape.size()}) : torch::stable::new_empty(x, {0});
+    return new_tensor(x, wanted ? shape : std::initializer_list<int64_t>{0}, dtype);
   };
   const int64_t gates = kGates * size.H;
   const Tensor dx = !need_dx     ? empty(false, {})
