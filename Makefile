@@ -2,7 +2,7 @@
 #
 # PYTHON  the interpreter that .venv is made from (gpu-check: the one that runs it)     make test PYTHON=python3.12
 # TORCH   the torch to install, as pip spells a requirement                             make demo TORCH=torch==2.12.0
-# ARGS    more arguments for the tool behind a command                                  make test ARGS="-k packed"
+# ARGS    more arguments for the tool behind demo, test and gpu-check                   make test ARGS="-k packed"
 # OUT     where gpu-check writes its results                                            make gpu-check OUT=results
 
 PYTHON ?= python3
@@ -34,8 +34,11 @@ lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev.stamp  ## measure every case against PyTorch: JSON, picture, and the table in the README
-	$(BIN)/fastlstm bench $(ARGS)
+# torch.compile of a loop, the fifth peer, takes minutes a case to compile: ask fastlstm bench for it
+PEERS := torch cell onnx dense
+bench: $(VENV)/dev.stamp  ## measure every case: JSON in benchmarks/results, and the README's tables and picture from it
+	$(BIN)/fastlstm bench $(PEERS:%=--against %) --json benchmarks/results
+	$(BIN)/fastlstm bench --readme "$$(ls -t benchmarks/results/*.json | head -n 1)"
 
 wheel: $(VENV)/dev.stamp  ## build dist/fastlstm-*.whl
 	rm -rf build/lib* build/bdist* dist
