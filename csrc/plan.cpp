@@ -40,7 +40,7 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
     best_cycles = cycles;
     const int64_t tile = sizes_vary(seq) ? kMaxTileRows / 2 : kMaxTileRows;
     const int64_t tiles = std::max<int64_t>(1, groups * ceil_div(rows, tile));
-    best = {groups, columns, tiles, ceil_div(seq.B, tiles), hoist};
+    best = {groups, columns, seq.B, tiles, ceil_div(seq.B, tiles), hoist};
   }
   return best;
 }

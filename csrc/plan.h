@@ -19,7 +19,7 @@ inline Range share(int64_t n, int64_t worker, int64_t workers) {
 // independent, so groups never wait for each other within the loop; the columns of a group meet after every step.
 struct Plan {
   int64_t groups, columns;
-  int64_t tiles, tile_rows;  // tiles of rows are dealt to the groups in turn
+  int64_t rows, tiles, tile_rows;  // the batch is cut into tiles of at most tile_rows rows, dealt to the groups in turn
   bool hoist;                // products with the inputs are taken over many steps at once, not step by step
 };
 

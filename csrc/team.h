@@ -39,9 +39,10 @@ class Place {
   template <class F>
   void for_tiles(int64_t n, const F& f) const {
     const Plan& plan = team_.plan;
-    for (int64_t tile = group(); tile * plan.tile_rows < n; tile += plan.groups) {
-      const int64_t row = tile * plan.tile_rows;
-      f(row, std::min(plan.tile_rows, n - row));
+    for (int64_t tile = group(); tile < plan.tiles; tile += plan.groups) {
+      const Range rows = share(plan.rows, tile, plan.tiles);
+      if (rows.begin >= n) return;
+      f(rows.begin, std::min(rows.end, n) - rows.begin);
     }
   }
 
