@@ -243,21 +243,20 @@ class Backward {
       for (int64_t i = 0; i < H; i++)
         f.dc0[b * H + i] = static_cast<S>(dc[(i / kLanes * seq.B + b) * kLanes + i % kLanes]);
     }
-    if (!seq.packed && f.dx)
-      for (int64_t t = 0; t < seq.T; t++)
-        if (place.worker == 0)
-          std::fill(f.dx + (seq.first[t] + seq.size[t]) * I, f.dx + (seq.first[t] + seq.B) * I, S(0));
+    const Range steps = place.mine(seq.packed || !f.dx ? 0 : seq.T);
+    for (int64_t t = steps.begin; t < steps.end; t++)
+      std::fill(f.dx + (seq.first[t] + seq.size[t]) * I, f.dx + (seq.first[t] + seq.B) * I, S(0));
     if (!f.dw_ih) return;
     for (int64_t p = panels.begin; p < panels.end; p++) {
       const T* const from = dw + p * (I + R + 1) * kPanel;
       const int64_t n = std::min(kLanes, H - p * kLanes);
-      for (int64_t gate = 0; gate < kGates; gate++)
-        for (int64_t u = 0; u < n; u++) {
-          const int64_t to = gate * H + p * kLanes + u, at = gate * kLanes + u;
-          for (int64_t i = 0; i < I; i++) f.dw_ih[to * I + i] = static_cast<S>(from[i * kPanel + at]);
-          for (int64_t i = 0; i < R; i++) f.dw_hh[to * R + i] = static_cast<S>(from[(I + i) * kPanel + at]);
-          if (f.db) f.db[to] = static_cast<S>(from[(I + R) * kPanel + at]);
-        }
+      for (int64_t gate = 0; gate < kGates; gate++) {
+        const int64_t first = gate * H + p * kLanes;
+        const T* const columns = from + gate * kLanes;
+        transpose<T, S>(I, n, {columns, kPanel}, {f.dw_ih + first * I, I});
+        transpose<T, S>(R, n, {columns + I * kPanel, kPanel}, {f.dw_hh + first * R, R});
+        convert<T, S>(1, n, {columns + (I + R) * kPanel, kPanel}, {f.db + first, n});
+      }
       if (f.size.project)
         convert<T, S>(R, n, {dw_hr + p * R * kLanes, kLanes}, {f.dw_hr + p * kLanes, H});
     }

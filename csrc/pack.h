@@ -6,18 +6,23 @@
 
 namespace fastlstm {
 
+// to[j][i] = from[i][j], in blocks whose lines stay in the cache.
+template <class From, class To>
+void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> to) {
+  for (int64_t i0 = 0; i0 < rows; i0 += kLanes)
+    for (int64_t j0 = 0; j0 < columns; j0 += kLanes)
+      for (int64_t i = i0; i < std::min(rows, i0 + kLanes); i++)
+        for (int64_t j = j0; j < std::min(columns, j0 + kLanes); j++)
+          to.p[j * to.row + i] = static_cast<To>(from.p[i * from.row + j]);
+}
+
 // Panel p of w (4H, K) as the right-hand side of x @ w.T: (K, 4 gates x 16 units).
 template <class S, class T>
 void pack_gates(const S* w, int64_t H, int64_t K, int64_t p, T* to) {
   const int64_t units = std::min(kLanes, H - p * kLanes);
-  for (int64_t gate = 0; gate < kGates; gate++) {
-    const S* rows = w + (gate * H + p * kLanes) * K;
-    for (int64_t k = 0; k < K; k++) {
-      T* out = to + k * kPanel + gate * kLanes;
-      for (int64_t u = 0; u < units; u++) out[u] = static_cast<T>(rows[u * K + k]);
-      for (int64_t u = units; u < kLanes; u++) out[u] = T(0);
-    }
-  }
+  if (units < kLanes) std::fill(to, to + K * kPanel, T(0));
+  for (int64_t gate = 0; gate < kGates; gate++)
+    transpose<S, T>(units, K, {w + (gate * H + p * kLanes) * K, K}, {to + gate * kLanes, kPanel});
 }
 
 // The sum of both biases for panel p.
@@ -47,13 +52,15 @@ void pack_gate_columns(const S* w, int64_t H, int64_t K, int64_t panel, int64_t 
     }
 }
 
-// Columns [first, first + n) of a plain matrix w (K, N), or of its transpose (N, K) where TRANSPOSE: (K, n).
-template <bool TRANSPOSE, class S, class T>
+// Columns [first, first + n) of a plain matrix w (K, N), or of the transpose of w (N, K) where TRANSPOSED: (K, n).
+template <bool TRANSPOSED, class S, class T>
 void pack_columns(const S* w, int64_t K, int64_t N, int64_t first, int64_t n, T* to) {
   const int64_t exist = std::min(n, N - first);
-  for (int64_t k = 0; k < K; k++)
-    for (int64_t i = 0; i < n; i++)
-      to[k * n + i] = i < exist ? static_cast<T>(TRANSPOSE ? w[(first + i) * K + k] : w[k * N + first + i]) : T(0);
+  if (exist < n) std::fill(to, to + K * n, T(0));
+  if constexpr (TRANSPOSED)
+    transpose<S, T>(exist, K, {w + first * K, K}, {to, n});
+  else
+    convert<S, T>(K, exist, {w + first, N}, {to, n});
 }
 
 // Blocks of at most four kLanes columns that together cover `units` columns [begin * kLanes, end * kLanes).
