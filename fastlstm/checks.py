@@ -111,7 +111,8 @@ def check_packed(packed: PackedSequence) -> None:
 
 def check_lengths(lengths: Tensor | Sequence[int], T: int, B: int) -> Tensor:
     """`lengths` as an int64 tensor on the CPU."""
-    lengths = torch.as_tensor(lengths)
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths, device="cpu")
     if lengths.shape != (B,):
         raise ValueError(
             f"lengths has shape {tuple(lengths.shape)}, expected {(B,)}: one length for each sequence of the batch"

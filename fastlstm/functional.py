@@ -60,7 +60,7 @@ def lstm(
     x, hx, weights = _autocast(x, hx, weights)
     H, R = checks.check_lstm_weights(weights, D, x)
     batched = packed or x.dim() == 3
-    x, batch_sizes, B, order, restore = _time_major(input, x, hx, batch_first, lengths)
+    x, batch_sizes, B, order, restore = _time_major(input, x, batch_first, lengths)
 
     shapes = (len(weights), B, R), (len(weights), B, H)
     if hx is None:
@@ -104,7 +104,6 @@ class _TimeMajor(NamedTuple):
 def _time_major(
     input: Tensor | PackedSequence,
     x: Tensor,
-    hx: Sequence[Tensor] | None,
     batch_first: bool,
     lengths: Tensor | Sequence[int] | None,
 ) -> _TimeMajor:
@@ -113,7 +112,7 @@ def _time_major(
         checks.check_no_lengths(lengths, "a PackedSequence has its own")
         checks.check_packed(input)
         _, batch_sizes, order, restore = input
-        # Under a tracer the values of batch_sizes are unknown.
+        # A tracer doesn't know the values of batch_sizes
         B = len(order) if order is not None else int(batch_sizes[0])
         return _TimeMajor(x, batch_sizes, B, order, restore)
     if x.dim() == 2:
@@ -126,7 +125,7 @@ def _time_major(
     if lengths is None:
         return _TimeMajor(x, None, B)
     lengths, order = checks.check_lengths(lengths, T, B).sort(descending=True, stable=True)
-    batch_sizes = (torch.arange(T)[:, None] < lengths).sum(1)
+    batch_sizes = (torch.arange(T, device="cpu")[:, None] < lengths).sum(1)
     order = order.to(x.device)
     return _TimeMajor(x.index_select(1, order), batch_sizes, B, order, order.argsort())
 
@@ -163,15 +162,15 @@ def _lstm_by_torch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole stack by PyTorch's own op, as `layers.stack` would run it."""
     flat = [w for layer in weights for w in layer]
-    # PyTorch's `train` flag also keeps what a backward needs, in evaluation mode too.
+    # the flag also keeps what a backward needs, which may follow in evaluation mode too
     train = dropout > 0 or torch.is_grad_enabled()
     options = len(weights[0]) > 3, len(weights) // directions, dropout, train, directions == 2
     if batch_sizes is None:
         return torch._VF.lstm(x, states, flat, *options, False)
     if x.dim() == 2:
         return torch._VF.lstm(x, batch_sizes, states, flat, *options)
-    # PyTorch can't pack an empty sequence: it runs one step on zeros here, and nothing of that step is kept.
-    lengths = (batch_sizes[:, None] > torch.arange(x.shape[1])).sum(0)
+    # PyTorch can't pack an empty sequence: here it runs one step on zeros, and nothing of that is kept
+    lengths = (batch_sizes[:, None] > torch.arange(x.shape[1], device="cpu")).sum(0)
     empty = (lengths == 0).to(x.device)[:, None]
     packed = pack_padded_sequence(x.masked_fill(empty, 0), lengths.clamp(min=1))
     y, *finals = torch._VF.lstm(packed.data, packed.batch_sizes, states, flat, *options)

@@ -1,5 +1,6 @@
 """`fastlstm.LSTM` gives the values and gradients of `nn.LSTM`, whatever the shape, the layout and the options."""
 
+import doctest
 import inspect
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
+from fastlstm import functional
+from fastlstm.modules import recurrent
 
 I, H, T, B = 3, 5, 6, 4
 LENGTHS = [3, 6, 1, 4]
@@ -156,6 +159,14 @@ def test_lengths_of_any_kind(kind):
     assert_same(ours(x, lengths=kind(LENGTHS)), ours(x, lengths=LENGTHS))
 
 
+def test_lengths_under_another_default_device():
+    _, ours = pair()
+    x = random(T, B, I)
+    with torch.device("meta"):
+        results = ours(x, lengths=LENGTHS)
+    assert_same(results, ours(x, lengths=LENGTHS))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="lengths on another device needs one")
 def test_lengths_on_another_device():
     _, ours = pair()
@@ -230,17 +241,8 @@ def test_attributes(options):
     theirs, ours = pair(**options)
     assert isinstance(ours, nn.RNNBase)
     assert not isinstance(ours, nn.LSTM)
-    for name in [
-        "input_size",
-        "hidden_size",
-        "num_layers",
-        "bidirectional",
-        "batch_first",
-        "proj_size",
-        "bias",
-        "dropout",
-        "mode",
-    ]:
+    sizes = ("input_size", "hidden_size", "num_layers", "proj_size")
+    for name in (*sizes, "mode", "bidirectional", "batch_first", "bias", "dropout"):
         assert getattr(ours, name) == getattr(theirs, name)
     assert ours._all_weights == theirs._all_weights
     assert_same(ours.all_weights, theirs.all_weights)
@@ -373,3 +375,10 @@ def test_packed_of_a_hand_made_sequence():
     hx = random_states(ours, 3)
     (y, finals), (expected, expected_finals) = ours(x, hx), theirs(x, hx)
     assert_same((y.data, finals), (expected.data, expected_finals))
+
+
+@pytest.mark.parametrize("documented", [functional, recurrent])
+def test_examples_in_docstrings_run(documented):
+    results = doctest.testmod(documented)
+    assert results.attempted
+    assert not results.failed

@@ -1,0 +1,99 @@
+"""Many threads, many processes, many steps: the same bits, no hang, no leak."""
+
+import gc
+import multiprocessing
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+
+
+def train_once(lstm: nn.Module, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+    y, finals = lstm(x, lengths=lengths)
+    gradients = torch.autograd.grad(y.square().sum() + finals[0].sum(), list(lstm.parameters()))
+    return [y.detach(), *(s.detach() for s in finals), *gradients]
+
+
+def test_several_python_threads_at_once():
+    ours = fastlstm.LSTM(64, 64, num_layers=2, bidirectional=True)
+    inputs = [torch.randn(20, 3 + n, 64) for n in range(4)]
+    expected = [train_once(ours, x) for x in inputs]
+    results: list = [[] for _ in inputs]
+    start = threading.Barrier(len(inputs))
+
+    def work(n: int) -> None:
+        start.wait()
+        for _ in range(10):
+            results[n].append(train_once(ours, inputs[n]))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    for n in range(len(inputs)):
+        assert len(results[n]) == 10
+        for result in results[n]:
+            torch.testing.assert_close(result, expected[n], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch", [2, 24])
+def test_the_same_bits_for_any_number_of_threads(batch):
+    ours = fastlstm.LSTM(48, 80, num_layers=2, bidirectional=True, proj_size=33)
+    x = torch.randn(30, batch, 48)
+    lengths = torch.arange(batch) + 30 - batch
+    results = []
+    for threads in (1, 2, 3, 2):
+        torch.set_num_threads(threads)
+        results.append([*train_once(ours, x), *train_once(ours, x, lengths)])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+def send_results(pipe, ours: nn.Module, x: Tensor) -> None:
+    pipe.send([t.numpy() for t in train_once(ours, x)])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_after_a_fork():
+    torch.set_num_threads(2)
+    ours, x = fastlstm.LSTM(64, 64, num_layers=2), torch.randn(20, 8, 64)
+    expected = train_once(ours, x)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=send_results, args=(sender, ours, x))
+    child.start()
+    assert receiver.poll(60), "the child hangs"
+    results = [torch.from_numpy(a) for a in receiver.recv()]
+    child.join(60)
+    assert child.exitcode == 0
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
+    torch.testing.assert_close(train_once(ours, x), expected, rtol=0, atol=0)
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+def test_memory_does_not_grow():
+    ours = fastlstm.LSTM(8, 16, num_layers=2)
+    optimizer = torch.optim.SGD(ours.parameters(), lr=1e-3)
+
+    def steps(count: int) -> None:
+        for n in range(count):
+            x = torch.randn(5 + n % 7, 4, 8)
+            optimizer.zero_grad()
+            ours(x, lengths=[1, 5, 3, 0])[0].sum().backward()
+            optimizer.step()
+
+    steps(100)
+    gc.collect()
+    before = resident_bytes()
+    steps(1000)
+    gc.collect()
+    assert resident_bytes() - before < 2**21
