@@ -1,5 +1,108 @@
 """`fastlstm bench`."""
 
+import json
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-def bench() -> None:
-    """Placeholder until the command lands."""
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fastlstm.cli.checks import check_device, check_folder, known
+
+if TYPE_CHECKING:
+    from fastlstm.benchmarks.report import Tables
+
+AGAINST = ("torch", "cell", "compile", "onnx", "dense")
+VARIANTS = ("lstm",)
+MODES = ("train", "infer")
+DTYPES = ("fp32", "bf16", "fp16", "fp64")
+
+
+def bench(
+    case: Annotated[list[str] | None, typer.Option(help="Cases to measure; all.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help="Variants to measure; all.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch.")] = None,
+    mode: Annotated[list[str] | None, typer.Option(help="train, infer; both.")] = None,
+    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
+    threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads; as many as PyTorch takes.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs per case.")] = 21,
+    device: Annotated[str, typer.Option(help="Where to measure.")] = "cpu",
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write every ratio to this file; in a folder, named after the machine."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups over torch.nn.LSTM into this picture.")] = None,
+    readme: Annotated[
+        Path | None, typer.Option(help="Measure nothing: write README.md's table and picture from this result.")
+    ] = None,
+) -> None:
+    """Measure the speed of every case against PyTorch and other peers.
+
+    A peer is timed only after its outputs and gradients agree with float64's. Pairs are interleaved in one process, and the
+    ratio is taken pair by pair. A speed-up above 1 means that fastlstm is the faster. "compile" takes minutes to compile.
+    "dense" compares packed input with as many dense steps of our own. Exits with 1 where results disagree.
+    """
+    from fastlstm.benchmarks import report, runner
+    from fastlstm.benchmarks.cases import CASES
+
+    if readme:
+        try:
+            print(f"README.md and {report.update_readme(readme, Path('README.md'))} are written")
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(f"--readme is {readme}, expected a result written by --json: {error}") from error
+        return
+
+    names = known("--case", case, CASES)
+    known("--variant", variant, VARIANTS)
+    peers = known("--against", against or ["torch"], AGAINST)
+    modes = known("--mode", mode, MODES)
+    known("--dtype", [dtype], DTYPES)
+    check_device(device)
+    check_folder("--json", json_file)
+    check_folder("--plot", plot)
+    if threads:
+        torch.set_num_threads(threads)
+    machine = runner.machine(device)
+    result = {"machine": machine, "dtype": dtype, "pairs": pairs, "rows": []}
+    if json_file and json_file.is_dir():
+        json_file = json_file / f"{machine['name']}.json"
+
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        work = list(product(names, modes, peers))
+        task = progress.add_task("", total=len(work))
+        for name, m, peer in work:
+            progress.update(task, description=f"{name}, {report.MODES[m]}, against {peer}")
+            result["rows"].append(runner.measure(name, m, peer, dtype=dtype, pairs=pairs, device=device))
+            progress.advance(task)
+            if json_file:
+                json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+    for m in modes:
+        main = report.main_table(result, m)
+        if main.rows:
+            console.print(rich_table(main, report.MODES[m]), *report.mean_lines(result, m), sep="\n")
+    others = report.peer_table(result)
+    if others.rows:
+        console.print(rich_table(others, "other peers"))
+    console.print(*report.notes(result), sep="\n", highlight=False, soft_wrap=True)
+    if plot:
+        report.plot(result, plot)
+    if any(row.get("miss") for row in result["rows"]):
+        raise typer.Exit(1)
+
+
+def rich_table(tables: "Tables", title: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, padding=(0, 1, 0, 0))
+    for header in tables.headers:
+        words = header in ("case", "work", "peer", "stands for")
+        table.add_column(header, justify="left" if words else "right", overflow="fold")
+    for row in tables.rows:
+        table.add_row(*row)
+    return table

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from fastlstm.cli.checks import check_device, check_folder, known
+
 if TYPE_CHECKING:
     from fastlstm.parity import Row
 
@@ -32,20 +34,20 @@ def parity(
     """
     from fastlstm.parity import CASES, DTYPES, LEVELS, check, skip
 
-    for name, given, known in (("--backend", backend, BACKENDS), ("--dtype", dtype, DTYPES)):
-        wrong = sorted(set(given or ()) - set(known))
-        if wrong:
-            raise typer.BadParameter(f"{name} is {wrong[0]!r}, expected one of {', '.join(known)}")
+    backends = known("--backend", backend, BACKENDS)
+    dtypes = known("--dtype", dtype, DTYPES)
+    check_device(device)
+    check_folder("--json", json_file)
     names = [name for name in CASES if case in name]
     if not names:
         raise typer.BadParameter(f"--case is {case!r}, expected a part of one of {', '.join(CASES)}")
     combinations = [
         (name, d, b, level)
-        for name, d, b, level in product(names, dtype or DTYPES, backend or BACKENDS, LEVELS)
+        for name, d, b, level in product(names, dtypes, backends, LEVELS)
         if skip(name, d, b, level, device) is None
     ]
     if not combinations:
-        raise typer.BadParameter(str(skip(names[0], (dtype or ["fp32"])[0], (backend or BACKENDS)[0], "op", device)))
+        raise typer.BadParameter(str(skip(names[0], dtypes[0], backends[0], "op", device)))
 
     console = Console()
     progress = track(combinations, "parity", console=console, transient=True)

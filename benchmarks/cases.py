@@ -1,0 +1,84 @@
+"""The shapes that are measured: what people train, read off the defaults of the libraries that build `nn.LSTM` for them."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One LSTM and one batch. Sizes: T time, B batch, I input, H hidden, P projection (0: none)."""
+
+    I: int
+    H: int
+    T: int
+    B: int
+    P: int = 0
+    layers: int = 1
+    directions: int = 1
+    layout: str = "dense"  # "packed": a PackedSequence; "lengths": a padded batch with its lengths
+    shortest: int = 0  # of variable length: from T down to this, evenly
+    stands_for: str
+
+    @property
+    def lengths(self) -> torch.Tensor | None:
+        """(B,) falling, or None where all sequences are T long."""
+        if self.layout == "dense":
+            return None
+        return torch.linspace(self.T, self.shortest, self.B).round().long()
+
+    @property
+    def rows(self) -> int:
+        """The valid steps of all sequences together."""
+        return self.T * self.B if self.lengths is None else int(self.lengths.sum())
+
+    @property
+    def outputs(self) -> int:
+        return self.P or self.H
+
+    def gemms(self) -> list[tuple[int, int, int, int]]:
+        """The matrix products of a forward pass as (how many, rows, inner, columns)."""
+        products = []
+        for k in range(self.layers):
+            inputs = self.I if k == 0 else self.directions * self.outputs
+            products.append((self.directions, self.rows, inputs, 4 * self.H))
+            products.append((self.directions * self.T, max(1, self.rows // self.T), self.outputs, 4 * self.H))
+            if self.P:
+                products.append((self.directions * self.T, max(1, self.rows // self.T), self.H, self.P))
+        return products
+
+    def gflop(self, mode: str) -> float:
+        """GFLOP of the matrix products; a backward has twice those of the forward."""
+        forward = 2e-9 * sum(count * rows * inner * columns for count, rows, inner, columns in self.gemms())
+        return 3 * forward if mode == "train" else forward
+
+    def shape(self) -> str:
+        hidden = f"{self.layers} x {self.H}" + (f" ({self.P})" if self.P else "")
+        return hidden + (", both ways" if self.directions == 2 else "")
+
+    def time(self) -> str:
+        return str(self.T) if self.layout == "dense" else f"{self.shortest}–{self.T}"
+
+
+CASES = {
+    "darts": Case(H=25, I=8, T=24, B=32, stands_for="forecasting, tiny"),
+    "deepar": Case(layers=2, H=40, I=40, T=100, B=32, stands_for="forecasting"),
+    "forecast": Case(layers=2, H=128, I=16, T=100, B=128, stands_for="forecasting, windows"),
+    "hydrology": Case(H=128, I=32, T=365, B=256, stands_for="daily rainfall-runoff, one year"),
+    "ppo": Case(H=256, I=128, T=128, B=16, stands_for="reinforcement learning"),
+    "atari": Case(H=128, I=512, T=128, B=8, stands_for="reinforcement learning"),
+    "tagger": Case(
+        H=256, directions=2, I=300, T=80, shortest=20, B=32, layout="packed", stands_for="tagging, PackedSequence"
+    ),
+    "tagger-lengths": Case(
+        H=256, directions=2, I=300, T=80, shortest=20, B=32, layout="lengths", stands_for="tagging, padded batch"
+    ),
+    "codec": Case(layers=2, H=512, I=512, T=150, B=8, stands_for="audio"),
+    "lm": Case(H=1152, I=400, T=70, B=40, stands_for="language model"),
+    "translate": Case(H=1024, I=1024, T=50, B=32, stands_for="sequence to sequence"),
+    "square": Case(H=512, I=512, T=100, B=64, stands_for="the classic benchmark"),
+    "stream": Case(H=256, I=256, T=1, B=1, stands_for="one step at a time"),
+    "long": Case(H=64, I=64, T=4000, B=4, stands_for="long sequences"),
+    "packed": Case(H=256, I=128, T=128, shortest=64, B=32, layout="packed", stands_for="packed input, one direction"),
+    "proj": Case(H=512, P=256, I=80, T=100, B=32, stands_for="speech, projected"),
+}

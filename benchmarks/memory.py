@@ -1,0 +1,54 @@
+"""Peak memory of one training step, in a process of its own: all memory, whoever allocates it.
+
+`python -m fastlstm.benchmarks.memory '{"case": ..., "contender": ..., "dtype": ..., "threads": ...}'` prints bytes.
+"""
+
+import dataclasses
+import json
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from fastlstm.benchmarks.cases import CASES
+from fastlstm.benchmarks.contenders import DTYPES, contender, make_work
+
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_memory(case: str, name: str, dtype: str, threads: int) -> int:
+    """Bytes that a training step of the contender takes at its peak, beyond the batch and the weights."""
+    job = {"case": case, "contender": name, "dtype": dtype, "threads": threads}
+    command = [sys.executable, "-m", "fastlstm.benchmarks.memory", json.dumps(job)]
+    return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def measure(case: str, contender_name: str, dtype: str) -> int:
+    # A small batch first: what is loaded or compiled once is not the step's.
+    small = dataclasses.replace(CASES[case], T=2, shortest=1, B=2)
+    contender(contender_name, make_work(small, "train", DTYPES[dtype])).step()
+    work = make_work(CASES[case], "train", DTYPES[dtype])
+    # The peak so far, that of imports and compilers, is forgotten where the system can do that (Linux).
+    if CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
+    before = peak()
+    run = contender(contender_name, work).step
+    for _ in range(2):
+        run()
+    return peak() - before
+
+
+def peak() -> int:
+    """The most bytes of real memory that the process has held. (On Linux, ru_maxrss begins with the parent's.)"""
+    if STATUS.exists():
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.argv[1])
+    torch.set_num_threads(job["threads"])
+    print(measure(job["case"], job["contender"], job["dtype"]))

@@ -1,0 +1,149 @@
+"""Measures cases: parity first, then interleaved pairs in one process, ratio pair by pair."""
+
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.benchmark import Timer
+
+import fastlstm
+from fastlstm.benchmarks.cases import CASES, Case
+from fastlstm.benchmarks.contenders import DTYPES, Contender, contender, make_work
+from fastlstm.benchmarks.memory import peak_memory
+from fastlstm.parity import difference
+
+BLOCK_S = 0.05  # a block of runs is timed as one, and lasts about this long
+
+
+def measure(name: str, mode: str, against: str, *, dtype: str, pairs: int, device: str) -> dict:
+    """One row of the result: the contenders' times, their ratios, and what bounds them. Losses are rows like any other.
+
+    A row with "reason" was not timed: the contender can't do the work, or doesn't agree with the oracle.
+    """
+    row = {"case": name, "mode": mode, "against": against}
+    case = CASES[name]
+    work = make_work(case, mode, DTYPES[dtype], device)
+    try:
+        theirs = contender(against, work)
+    except NotImplementedError as error:
+        return row | {"reason": str(error)}
+    mine = contender("ours", work)
+    for one, label in ((mine, "ours"), (theirs, against)):
+        reason = disagreement(one, strict=label in ("ours", "dense"))
+        if reason:
+            return row | {"reason": f"{label}: {reason}", "miss": True}
+
+    times = interleaved(mine.step, theirs.step, pairs)
+    ours_s, theirs_s = (statistics.median(column) for column in zip(*times, strict=True))
+    row |= {
+        "path": theirs.path,
+        "ratios": [their / my for my, their in times],
+        "ours_s": ours_s,
+        "theirs_s": theirs_s,
+        "gflops": case.gflop(mode) / ours_s,
+        "gemm_gflops": gemm_rate(case, DTYPES[dtype], device),
+        "compile_s": theirs.compile_s,
+    }
+    if mode == "train" and against == "torch" and device == "cpu":
+        threads = torch.get_num_threads()
+        row["memory"] = {who: peak_memory(name, who, dtype, threads) for who in ("ours", "torch")}
+    return row
+
+
+def disagreement(one: Contender, strict: bool) -> str | None:
+    """How the contender's results differ from float64's, or None where they agree.
+
+    Strict, for ours, is the rule of `fastlstm.parity`: twice the error of `nn.LSTM` in this dtype, plus one rounding. A peer
+    has only to compute the same function: to half of the dtype's digits.
+    """
+    eps = torch.finfo(one.work.dtype).eps
+    oracle = contender("torch", one.work.to(torch.float64)).step()
+    names = ["y", "h_n", "c_n", "dx", "dh0", "dc0"] + [f"d{key}" for key, _ in one.work.module.named_parameters()]
+    torchs = contender("torch", one.work).step()
+    for key, result, exact, peer in zip(names, one.step(), oracle, torchs, strict=False):
+        allowed = 2 * difference(peer, exact) + eps
+        if not strict or one.work.dtype == torch.float64:
+            allowed = max(allowed, eps**0.5)
+        error = difference(result, exact)
+        if not error <= allowed:
+            return f"the error of {key} is {error:.1e}, allowed is {allowed:.1e}"
+    return None
+
+
+def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int) -> list[tuple[float, float]]:
+    """Seconds per run of a and b, block by block in turn: A B A B ..."""
+    timers = [Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for run in (a, b)]
+    runs = [max(1, round(BLOCK_S / timer.timeit(1).mean)) for timer in timers]
+    return [tuple(timer.timeit(n).mean for timer, n in zip(timers, runs, strict=True)) for _ in range(pairs)]
+
+
+def gemm_rate(case: Case, dtype: torch.dtype, device: str) -> float:
+    """GFLOP/s of PyTorch's faster GEMM on the forward's matrix products alone, weights warm: what an LSTM could reach.
+
+    A step of a single row multiplies a vector: there the rate is the memory's.
+    """
+    seconds = sum(count * gemm_seconds(*size, dtype, device) for count, *size in case.gemms())
+    return case.gflop("infer") / seconds
+
+
+@lru_cache
+def gemm_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, device: str) -> float:
+    x = torch.randn(rows, inner, dtype=dtype, device=device)
+    w = torch.randn(columns, inner, dtype=dtype, device=device)
+    ways: list[Callable[[], Tensor]] = [lambda: torch.mm(x, w.t())]
+    if device == "cpu" and dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available():
+        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
+    timers = [Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for run in ways]
+    return min(timer.blocked_autorange(min_run_time=BLOCK_S).median for timer in timers)
+
+
+def machine(device: str) -> dict[str, str | int | None]:
+    """What ran, and on what. `name` is made of the processor and the threads."""
+    threads = torch.get_num_threads()
+    cpu = cpu_model()
+    chip = torch.cuda.get_device_name() if device != "cpu" else cpu
+    unit = f"{threads}-threads" if device == "cpu" else "gpu"
+    return {
+        "name": re.sub(r"[^a-z0-9]+", "-", f"{chip} {unit}".lower()).strip("-"),
+        "device": device,
+        "chip": chip,
+        "cpu": cpu,
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "python": platform.python_version(),
+        "fastlstm": fastlstm.__version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "numba": version("numba"),
+        "onnxruntime": version("onnxruntime"),
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name, as Linux tells it; elsewhere its architecture."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The checkout's commit, with "+" where files differ from it; None for an installed package."""
+    git = ["git", "-C", str(Path(fastlstm.__file__).parent), "describe", "--always", "--dirty=+", "--match="]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,30 @@
+"""Checks of options that several commands share: a bad one gets one clear line, before any work is done."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import typer
+
+
+def known(option: str, given: list[str] | None, names: Iterable[str]) -> list[str]:
+    """What was asked for, or all, after a check of the names."""
+    names = list(names)
+    for name in given or ():
+        if name not in names:
+            raise typer.BadParameter(f"{option} is {name!r}, expected one of {', '.join(names)}")
+    return list(given or names)
+
+
+def check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"--device is {device!r}, expected one that PyTorch has here: {reason}") from error
+
+
+def check_folder(option: str, file: Path | None) -> None:
+    """The folder that the file will be written to must exist."""
+    if file and not file.parent.is_dir():
+        raise typer.BadParameter(f"{option} is {file}, expected a file in a folder that exists: {file.parent} doesn't")
