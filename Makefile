@@ -88,10 +88,12 @@ $(VENV)/dev.stamp: $(SOURCES) $(VENV)/torch.txt
 	$(call set-up,plot$(comma)test$(comma)lint)
 	@touch $@ $(VENV)/run.stamp
 
+# progress is shown, warnings only where it failed
+install = $(PIP) install '$(TORCH)' $(1) 2> $(VENV)/pip.err || { cat $(VENV)/pip.err; exit 1; }
 comma := ,
 define set-up
 @echo "Setting up $(VENV) with $(TORCH); the first time this takes minutes. Log: $(VENV)/pip.log"
-@$(PIP) install '$(TORCH)' $(BUILD_NEEDS)
-@$(PIP) install --no-build-isolation --editable '.[$(1)]' '$(TORCH)'
+@$(call install,$(BUILD_NEEDS))
+@$(call install,--no-build-isolation --editable '.[$(1)]')
 @$(BIN)/python -c "from fastlstm.backends import extension_status as s; s() == 'built' or print(f'fastlstm: the C++ extension is {s()}. It runs without, slower; to mend it: install g++ >= 11, touch setup.py, make again.')"
 endef
