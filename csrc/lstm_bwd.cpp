@@ -217,22 +217,33 @@ class Backward {
                  .b = hidden + p * chunk_rows * kLanes, .c = dw_hr + p * R * kLanes, .c_m = kLanes, .accumulate = true});
   }
 
-  // dx = dG @ w_ih
+  // dx = dG @ w_ih, over this worker's share of the chunk's rows.
   void input_gradients(const Place& place, const Chunk& chunk) {
     T* const tile = tiles + place.worker * tile_size;
-    int64_t row = 0;
-    for (int64_t s = chunk.begin; s < chunk.end; s++) {
-      const int64_t t = seq.step(seq.T - 1 - s);
-      const Range mine = place.mine(seq.size[t]);
-      for (int64_t b = mine.begin; b < mine.end; b += kInputRows)
-        for_column_blocks(0, inputs, [&](int64_t block, int64_t count) {
-          const int64_t rows = std::min(kInputRows, mine.end - b), n = std::min(count * kLanes, I - block * kLanes);
-          path.gemm({.m = rows, .n = count * kLanes, .k = kPanel, .segments = P, .a = dgates + (row + b) * kPanel,
-                     .a_m = kPanel, .a_segment = chunk_rows * kPanel, .b = packed_ih + P * kPanel * kLanes * block,
-                     .c = tile, .c_m = kPanel});
-          convert<T, S>(rows, n, {tile, kPanel}, {f.dx + (seq.first[t] + b) * I + block * kLanes, I});
+    const Range mine = place.mine(chunk.rows);
+    for_column_blocks(0, inputs, [&](int64_t block, int64_t count) {
+      const int64_t n = std::min(count * kLanes, I - block * kLanes);
+      for (int64_t row = mine.begin; row < mine.end; row += kInputRows) {
+        const int64_t rows = std::min(kInputRows, mine.end - row);
+        path.gemm({.m = rows, .n = count * kLanes, .k = kPanel, .segments = P, .a = dgates + row * kPanel, .a_m = kPanel,
+                   .a_segment = chunk_rows * kPanel, .b = packed_ih + P * kPanel * kLanes * block, .c = tile, .c_m = kPanel});
+        scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
+          convert<T, S>(m, n, {tile + i * kPanel, kPanel}, {f.dx + to * I + block * kLanes, I});
         });
-      row += seq.size[t];
+      }
+    });
+  }
+
+  // Calls put(i, m, to) for runs of m rows, of the chunk's rows [row, row + rows), that belong to one step: the i-th and
+  // following are rows `to` and following of tensors such as y.
+  template <class F>
+  void scatter(const Chunk& chunk, int64_t row, int64_t rows, const F& put) {
+    int64_t first = 0;
+    for (int64_t s = chunk.begin; s < chunk.end && first < row + rows; s++) {
+      const int64_t t = seq.step(seq.T - 1 - s), n = seq.size[t];
+      const int64_t begin = std::max(first, row), end = std::min(first + n, row + rows);
+      if (begin < end) put(begin - row, end - begin, seq.first[t] + begin - first);
+      first += n;
     }
   }
 

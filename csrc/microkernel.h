@@ -25,6 +25,9 @@ void tile(const Gemm<T>& g, const T* a, const T* b, const T* init, T* c) {
   const int64_t a_m = g.a_m, a_k = g.a_k, n = g.n;
   for (int64_t s = 0; s < g.segments; s++) {
     const T* p = a + s * g.a_segment;
+    if (s + 1 < g.segments)  // short runs, far apart: hardware does not foresee the next
+      for (int m = 0; m < ROWS; m++)
+        for (int64_t k = 0; k < g.k; k += 64 / sizeof(T)) __builtin_prefetch(p + g.a_segment + m * a_m + k);
     for (int64_t k = 0; k < g.k; k++) {
       typename S::V row[VECTORS];
 #pragma GCC unroll 8

@@ -6,9 +6,10 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kMaxTileRows = 24;       // a tile of records stays in the first-level cache
+constexpr int64_t kHoistRows = 3;          // with more rows per step than this, weights of the inputs are well used step by step
 constexpr double kBarrier = 1500;          // cycles
-constexpr double kCacheBytes = 700e3;      // of the second-level cache, for weights
-constexpr double kNear = 24, kFar = 7;     // bytes per cycle from the second and the third level
+constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
+constexpr double kNear = 64, kFar = 20;    // bytes per cycle lost on weights from the second and the third level
 constexpr double kGateCycles = 130;        // per row and panel
 constexpr double kSerialFlops = 400e3;     // below it, waking a worker costs more than it brings
 
@@ -21,7 +22,7 @@ double step_cycles(double rows, double panels, const Work& work, bool hoist) {
   const double k = work.k_recurrent + work.k_input, streamed = hoist ? work.k_recurrent : k;
   const double values = 64.0 * panels, vectors = values * work.bytes_per_value / 64;
   const double bytes = values * streamed * work.bytes_per_value;
-  return std::max(rows * vectors * k, bytes / (bytes > kCacheBytes ? kFar : kNear)) + rows * panels * kGateCycles;
+  return rows * vectors * k + bytes / (bytes > kCacheBytes ? kFar : kNear) + rows * panels * kGateCycles;
 }
 
 }  // namespace
@@ -33,7 +34,7 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
     const int64_t groups = std::min(workers / columns, std::max<int64_t>(seq.B, 1));
     if (groups * columns < workers && columns > 1 && workers % columns) continue;
     const int64_t rows = ceil_div(seq.B, groups);
-    const bool hoist = rows < kMaxTileRows && seq.T > 1;
+    const bool hoist = rows <= kHoistRows && seq.T > 1;
     const double cycles =
         step_cycles(rows, ceil_div(work.panels, columns), work, hoist) + (columns > 1 ? kBarrier : 0);
     if (best.groups && cycles >= best_cycles) continue;
