@@ -44,7 +44,6 @@ def extension() -> Extension:
         include_dirs=[str(root / "include"), pybind11.get_include()],
         library_dirs=[str(root / "lib")],
         libraries=["torch_cpu", "c10"],
-        runtime_library_dirs=[str(root / "lib")] if sys.platform == "linux" else [],
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall",
                             "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"],

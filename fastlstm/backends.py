@@ -29,9 +29,13 @@ class Choice(NamedTuple):
 def choose(variant: str, device: torch.device, dtype: torch.dtype, requested: str = "auto") -> Choice:
     """The backend that runs `variant` ("lstm") on `device` and `dtype`, and one sentence that says why.
 
-    Raises ValueError for an unknown name and RuntimeError where the requested backend can't run, with the remedy.
+    A fallback is logged, once. Raises ValueError for an unknown name and RuntimeError where the requested backend can't
+    run, with the remedy.
     """
-    return _choose(device.type, dtype, requested)
+    choice = explain(variant, device.type, dtype, requested)
+    if choice.backend == "torch":
+        _log_fallback(variant, device.type, dtype, choice.reason)
+    return choice
 
 
 # All that torch.compiler.assume_constant_result does; calling it here would import Dynamo, a second of every start.
@@ -39,20 +43,25 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
-def _choose(device: str, dtype: torch.dtype, requested: str) -> Choice:
+def explain(variant: str, device: str, dtype: torch.dtype, requested: str = "auto") -> Choice:
+    """What `choose` would choose, unlogged; `device` is a device type."""
     if requested not in NAMES:
         raise ValueError(f"backend is {requested!r}, expected one of {', '.join(map(repr, NAMES))}")
     if requested == "reference":
         return Choice("reference", "asked for")
-    obstacle = (
-        _obstacle(device, dtype) if requested != "triton" else "the Triton kernels are not written yet; use 'auto'"
-    )
+    obstacle = _obstacle(device, dtype) if requested != "triton" else "the Triton kernels are not written yet"
     if obstacle is None:
         return Choice("numba", f"C++ loop ({gemm_path()} matrix products) over Numba gate kernels")
     if requested != "auto":
-        raise RuntimeError(f"backend {requested!r} can't run here: {obstacle}")
-    _log.warning("fastlstm runs on PyTorch's own ops for %s on %s: %s", dtype, device, obstacle)
+        raise RuntimeError(
+            f"backend {requested!r} can't run {variant} here: {obstacle}; backend 'auto' finds one that can"
+        )
     return Choice("torch", obstacle)
+
+
+@cache
+def _log_fallback(variant: str, device: str, dtype: torch.dtype, reason: str) -> None:
+    _log.warning("%s in %s on %s runs on PyTorch's own op: %s", variant, dtype, device, reason)
 
 
 def _obstacle(device: str, dtype: torch.dtype) -> str | None:

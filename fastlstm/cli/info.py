@@ -91,7 +91,7 @@ def devices() -> list[str]:
 
 def chosen(variant: str, device: str, dtype: torch.dtype) -> dict[str, str]:
     """What "auto" runs `variant` on, and why."""
-    choice = backends.choose(variant, torch.device(device), dtype)
+    choice = backends.explain(variant, device, dtype)
     where = {"variant": variant, "device": device, "dtype": str(dtype).removeprefix("torch.")}
     return {**where, "backend": choice.backend, "reason": choice.reason}
 
