@@ -9,14 +9,17 @@ namespace fastlstm {
 
 constexpr int64_t kLanes = 16;  // hidden units of a panel; every column count is a multiple of it
 
-// c[m][n] = init[m][n] + sum over segments s and k of a[s][m][k] * b[s][k][n], added to c where `accumulate` is set.
+// c[m][n] = init[m][n] + sum over segments s and k of a[s][m][k] * b[s][k][n] + sum over k of a2[m][k] * b2[k][n], added to c
+// where `accumulate` is set.
 template <class T>
 struct Gemm {
   int64_t m, n, k;               // n: a multiple of kLanes, at most 4 * kLanes
   int64_t segments = 1;          // the sum over k may run over several matrices a; b is one block of segments * k rows
   const T* a;
   int64_t a_m, a_k = 1, a_segment = 0;  // strides of a, in elements
-  const T* b;                    // (segments * k, n), contiguous
+  const T* a2 = nullptr;         // a second left factor, of k2 columns
+  int64_t a2_m = 0, k2 = 0;
+  const T* b;                    // (segments * k + k2, n), contiguous
   const T* init = nullptr;       // zero where null
   int64_t init_m = 0;            // 0 repeats one row
   T* c;

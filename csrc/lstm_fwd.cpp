@@ -38,10 +38,7 @@ class Forward {
     direct = kSameType && !f.size.project && seq.rows() <= kDirectRows;
     hoist = !direct && (plan.hoist || !kSameType);
     bias = Buffer<T>(P * kPanel);
-    if (!direct) {
-      packed_ih = Buffer<T>(P * I * kPanel);
-      packed_hh = Buffer<T>(P * R * kPanel);
-    }
+    if (!direct) packed = Buffer<T>(P * (I + R) * kPanel);
     cell = Buffer<T>(P * seq.B * kLanes);
     state_row = padded_row<T>(units * kLanes);
     for (auto& h : state) h = Buffer<T>(seq.B * state_row);
@@ -83,8 +80,8 @@ class Forward {
     for (int64_t p = panels.begin; p < panels.end; p++) {
       pack_bias(f.w.b_ih, f.w.b_hh, H, p, bias + p * kPanel);
       if (direct) continue;
-      pack_gates(f.w.ih, H, I, p, packed_ih + p * I * kPanel);
-      pack_gates(f.w.hh, H, R, p, packed_hh + p * R * kPanel);
+      pack_gates(f.w.ih, H, I, p, packed_ih(p));
+      pack_gates(f.w.hh, H, R, p, packed_hh(p));
     }
     if (!f.size.project || !place.in_plan() || place.group() > 0) return;
     const Range mine = place.of_column(units);
@@ -126,7 +123,7 @@ class Forward {
       const Range panels = place.of_column(P), rows = place.of_group(chunk.rows);
       for (int64_t p = panels.begin; p < panels.end; p++)
         path.gemm({.m = rows.size(), .n = kPanel, .k = I, .a = inputs + rows.begin * I, .a_m = I,
-                   .b = packed_ih + p * I * kPanel, .init = bias + p * kPanel,
+                   .b = packed_ih(p), .init = bias + p * kPanel,
                    .c = products + (p * chunk_rows + rows.begin) * kPanel, .c_m = kPanel});
     }
     if (team->plan.groups > 1) place.meet_all();
@@ -171,19 +168,20 @@ class Forward {
     place.meet_group();
   }
 
+  // Panel p of both weights, x's and then h's: (I + R, kPanel).
+  T* packed_ih(int64_t p) const { return packed + p * (I + R) * kPanel; }
+  T* packed_hh(int64_t p) const { return packed_ih(p) + I * kPanel; }
+
   // The pre-activations of panel p into the tile's gate slots.
   void multiply(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, const T* h_prev, T* tile) {
     if (direct) return multiply_direct(t, p, b, rows, h_prev, tile);
-    Gemm<T> recurrent{.m = rows, .n = kPanel, .k = R, .a = h_prev + b * state_row, .a_m = state_row,
-                      .b = packed_hh + p * R * kPanel, .init = tile, .init_m = kRecord, .c = tile, .c_m = kRecord};
-    if (hoist) {
-      recurrent.init = products + (p * chunk_rows + row + b) * kPanel;
-      recurrent.init_m = kPanel;
-    } else if constexpr (kSameType) {
-      path.gemm({.m = rows, .n = kPanel, .k = I, .a = f.x.at(seq, t, b), .a_m = f.x.b_stride,
-                 .b = packed_ih + p * I * kPanel, .init = bias + p * kPanel, .c = tile, .c_m = kRecord});
-    }
-    path.gemm(recurrent);
+    const T* const h = h_prev + b * state_row;
+    if (hoist)
+      return path.gemm({.m = rows, .n = kPanel, .k = R, .a = h, .a_m = state_row, .b = packed_hh(p),
+                        .init = products + (p * chunk_rows + row + b) * kPanel, .init_m = kPanel, .c = tile, .c_m = kRecord});
+    if constexpr (kSameType)
+      path.gemm({.m = rows, .n = kPanel, .k = I, .a = f.x.at(seq, t, b), .a_m = f.x.b_stride, .a2 = h, .a2_m = state_row,
+                 .k2 = R, .b = packed_ih(p), .init = bias + p * kPanel, .c = tile, .c_m = kRecord});
   }
 
   void multiply_direct(int64_t t, int64_t p, int64_t b, int64_t rows, const T* h_prev, T* tile) {
@@ -227,7 +225,7 @@ class Forward {
   std::optional<Team> team;
   bool direct = false, hoist = false;
   int64_t state_row = 0, hidden_row = 0, chunk_rows = 0, tile_size = 0;
-  Buffer<T> bias, packed_ih, packed_hh, packed_hr;
+  Buffer<T> bias, packed, packed_hr;
   Buffer<T> state[2];  // h, read from one and written to the other in turn
   Buffer<T> cell, hidden, inputs, products, tiles;
 };

@@ -15,33 +15,44 @@ struct Simd {
   [[gnu::always_inline]] static inline void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
 };
 
-// ROWS x (VECTORS * lanes) elements of c, kept in registers over the whole of k.
 template <class T, int ROWS, int VECTORS>
-void tile(const Gemm<T>& g, const T* a, const T* b, const T* init, T* c) {
+using Accumulators = typename Simd<T>::V[ROWS][VECTORS];
+
+// acc[m] += the sum over k of a[m][k] * b[k]; returns where b ends.
+template <class T, int ROWS, int VECTORS>
+[[gnu::always_inline]] inline const T* multiply(Accumulators<T, ROWS, VECTORS>& acc, int64_t k, const T* a, int64_t a_m,
+                                                int64_t a_k, const T* b, int64_t n) {
   using S = Simd<T>;
-  typename S::V acc[ROWS][VECTORS];
+  for (; k > 0; k--) {
+    typename S::V row[VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v * S::lanes);
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; m++) {
+      const T x = a[m * a_m];
+#pragma GCC unroll 8
+      for (int v = 0; v < VECTORS; v++) acc[m][v] += x * row[v];
+    }
+    a += a_k;
+    b += n;
+  }
+  return b;
+}
+
+// ROWS x (VECTORS * lanes) elements of c, kept in registers over the whole sum.
+template <class T, int ROWS, int VECTORS>
+void tile(const Gemm<T>& g, const T* a, const T* a2, const T* b, const T* init, T* c) {
+  using S = Simd<T>;
+  Accumulators<T, ROWS, VECTORS> acc;
   for (int m = 0; m < ROWS; m++)
     for (int v = 0; v < VECTORS; v++) acc[m][v] = init ? S::load(init + m * g.init_m + v * S::lanes) : typename S::V{};
-  const int64_t a_m = g.a_m, a_k = g.a_k, n = g.n;
-  for (int64_t s = 0; s < g.segments; s++) {
-    const T* p = a + s * g.a_segment;
+  for (int64_t s = 0; s < g.segments; s++, a += g.a_segment) {
     if (s + 1 < g.segments)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
-        for (int64_t k = 0; k < g.k; k += 64 / sizeof(T)) __builtin_prefetch(p + g.a_segment + m * a_m + k);
-    for (int64_t k = 0; k < g.k; k++) {
-      typename S::V row[VECTORS];
-#pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v * S::lanes);
-#pragma GCC unroll 8
-      for (int m = 0; m < ROWS; m++) {
-        const T x = p[m * a_m];
-#pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) acc[m][v] += x * row[v];
-      }
-      p += a_k;
-      b += n;
-    }
+        for (int64_t k = 0; k < g.k; k += 64 / sizeof(T)) __builtin_prefetch(a + g.a_segment + m * g.a_m + k);
+    b = multiply<T, ROWS, VECTORS>(acc, g.k, a, g.a_m, g.a_k, b, g.n);
   }
+  if (g.k2) multiply<T, ROWS, VECTORS>(acc, g.k2, a2, g.a2_m, 1, b, g.n);
   for (int m = 0; m < ROWS; m++)
     for (int v = 0; v < VECTORS; v++) {
       T* out = c + m * g.c_m + v * S::lanes;
@@ -50,7 +61,7 @@ void tile(const Gemm<T>& g, const T* a, const T* b, const T* init, T* c) {
 }
 
 template <class T>
-using Tile = void (*)(const Gemm<T>&, const T*, const T*, const T*, T*);
+using Tile = void (*)(const Gemm<T>&, const T*, const T*, const T*, const T*, T*);
 
 template <class T, int VECTORS>
 Tile<T> tile_of_rows(int64_t rows) {
@@ -88,7 +99,7 @@ void gemm(const Gemm<T>& g) {
     const int64_t left = (g.n - n0) / lanes, vectors = left < MAX_VECTORS ? left : MAX_VECTORS;
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t m0 = g.m * block / blocks, rows = g.m * (block + 1) / blocks - m0;
-      choose_tile<T>(rows, vectors)(g, g.a + m0 * g.a_m, g.b + n0, g.init ? g.init + m0 * g.init_m + n0 : nullptr,
+      choose_tile<T>(rows, vectors)(g, g.a + m0 * g.a_m, g.a2 + m0 * g.a2_m, g.b + n0, g.init ? g.init + m0 * g.init_m + n0 : nullptr,
                                     g.c + m0 * g.c_m + n0);
     }
   }
