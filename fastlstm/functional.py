@@ -64,7 +64,8 @@ def lstm(
 
     shapes = (len(weights), B, R), (len(weights), B, H)
     if hx is None:
-        h0, c0 = (torch.zeros(shape, dtype=x.dtype, device=x.device) for shape in shapes)
+        c0 = torch.zeros(shapes[1], dtype=x.dtype, device=x.device)
+        h0 = c0 if R == H else torch.zeros(shapes[0], dtype=x.dtype, device=x.device)
     else:
         h0, c0 = checks.check_lstm_states(hx, x, batched, shapes)
     if order is not None:
@@ -132,6 +133,8 @@ def _time_major(
 
 def _autocast(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Sequence[Tensor]]) -> tuple:
     """The same in the dtype of autocast where that is on; like PyTorch's, it leaves float64 and integers alone."""
+    if not torch._C._is_any_autocast_enabled():
+        return x, hx, weights
     device = x.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return x, hx, weights
