@@ -248,6 +248,8 @@ class Backward {
   }
 
   void finish(const Place& place) {
+    if (place.worker == 0)  // done with, and as large as the gradients that are written now
+      for (Buffer<T>* buffer : {&packed_ih, &packed_hh, &dgates, &joined}) *buffer = Buffer<T>();
     const Range panels = place.mine(P), rows = place.mine(seq.B);
     for (int64_t b = rows.begin; b < rows.end; b++) {
       for (int64_t i = 0; i < R; i++) f.dh0[b * R + i] = static_cast<S>(dh[b * state_row + i]);
