@@ -104,9 +104,13 @@ class Forward {
   }
 
   void clear_skipped_rows(const Place& place) {
+    const int64_t record = P * f.size.saved_row();
     const Range steps = place.mine(seq.T);
-    for (int64_t t = steps.begin; t < steps.end; t++)
-      std::fill(f.y + (seq.first[t] + seq.size[t]) * R, f.y + (seq.first[t] + seq.B) * R, S(0));
+    for (int64_t t = steps.begin; t < steps.end; t++) {
+      const int64_t begin = seq.first[t] + seq.size[t], end = seq.first[t] + seq.B;
+      std::fill(f.y + begin * R, f.y + end * R, S(0));
+      if (f.saved) std::fill(f.saved + begin * record, f.saved + end * record, T(0));
+    }
   }
 
   // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.

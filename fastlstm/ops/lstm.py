@@ -1,5 +1,6 @@
 """The LSTM over one layer and one direction, differentiable: one call for the whole sequence."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ class LSTMFunction(torch.autograd.Function):
     """`lstm_fwd` and `lstm_bwd` as one differentiable function; `saved` is its own business and has no gradient."""
 
     @staticmethod
-    def forward(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse):
-        return lstm_fwd(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse, True)
+    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return lstm_fwd(*args, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -96,6 +97,10 @@ class LSTMFunction(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_loop(LSTMFunction.apply, info, in_dims, args)
+
+
+# PyTorch asks for it at every call, and would take 10 microseconds to find out.
+LSTMFunction.forward.__signature__ = inspect.signature(LSTMFunction.forward)  # type: ignore[attr-defined]
 
 
 def _register() -> None:

@@ -22,12 +22,12 @@ def lstm_reference(
     reverse: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One layer, one direction. Arguments and results are those of `fastlstm.ops.lstm.lstm`."""
-    steps = time_steps(linear(x, w_ih, b_ih), batch_sizes)
+    steps = time_steps(x, batch_sizes)
     h, c = h0, c0
     y = [h0] * len(steps)
     for t in reversed(range(len(steps))) if reverse else range(len(steps)):
         n = len(steps[t])
-        a = steps[t] + linear(h[:n], w_hh, b_hh)
+        a = linear(steps[t], w_ih, b_ih) + linear(h[:n], w_hh, b_hh)
         i, f, g, o = a.chunk(4, dim=1)
         c_t = f.sigmoid() * c[:n] + i.sigmoid() * g.tanh()
         h_t = o.sigmoid() * c_t.tanh()
