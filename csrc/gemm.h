@@ -1,7 +1,7 @@
 // Matrix products over small tiles, for the loops over time: one interface, one implementation per instruction set.
 //
-// Every element is summed in the order of k, whatever the tile, the instruction set or the number of threads, so that
-// results don't depend on how work was split.
+// Every element is summed in the order of k, in blocks of fixed length, whatever the tile, the instruction set or the number of
+// threads, so that results don't depend on how work was split.
 #pragma once
 #include <cstdint>
 
@@ -24,7 +24,8 @@ struct Gemm {
   int64_t init_m = 0;            // 0 repeats one row
   T* c;
   int64_t c_m;
-  bool accumulate = false;
+  bool accumulate = false;       // not with a2
+  int64_t block = 256;           // terms summed up before they join the total: one long sum would round too often
 };
 
 // c[m * c_m + n] = init[n] + sum over k of a[m][k] * w[n][k]: for so few rows that packing `w` would cost more than it saves.

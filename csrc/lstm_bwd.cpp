@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kRecord = kBackwardSlots * kLanes;
 constexpr int64_t kWeightRows = 48;  // rows of a weight gradient per job
+constexpr int64_t kBiasBlock = 16;   // a bias sums terms of either sign and any size, to little in the end
 constexpr int64_t kInputRows = 24;   // rows of an input gradient at a time
 
 template <class S>
@@ -208,7 +209,7 @@ class Backward {
       path.gemm({.m = is_bias ? 1 : std::min(kWeightRows, depth - first), .n = kPanel, .k = rows,
                  .a = is_bias ? &kOne : joined + first, .a_m = is_bias ? 0 : 1, .a_k = is_bias ? 0 : joined_row,
                  .b = dgates + p * chunk_rows * kPanel, .c = dw + (p * (depth + 1) + at) * kPanel, .c_m = kPanel,
-                 .accumulate = true});
+                 .accumulate = true, .block = is_bias ? kBiasBlock : Gemm<T>{}.block});
     }
     if (!f.size.project) return;
     const Range panels = place.mine(P);

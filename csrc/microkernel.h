@@ -15,49 +15,79 @@ struct Simd {
   [[gnu::always_inline]] static inline void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
 };
 
+// ROWS x (VECTORS * lanes) elements of c. Terms are summed in registers, and a block of them then joins what c holds.
 template <class T, int ROWS, int VECTORS>
-using Accumulators = typename Simd<T>::V[ROWS][VECTORS];
-
-// acc[m] += the sum over k of a[m][k] * b[k]; returns where b ends.
-template <class T, int ROWS, int VECTORS>
-[[gnu::always_inline]] inline const T* multiply(Accumulators<T, ROWS, VECTORS>& acc, int64_t k, const T* a, int64_t a_m,
-                                                int64_t a_k, const T* b, int64_t n) {
+struct Sum {
   using S = Simd<T>;
-  for (; k > 0; k--) {
-    typename S::V row[VECTORS];
-#pragma GCC unroll 8
-    for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v * S::lanes);
-#pragma GCC unroll 8
-    for (int m = 0; m < ROWS; m++) {
-      const T x = a[m * a_m];
-#pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; v++) acc[m][v] += x * row[v];
-    }
-    a += a_k;
-    b += n;
-  }
-  return b;
-}
+  typename S::V acc[ROWS][VECTORS];
+  T* c;
+  int64_t c_m, block, left;
+  bool begun;  // c holds a part of the sum
 
-// ROWS x (VECTORS * lanes) elements of c, kept in registers over the whole sum.
+  // Adds the sum over k of a[m][k] * b[k]; returns where b ends.
+  [[gnu::always_inline]] inline const T* add(int64_t k, const T* a, int64_t a_m, int64_t a_k, const T* b, int64_t n) {
+    while (k > 0) {
+      if (left == 0) {
+        put();
+        clear();
+        begun = true;
+        left = block;
+      }
+      const int64_t terms = k < left ? k : left;
+      for (int64_t i = 0; i < terms; i++) {
+        typename S::V row[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v * S::lanes);
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; m++) {
+          const T x = a[m * a_m];
+#pragma GCC unroll 8
+          for (int v = 0; v < VECTORS; v++) acc[m][v] += x * row[v];
+        }
+        a += a_k;
+        b += n;
+      }
+      k -= terms;
+      left -= terms;
+    }
+    return b;
+  }
+
+  [[gnu::always_inline]] inline void clear() {
+    for (int m = 0; m < ROWS; m++)
+      for (int v = 0; v < VECTORS; v++) acc[m][v] = typename S::V{};
+  }
+  [[gnu::always_inline]] inline void load(const T* from, int64_t stride, bool add) {
+    for (int m = 0; m < ROWS; m++)
+      for (int v = 0; v < VECTORS; v++) {
+        const typename S::V value = S::load(from + m * stride + v * S::lanes);
+        acc[m][v] = add ? value + acc[m][v] : value;
+      }
+  }
+  [[gnu::always_inline]] inline void put() {
+    if (begun) load(c, c_m, true);
+    for (int m = 0; m < ROWS; m++)
+      for (int v = 0; v < VECTORS; v++) S::store(c + m * c_m + v * S::lanes, acc[m][v]);
+  }
+};
+
 template <class T, int ROWS, int VECTORS>
 void tile(const Gemm<T>& g, const T* a, const T* a2, const T* b, const T* init, T* c) {
-  using S = Simd<T>;
-  Accumulators<T, ROWS, VECTORS> acc;
-  for (int m = 0; m < ROWS; m++)
-    for (int v = 0; v < VECTORS; v++) acc[m][v] = init ? S::load(init + m * g.init_m + v * S::lanes) : typename S::V{};
+  Sum<T, ROWS, VECTORS> sum{.c = c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
+  init ? sum.load(init, g.init_m, false) : sum.clear();
   for (int64_t s = 0; s < g.segments; s++, a += g.a_segment) {
     if (s + 1 < g.segments)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
         for (int64_t k = 0; k < g.k; k += 64 / sizeof(T)) __builtin_prefetch(a + g.a_segment + m * g.a_m + k);
-    b = multiply<T, ROWS, VECTORS>(acc, g.k, a, g.a_m, g.a_k, b, g.n);
+    b = sum.add(g.k, a, g.a_m, g.a_k, b, g.n);
   }
-  if (g.k2) multiply<T, ROWS, VECTORS>(acc, g.k2, a2, g.a2_m, 1, b, g.n);
-  for (int m = 0; m < ROWS; m++)
-    for (int v = 0; v < VECTORS; v++) {
-      T* out = c + m * g.c_m + v * S::lanes;
-      S::store(out, g.accumulate ? S::load(out) + acc[m][v] : acc[m][v]);
-    }
+  if (g.k2) {  // rounded as if the first product had been taken before, and were `init` here
+    if (sum.begun) sum.load(c, g.c_m, true);
+    sum.begun = false;
+    sum.left = g.block;
+    sum.add(g.k2, a2, g.a2_m, 1, b, g.n);
+  }
+  sum.put();
 }
 
 template <class T>
