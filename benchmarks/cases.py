@@ -53,7 +53,7 @@ class Case:
         return 3 * forward if mode == "train" else forward
 
     def shape(self) -> str:
-        hidden = f"{self.layers} x {self.H}" + (f" ({self.P})" if self.P else "")
+        hidden = f"{self.layers} x {self.H}" + (f", P {self.P}" if self.P else "")
         return hidden + (", both ways" if self.directions == 2 else "")
 
     def time(self) -> str:

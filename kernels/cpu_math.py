@@ -2,7 +2,8 @@
 
 Both rest on e^x = s (1 + p) with x = n ln2 + r, |r| <= ln2 / 2, s = 2^n, and p = e^r - 1 by its Taylor series, cut where the
 next term falls below half a unit in the last place. Keeping p apart from the 1 keeps tanh accurate near zero:
-tanh |x| = -m / (2 + m) with m = e^(-2|x|) - 1. Errors are below 3 ulp; NaN stays NaN; large arguments saturate.
+tanh |x| = -m / (2 + m) with m = e^(-2|x|) - 1. Far from zero, 1 - 2 (1 + m) / (2 + m) rounds less. Errors are below 3 ulp, and
+a third of one on the average; NaN stays NaN; large arguments saturate.
 
 Calls of libm's exp and tanh would be scalar (Numba has no vector math library), and about 25 times slower.
 """
@@ -88,12 +89,13 @@ def _tanh_impl(x):
     if x not in _MAKERS:
         return None
     dtype = _MAKERS[x][0]
-    zero, one, two = dtype(0), dtype(1), dtype(2)
+    zero, half, one, two = dtype(0), dtype(0.5), dtype(1), dtype(2)
 
     def impl(x):
         p, s = _exp_parts(-two * abs(x))
-        m = s * p + (s - one)
-        y = abs(m) / (two + m)
+        large = abs(x) > half
+        q = (two * (s * p + s) if large else -(s * p + (s - one))) / (two + (s * p + (s - one)))
+        y = one - q if large else abs(q)
         return -y if x < zero else y
 
     return impl
