@@ -36,8 +36,11 @@ class Case:
 
     @property
     def draws(self) -> int:
-        """How often a small case is drawn; its quantities are pooled, so that luck with single numbers evens out."""
-        return math.ceil(64 / (self.T * self.B * self.H))
+        """How often a small case is drawn; its quantities are pooled, so that luck with single numbers evens out.
+
+        Steps don't count: what is summed over them, such as a bias' gradient, stays as few numbers as before.
+        """
+        return math.ceil(64 / (self.B * self.H))
 
 
 CASES = {
@@ -56,8 +59,8 @@ CASES = {
     "b33": Case(B=33, I=8, H=32),
     "b65": Case(T=3, B=65, I=3, H=17),
     "wide_input": Case(I=300, H=8),
-    "long": Case(T=400, B=2, I=3, H=5),
-    "longer": Case(T=1000, B=1, I=3, H=8),
+    "long": Case(T=400, B=5, I=3, H=5),
+    "longer": Case(T=1000, B=8, I=3, H=8),
     "saturated": Case(T=12, B=16, I=16, H=16, gain=100.0),
     "zero_state": Case(zero_state=True),
     "no_bias": Case(bias=False),
