@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -34,10 +35,18 @@ S* out(const Tensor& t) {
   return static_cast<S*>(t.mutable_data_ptr());
 }
 
-Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  const Tensor t = torch::stable::new_empty(like, {shape.begin(), shape.size()}, dtype);
+Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape) {
+  const Tensor t = torch::stable::new_empty(like, {shape.begin(), shape.size()});
   if (t.numel() > 0) advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
   return t;
+}
+
+// What only the backward sees; its memory goes back to the pool.
+Tensor new_saved(const Tensor& like, int64_t rows, int64_t row, ScalarType dtype) {
+  const std::array<int64_t, 2> shape{rows, row}, strides{row, 1};
+  if (rows == 0) return torch::stable::new_empty(like, {shape.data(), 2}, dtype);
+  const size_t bytes = static_cast<size_t>(rows * row) * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float));
+  return torch::stable::from_blob(take_block(bytes), {shape.data(), 2}, {strides.data(), 2}, like.device(), dtype, give_back_block);
 }
 
 Tensor with_contiguous_rows(const Tensor& t) {
@@ -122,9 +131,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_fwd(Tensor x, Optional batch_siz
   b_ih = contiguous(b_ih), b_hh = contiguous(b_hh), w_hr = contiguous(w_hr);
   const int64_t rows = seq.packed ? x.size(0) : seq.T * seq.B;
   const ScalarType dtype = x.scalar_type();
-  const Tensor y = seq.packed ? new_tensor(x, {rows, size.R}, dtype) : new_tensor(x, {seq.T, seq.B, size.R}, dtype);
-  const Tensor h_n = new_tensor(x, {seq.B, size.R}, dtype), c_n = new_tensor(x, {seq.B, size.H}, dtype);
-  const Tensor saved = new_tensor(x, {save ? rows : 0, size.panels() * size.saved_row()}, compute_type(dtype));
+  const Tensor y = seq.packed ? new_tensor(x, {rows, size.R}) : new_tensor(x, {seq.T, seq.B, size.R});
+  const Tensor h_n = new_tensor(x, {seq.B, size.R}), c_n = new_tensor(x, {seq.B, size.H});
+  const Tensor saved = new_saved(x, save ? rows : 0, size.panels() * size.saved_row(), compute_type(dtype));
   for_storage_type(dtype, [&]<class S>(S) {
     LstmForward<S>{.seq = seq, .size = size,
                    .w = {data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), data<S>(w_hr)},
@@ -152,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bwd(
   h0 = torch::stable::contiguous(h0), c0 = torch::stable::contiguous(c0), y = torch::stable::contiguous(y);
   w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh), w_hr = contiguous(w_hr);
   const auto empty = [&](bool wanted, std::initializer_list<int64_t> shape) {
-    return new_tensor(x, wanted ? shape : std::initializer_list<int64_t>{0}, dtype);
+    return new_tensor(x, wanted ? shape : std::initializer_list<int64_t>{0});
   };
   const int64_t gates = kGates * size.H;
   const Tensor dx = !need_dx     ? empty(false, {})

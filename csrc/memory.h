@@ -1,44 +1,24 @@
-// Scratch memory of a call, and weights packed into it.
+// Scratch memory of a call.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 #include <utility>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+
+#include "pool.h"
 
 namespace fastlstm {
 
-// Asks for huge pages for a large block that was not touched yet: touching it page by page of 4 KiB takes longer than computing
-// what is written to it.
-inline void advise_huge(void* p, size_t bytes) {
-#if defined(__linux__)
-  constexpr size_t kLarge = 4 << 20, kPage = 4096;
-  if (bytes < kLarge) return;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(p) + kPage - 1) / kPage * kPage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(p) + bytes) / kPage * kPage;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a hint: nothing depends on its success
-#endif
-}
-
-// Aligned, uninitialised, freed at the end of its scope.
+// Aligned, uninitialised, given back at the end of its scope.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t n) {
-    const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
-    p_ = bytes ? static_cast<T*>(std::aligned_alloc(64, bytes)) : nullptr;
-    if (bytes && !p_) throw std::bad_alloc();
-    advise_huge(p_, bytes);
-  }
-  Buffer(Buffer&& other) noexcept : p_(other.p_) { other.p_ = nullptr; }
+  explicit Buffer(int64_t n) : p_(n > 0 ? static_cast<T*>(take_block(static_cast<size_t>(n) * sizeof(T))) : nullptr) {}
+  Buffer(Buffer&& other) noexcept : p_(std::exchange(other.p_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     std::swap(p_, other.p_);
     return *this;
   }
-  ~Buffer() { std::free(p_); }
+  ~Buffer() { give_back_block(p_); }
   operator T*() const { return p_; }
 
  private:

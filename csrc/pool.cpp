@@ -1,0 +1,123 @@
+#include "pool.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <unordered_map>
+#include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace fastlstm {
+namespace {
+
+constexpr size_t kLarge = 1 << 20;  // smaller blocks are left to malloc, which keeps them itself
+constexpr size_t kHuge = 2 << 20;   // a huge page
+
+size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+void* allocate(size_t bytes, size_t alignment) {
+  void* p = std::aligned_alloc(alignment, round_up(bytes, alignment));
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+
+// Blocks in use and kept together are never more than the most that was in use at once.
+class Pool {
+ public:
+  void* take(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto best = kept_.end();
+    for (auto it = kept_.begin(); it != kept_.end(); ++it)
+      if (it->bytes >= bytes && it->bytes <= bytes + bytes / 4 && (best == kept_.end() || it->bytes < best->bytes)) best = it;
+    Kept block{nullptr, round_up(bytes, kHuge)};
+    if (best != kept_.end()) {
+      block = *best;
+      kept_.erase(best);
+      kept_bytes_ -= block.bytes;
+    } else {
+      most_ = std::max(most_, used_bytes_ + block.bytes);
+      while (!kept_.empty() && used_bytes_ + block.bytes + kept_bytes_ > most_) release(kept_.begin());
+      block.p = allocate(block.bytes, kHuge);
+      advise_huge(block.p, block.bytes);
+    }
+    used_bytes_ += block.bytes;
+    used_[block.p] = block.bytes;
+    return block.p;
+  }
+
+  // False where the block is not from here.
+  bool give_back(void* p) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto it = used_.find(p);
+    if (it == used_.end()) return false;
+    kept_.push_back({p, it->second});
+    kept_bytes_ += it->second;
+    used_bytes_ -= it->second;
+    used_.erase(it);
+    return true;
+  }
+
+  void empty() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    while (!kept_.empty()) release(kept_.begin());
+    most_ = used_bytes_;
+  }
+
+  std::mutex mutex_;  // held over fork(), so that the child finds it free
+
+ private:
+  struct Kept {
+    void* p;
+    size_t bytes;
+  };
+
+  void release(std::vector<Kept>::iterator it) {
+    std::free(it->p);
+    kept_bytes_ -= it->bytes;
+    kept_.erase(it);
+  }
+
+  std::vector<Kept> kept_;  // oldest first
+  std::unordered_map<void*, size_t> used_;
+  size_t kept_bytes_ = 0, used_bytes_ = 0, most_ = 0;
+};
+
+// Never destroyed: tensors may be freed after static objects are.
+Pool& pool() {
+  static Pool* const p = [] {
+    auto* const created = new Pool;
+#if defined(__unix__) || defined(__APPLE__)
+    pthread_atfork([] { pool().mutex_.lock(); }, [] { pool().mutex_.unlock(); }, [] { pool().mutex_.unlock(); });
+#endif
+    return created;
+  }();
+  return *p;
+}
+
+}  // namespace
+
+void* take_block(size_t bytes) { return bytes < kLarge ? allocate(bytes, 64) : pool().take(bytes); }
+
+void give_back_block(void* block) {
+  if (block && !pool().give_back(block)) std::free(block);
+}
+
+void empty_pool() { pool().empty(); }
+
+void advise_huge([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
+#if defined(__linux__)
+  constexpr size_t kPage = 4096;
+  const auto begin = round_up(reinterpret_cast<std::uintptr_t>(p), kPage);
+  const auto end = (reinterpret_cast<std::uintptr_t>(p) + bytes) / kPage * kPage;
+  if (end >= begin + 2 * kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a hint
+#endif
+}
+
+}  // namespace fastlstm

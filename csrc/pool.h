@@ -1,0 +1,18 @@
+// Large blocks of memory, kept for the next call: what the system hands out afresh, it has to clear page by page, which can take
+// as long as computing what is written there.
+#pragma once
+#include <cstddef>
+
+namespace fastlstm {
+
+// At least `bytes` of uninitialised memory, aligned to 64. Throws std::bad_alloc.
+void* take_block(size_t bytes);
+void give_back_block(void* block);
+
+// Returns the blocks that are kept and not in use to the system.
+void empty_pool();
+
+// Asks for huge pages, where the system has them, for memory that was not touched yet.
+void advise_huge(void* p, size_t bytes);
+
+}  // namespace fastlstm
