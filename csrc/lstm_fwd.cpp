@@ -52,7 +52,7 @@ class Forward {
       inputs = Buffer<T>(chunk_rows * I);
       products = Buffer<T>(chunk_rows * P * kPanel);
     }
-    tile_size = std::max(plan.tile_rows, int64_t{1}) * kRecord;
+    tile_size = plan.tile_rows * kRecord;
     tiles = Buffer<T>(workers * tile_size);
   }
 

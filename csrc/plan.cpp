@@ -5,7 +5,7 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kMaxTileRows = 24;       // a tile of records stays in the first-level cache
+constexpr int64_t kTileRows = 24;          // a tile of records stays in the first-level cache; a multiple of the micro-kernels' rows
 constexpr int64_t kHoistRows = 3;          // with more rows per step than this, weights of the inputs are well used step by step
 constexpr double kBarrier = 1500;          // cycles
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
@@ -39,9 +39,8 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
         step_cycles(rows, ceil_div(work.panels, columns), work, hoist) + (columns > 1 ? kBarrier : 0);
     if (best.groups && cycles >= best_cycles) continue;
     best_cycles = cycles;
-    const int64_t tile = sizes_vary(seq) ? kMaxTileRows / 2 : kMaxTileRows;
-    const int64_t tiles = std::max<int64_t>(1, groups * ceil_div(rows, tile));
-    best = {groups, columns, seq.B, tiles, ceil_div(seq.B, tiles), hoist};
+    const bool dealt = sizes_vary(seq);
+    best = {groups, columns, seq.B, dealt ? kTileRows / 2 : kTileRows, dealt, hoist};
   }
   return best;
 }

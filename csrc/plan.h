@@ -19,7 +19,8 @@ inline Range share(int64_t n, int64_t worker, int64_t workers) {
 // independent, so groups never wait for each other within the loop; the columns of a group meet after every step.
 struct Plan {
   int64_t groups, columns;
-  int64_t rows, tiles, tile_rows;  // the batch is cut into tiles of at most tile_rows rows, dealt to the groups in turn
+  int64_t rows, tile_rows;  // the batch is cut into tiles of at most tile_rows rows
+  bool dealt;               // tiles are dealt to the groups in turn, or each group has an equal range of rows
   bool hoist;                // products with the inputs are taken over many steps at once, not step by step
 };
 

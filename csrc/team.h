@@ -39,11 +39,9 @@ class Place {
   template <class F>
   void for_tiles(int64_t n, const F& f) const {
     const Plan& plan = team_.plan;
-    for (int64_t tile = group(); tile < plan.tiles; tile += plan.groups) {
-      const Range rows = share(plan.rows, tile, plan.tiles);
-      if (rows.begin >= n) return;
-      f(rows.begin, std::min(rows.end, n) - rows.begin);
-    }
+    const Range mine = plan.dealt ? Range{group() * plan.tile_rows, n} : of_group(plan.rows);
+    const int64_t end = std::min(n, mine.end), step = plan.tile_rows * (plan.dealt ? plan.groups : 1);
+    for (int64_t row = mine.begin; row < end; row += step) f(row, std::min(plan.tile_rows, end - row));
   }
 
  private:
