@@ -1,7 +1,7 @@
 // Matrix products over small tiles, for the loops over time: one interface, one implementation per instruction set.
 //
-// Every element is summed in the order of k, in blocks of fixed length, whatever the tile, the instruction set or the number of
-// threads, so that results don't depend on how work was split.
+// `gemm` sums every element in the order of k, in blocks of fixed length, whatever the tile, the instruction set or the number of
+// threads; `dot` in an order of its own that depends on k alone. So results don't depend on how work was split.
 #pragma once
 #include <cstdint>
 
@@ -28,7 +28,7 @@ struct Gemm {
   int64_t block = 256;           // terms summed up before they join the total: one long sum would round too often
 };
 
-// c[m * c_m + n] = init[n] + sum over k of a[m][k] * w[n][k]: for so few rows that packing `w` would cost more than it saves.
+// c[m][n] = init[m][n] + sum over k of a[m][k] * w[n][k]: for so few rows that packing `w` would cost more than it saves.
 template <class T>
 struct Dot {
   int64_t m, n, k;
@@ -36,7 +36,7 @@ struct Dot {
   int64_t a_m;
   const T* w;
   int64_t w_n;
-  const T* init;                 // row m starts at init + m * init_m
+  const T* init;
   int64_t init_m;
   T* c;
   int64_t c_m;

@@ -83,7 +83,9 @@ struct LstmBackward {
   const S *dh_n, *dc_n;  // null: zero
   const T* saved;
   S *dx;  // null where not wanted; rows of I in the order of y's
-  S *dh0, *dc0, *dw_ih, *dw_hh, *db, *dw_hr;  // weights null where not wanted
+  S *dh0, *dc0;
+  bool need_dw;
+  S *dw_ih, *dw_hh, *db, *dw_hr;  // not written where need_dw is false
   void run();
 };
 

@@ -39,11 +39,11 @@ class Backward {
     const int64_t gates = P * kPanel;
     packed_hh = Buffer<T>(gates * units * kLanes);
     if (f.dx) packed_ih = Buffer<T>(gates * inputs * kLanes);
-    if (f.dw_ih) dw = Buffer<T>(P * (I + R + 1) * kPanel);
+    if (f.need_dw) dw = Buffer<T>(P * (I + R + 1) * kPanel);
     chunk_rows = max_chunk_rows(seq);
     dgates = Buffer<T>(chunk_rows * gates);
     joined_row = padded_row<T>(I + R);
-    if (f.dw_ih) joined = Buffer<T>(chunk_rows * joined_row);
+    if (f.need_dw) joined = Buffer<T>(chunk_rows * joined_row);
     state_row = padded_row<T>(units * kLanes);
     dh = Buffer<T>(seq.B * state_row);
     dc = Buffer<T>(P * seq.B * kLanes);
@@ -68,11 +68,11 @@ class Backward {
       for (int64_t s = chunk.begin; s < chunk.end; s++) {
         const int64_t t = seq.step(seq.T - 1 - s);
         if (place.in_plan()) step(place, t, row);
-        if (f.dw_ih) join(place, t, row);
+        if (f.need_dw) join(place, t, row);
         row += seq.size[t];
       }
       place.meet_all();
-      if (f.dw_ih) weight_gradients(place, chunk.rows);
+      if (f.need_dw) weight_gradients(place, chunk.rows);
       if (f.dx) input_gradients(place, chunk);
       place.meet_all();
     }
@@ -92,7 +92,7 @@ class Backward {
           pack_gate_columns(f.w.hh, H, R, p, block * kLanes, count * kLanes, packed_hh + P * kPanel * kLanes * block);
         });
       }
-      if (f.dw_ih) std::fill(dw + p * (I + R + 1) * kPanel, dw + (p + 1) * (I + R + 1) * kPanel, T(0));
+      if (f.need_dw) std::fill(dw + p * (I + R + 1) * kPanel, dw + (p + 1) * (I + R + 1) * kPanel, T(0));
       if (!f.size.project) continue;
       pack_columns<false>(f.w.hr, R, H, p * kLanes, kLanes, packed_hr + p * R * kLanes);
       std::fill(dw_hr + p * R * kLanes, dw_hr + (p + 1) * R * kLanes, T(0));
@@ -260,7 +260,7 @@ class Backward {
     const Range steps = place.mine(seq.packed || !f.dx ? 0 : seq.T);
     for (int64_t t = steps.begin; t < steps.end; t++)
       std::fill(f.dx + (seq.first[t] + seq.size[t]) * I, f.dx + (seq.first[t] + seq.B) * I, S(0));
-    if (!f.dw_ih) return;
+    if (!f.need_dw) return;
     for (int64_t p = panels.begin; p < panels.end; p++) {
       const T* const from = dw + p * (I + R + 1) * kPanel;
       const int64_t n = std::min(kLanes, H - p * kLanes);

@@ -143,6 +143,7 @@ class Forward {
     for (int64_t p = panels.begin; p < panels.end; p++)
       place.for_tiles(n, [&](int64_t b, int64_t rows) {
         multiply(t, p, b, rows, row, h_prev, tile);
+        if (p == P - 1) clear_absent_units(rows, tile);
         T* const c = cell + (p * seq.B + b) * kLanes;
         path.copy(rows, kLanes, {c, kLanes}, {tile + kCellSlot * kLanes, kRecord});
         kernel(tile, rows);
@@ -186,6 +187,13 @@ class Forward {
     if constexpr (kSameType)
       path.gemm({.m = rows, .n = kPanel, .k = I, .a = f.x.at(seq, t, b), .a_m = f.x.b_stride, .a2 = h, .a2_m = state_row,
                  .k2 = R, .b = packed_ih(p), .init = bias + p * kPanel, .c = tile, .c_m = kRecord});
+  }
+
+  // Units that pad the last panel stay zero also where inputs are infinite, and infinity times a padded weight is NaN.
+  void clear_absent_units(int64_t rows, T* tile) const {
+    for (int64_t row = 0; row < rows; row++)
+      for (int64_t gate = 0; gate < kGates; gate++)
+        for (int64_t u = H - (P - 1) * kLanes; u < kLanes; u++) tile[row * kRecord + gate * kLanes + u] = T(0);
   }
 
   void multiply_direct(int64_t t, int64_t p, int64_t b, int64_t rows, const T* h_prev, T* tile) {

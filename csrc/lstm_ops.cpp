@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
@@ -18,8 +19,24 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-void check(bool ok, const char* message) {
-  if (!ok) throw std::runtime_error(std::string("fastlstm: ") + message);
+void check(bool ok, const std::string& message) {
+  if (!ok) throw std::runtime_error("fastlstm: " + message);
+}
+
+std::string text(const int64_t* sizes, size_t n) {
+  std::string s = "(";
+  for (size_t i = 0; i < n; i++) s += (i ? ", " : "") + std::to_string(sizes[i]);
+  return s + ")";
+}
+
+// The loops read memory by these shapes: they are checked here once more, also for callers that skip fastlstm.functional.
+void check_like(const Tensor& x, const Optional& t, const char* name, std::initializer_list<int64_t> shape) {
+  if (!t) return;
+  const auto sizes = t->sizes();
+  if (sizes.size() != shape.size() || !std::equal(shape.begin(), shape.end(), sizes.begin()))
+    check(false, std::string(name) + " has shape " + text(sizes.data(), sizes.size()) + ", expected " +
+                     text(shape.begin(), shape.size()));
+  check(t->is_cpu() && t->scalar_type() == x.scalar_type(), std::string(name) + " must have the dtype and device of x");
 }
 
 template <class S>
@@ -56,10 +73,11 @@ Optional contiguous(const Optional& t) { return t ? Optional(torch::stable::cont
 
 Sequence make_sequence(const Tensor& x, const Optional& batch_sizes, const Tensor& h0, bool reverse) {
   Sequence seq;
+  check(h0.dim() == 2, "h0 must be (B, H), or (B, P) with a projection");
   seq.reverse = reverse;
   seq.B = h0.size(0);
   seq.packed = x.dim() == 2;
-  check(seq.packed || x.dim() == 3, "x must be (T, B, I), or (N, I) with batch_sizes");
+  check(x.is_cpu() && (seq.packed || x.dim() == 3), "x must be (T, B, I), or (N, I) with batch_sizes, on the CPU");
   check(!seq.packed || batch_sizes, "x of two dimensions is packed and needs batch_sizes");
   check(seq.packed || x.size(1) == seq.B, "x and h0 differ in their batch size");
   seq.T = seq.packed ? batch_sizes->size(0) : x.size(0);
@@ -90,20 +108,18 @@ Rows<const S> rows_of(const Tensor& t) {
   return {data<S>(t), t.stride(0), t.stride(1)};
 }
 
-Sizes make_sizes(const Tensor& x, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
-                 const Optional& b_hh, const Optional& w_hr, const Tensor& h0) {
+Sizes make_sizes(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                 const Optional& b_ih, const Optional& b_hh, const Optional& w_hr) {
+  check(c0.dim() == 2, "c0 must be (B, H)");
   const Sizes size{x.size(x.dim() - 1), c0.size(1), h0.size(1), w_hr.has_value()};
-  const int64_t gates = kGates * size.H;
-  check(c0.size(0) == h0.size(0), "h0 and c0 differ in their batch size");
-  check(w_ih.size(0) == gates && w_ih.size(1) == size.I, "w_ih must be (4H, I)");
-  check(w_hh.size(0) == gates && w_hh.size(1) == size.R, "w_hh must be (4H, H), or (4H, P) with a projection");
-  check(!b_ih || b_ih->numel() == gates, "b_ih must be (4H)");
-  check(!b_hh || b_hh->numel() == gates, "b_hh must be (4H)");
-  check(w_hr ? w_hr->size(0) == size.R && w_hr->size(1) == size.H : size.R == size.H, "w_hr must be (P, H)");
-  for (const Tensor* t : {&c0, &w_ih, &w_hh, &h0})
-    check(t->scalar_type() == x.scalar_type() && t->is_cpu(), "all tensors must have the dtype and device of x");
-  for (const Optional* t : {&b_ih, &b_hh, &w_hr})
-    check(!*t || ((*t)->scalar_type() == x.scalar_type() && (*t)->is_cpu()), "all tensors must have the dtype and device of x");
+  const int64_t B = h0.size(0), gates = kGates * size.H;
+  check_like(x, h0, "h0", {B, size.project ? size.R : size.H});
+  check_like(x, c0, "c0", {B, size.H});
+  check_like(x, w_ih, "w_ih", {gates, size.I});
+  check_like(x, w_hh, "w_hh", {gates, size.R});
+  check_like(x, b_ih, "b_ih", {gates});
+  check_like(x, b_hh, "b_hh", {gates});
+  check_like(x, w_hr, "w_hr", {size.R, size.H});
   return size;
 }
 
@@ -124,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> lstm_fwd(Tensor x, Optional batch_siz
                                                     Tensor w_hh, Optional b_ih, Optional b_hh, Optional w_hr, bool reverse,
                                                     bool save) {
   const Sequence seq = make_sequence(x, batch_sizes, h0, reverse);
-  const Sizes size = make_sizes(x, c0, w_ih, w_hh, b_ih, b_hh, w_hr, h0);
+  const Sizes size = make_sizes(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
   x = with_contiguous_rows(x);
   h0 = torch::stable::contiguous(h0), c0 = torch::stable::contiguous(c0);
   w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh);
@@ -149,16 +165,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bwd(
     Optional dy, Optional dh_n, Optional dc_n, Tensor x, Optional batch_sizes, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh,
     Optional w_hr, Tensor y, Tensor saved, bool reverse, bool need_dx, bool need_dw) {
   const Sequence seq = make_sequence(x, batch_sizes, h0, reverse);
-  const Sizes size = make_sizes(x, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_hr, h0);
+  const Sizes size = make_sizes(x, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_hr);
   const ScalarType dtype = x.scalar_type();
-  check(saved.numel() == (seq.packed ? x.size(0) : seq.T * seq.B) * size.panels() * size.saved_row() &&
-            saved.scalar_type() == compute_type(dtype),
+  const int64_t rows = seq.packed ? x.size(0) : seq.T * seq.B;
+  if (seq.packed) {
+    check_like(x, dy, "dy", {rows, size.R});
+    check_like(x, y, "y", {rows, size.R});
+  } else {
+    check_like(x, dy, "dy", {seq.T, seq.B, size.R});
+    check_like(x, y, "y", {seq.T, seq.B, size.R});
+  }
+  check_like(x, dh_n, "dh_n", {seq.B, size.R});
+  check_like(x, dc_n, "dc_n", {seq.B, size.H});
+  check(saved.is_cpu() && saved.scalar_type() == compute_type(dtype) && saved.dim() == 2 && saved.size(0) == rows &&
+            saved.size(1) == size.panels() * size.saved_row(),
         "saved is not what lstm_fwd returned with save=True");
-  for (const Optional* t : {&dy, &dh_n, &dc_n}) check(!*t || (*t)->scalar_type() == dtype, "gradients must have the dtype of x");
   x = with_contiguous_rows(x);
   if (dy) dy = with_contiguous_rows(*dy);
   dh_n = contiguous(dh_n), dc_n = contiguous(dc_n);
-  h0 = torch::stable::contiguous(h0), c0 = torch::stable::contiguous(c0), y = torch::stable::contiguous(y);
+  h0 = torch::stable::contiguous(h0), c0 = torch::stable::contiguous(c0);
+  y = torch::stable::contiguous(y), saved = torch::stable::contiguous(saved);
   w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh), w_hr = contiguous(w_hr);
   const auto empty = [&](bool wanted, std::initializer_list<int64_t> shape) {
     return new_tensor(x, wanted ? shape : std::initializer_list<int64_t>{0});
@@ -175,8 +201,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bwd(
                     .x = rows_of<S>(x), .dy = dy ? rows_of<S>(*dy) : Rows<const S>{}, .h0 = data<S>(h0), .c0 = data<S>(c0),
                     .y = data<S>(y), .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = out<S>(dc0),
-                    .dw_ih = need_dw ? out<S>(dw_ih) : nullptr, .dw_hh = need_dw ? out<S>(dw_hh) : nullptr,
-                    .db = need_dw ? out<S>(db) : nullptr, .dw_hr = need_dw && w_hr ? out<S>(dw_hr) : nullptr}
+                    .need_dw = need_dw, .dw_ih = out<S>(dw_ih), .dw_hh = out<S>(dw_hh), .db = out<S>(db),
+                    .dw_hr = out<S>(dw_hr)}
         .run();
   });
   return {dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr};

@@ -12,7 +12,19 @@
 
 namespace fastlstm {
 
-// Spins: a step of the loop over time lasts microseconds. Yields where a partner was descheduled.
+// Waits for others who need microseconds; yields where one of them was descheduled.
+template <class Condition>
+void spin_until(const Condition& done) {
+  for (int spins = 0; !done(); spins++) {
+    if (spins >= 10000)
+      std::this_thread::yield();
+#if defined(__x86_64__)
+    else
+      _mm_pause();
+#endif
+  }
+}
+
 class Barrier {
  public:
   explicit Barrier(int64_t workers) : workers_(workers) {}
@@ -24,18 +36,8 @@ class Barrier {
       phase_.store(phase + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; phase_.load(std::memory_order_acquire) == phase;)
-      if (++spins < kSpins)
-        pause();
-      else
-        std::this_thread::yield();
+    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
   }
-  static void pause() {
-#if defined(__x86_64__)
-    _mm_pause();
-#endif
-  }
-  static constexpr int kSpins = 10000;
 
  private:
   const int64_t workers_;
@@ -66,8 +68,8 @@ void run_team(int64_t wanted, const Setup& setup, const Body& body) {
         range.store(-1, std::memory_order_release);
       }
     }
-    int64_t length;
-    while ((length = range.load(std::memory_order_acquire)) == 0) Barrier::pause();
+    int64_t length = 0;
+    spin_until([&] { return (length = range.load(std::memory_order_acquire)) != 0; });
     if (length > 0) body(begin / length);
   });
   if (error) std::rethrow_exception(error);

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <new>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -28,7 +29,9 @@ void* allocate(size_t bytes, size_t alignment) {
   return p;
 }
 
-// Blocks in use and kept together are never more than the most that was in use at once.
+// Blocks in use and kept together are never more than the most that was in use at once in the last kMemory to 2 kMemory returns.
+constexpr int kMemory = 64;
+
 class Pool {
  public:
   void* take(size_t bytes) {
@@ -41,9 +44,10 @@ class Pool {
       block = *best;
       kept_.erase(best);
       kept_bytes_ -= block.bytes;
-    } else {
-      most_ = std::max(most_, used_bytes_ + block.bytes);
-      while (!kept_.empty() && used_bytes_ + block.bytes + kept_bytes_ > most_) release(kept_.begin());
+    }
+    most_ = std::max(most_, used_bytes_ + block.bytes);
+    if (!block.p) {
+      trim(block.bytes);
       block.p = allocate(block.bytes, kHuge);
       advise_huge(block.p, block.bytes);
     }
@@ -61,13 +65,15 @@ class Pool {
     kept_bytes_ += it->second;
     used_bytes_ -= it->second;
     used_.erase(it);
+    if (++returns_ % kMemory == 0) most_before_ = std::exchange(most_, used_bytes_);
+    trim(0);
     return true;
   }
 
   void empty() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    while (!kept_.empty()) release(kept_.begin());
-    most_ = used_bytes_;
+    most_ = most_before_ = 0;
+    trim(0);
   }
 
   std::mutex mutex_;  // held over fork(), so that the child finds it free
@@ -78,15 +84,19 @@ class Pool {
     size_t bytes;
   };
 
-  void release(std::vector<Kept>::iterator it) {
-    std::free(it->p);
-    kept_bytes_ -= it->bytes;
-    kept_.erase(it);
+  // Releases kept blocks, the oldest first, until `more` bytes may be in use as well.
+  void trim(size_t more) {
+    while (!kept_.empty() && used_bytes_ + kept_bytes_ + more > std::max(most_, most_before_)) {
+      std::free(kept_.front().p);
+      kept_bytes_ -= kept_.front().bytes;
+      kept_.erase(kept_.begin());
+    }
   }
 
   std::vector<Kept> kept_;  // oldest first
   std::unordered_map<void*, size_t> used_;
-  size_t kept_bytes_ = 0, used_bytes_ = 0, most_ = 0;
+  size_t kept_bytes_ = 0, used_bytes_ = 0, most_ = 0, most_before_ = 0;
+  int64_t returns_ = 0;
 };
 
 // Never destroyed: tensors may be freed after static objects are.

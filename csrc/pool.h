@@ -12,7 +12,7 @@ void give_back_block(void* block);
 // Returns the blocks that are kept and not in use to the system.
 void empty_pool();
 
-// Asks for huge pages, where the system has them, for memory that was not touched yet.
+// Asks for huge pages, where the system has them, for a large block; it helps where the block was not touched yet.
 void advise_huge(void* p, size_t bytes);
 
 }  // namespace fastlstm

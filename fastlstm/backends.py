@@ -1,6 +1,5 @@
 """Which backend runs what, and why. `"auto"` chooses; a backend that is named runs or raises with the remedy."""
 
-import importlib.util
 import logging
 from functools import cache
 from typing import NamedTuple
@@ -72,8 +71,10 @@ def _obstacle(device: str, dtype: torch.dtype) -> str | None:
         return f"there are no CPU kernels for {dtype}"
     if _C is None:
         return f"the C++ extension is {extension_status()}; install g++ >= 11, then fastlstm again"
-    if importlib.util.find_spec("numba") is None:
-        return "numba is not installed; run: pip install numba"
+    try:
+        import fastlstm.kernels.lstm.cpu  # noqa: F401
+    except Exception as error:  # a numba that doesn't fit its numpy raises much else than ImportError
+        return f"numba can't be imported ({error}); run: pip install --upgrade numba"
     return None
 
 
@@ -85,6 +86,12 @@ def extension_status() -> str:
 def gemm_path() -> str:
     """The extension's micro-kernels on this CPU: "avx512", "avx2" or "portable"; "none" without the extension."""
     return _C.gemm_path() if _C is not None else "none"
+
+
+def empty_pool() -> None:
+    """Return the scratch memory that the CPU kernels keep between calls to the system."""
+    if _C is not None:
+        _C.empty_pool()
 
 
 _kept_alive: list[object] = []

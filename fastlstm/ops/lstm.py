@@ -40,7 +40,7 @@ def lstm(
     if backend == "reference":
         return _lstm_by_reference(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse)
     tensors = (x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)) or _transformed():
         return LSTMFunction.apply(*tensors, reverse)[:3]
     return lstm_fwd(*tensors, reverse, False)[:3]
 
@@ -56,6 +56,13 @@ def _lstm_by_reference(
     return y.to(x.dtype), h_n.to(x.dtype), c_n.to(x.dtype)
 
 
+def _transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode AD is active: `requires_grad` says nothing then."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 class LSTMFunction(torch.autograd.Function):
     """`lstm_fwd` and `lstm_bwd` as one differentiable function; `saved` is its own business and has no gradient."""
 
@@ -65,19 +72,19 @@ class LSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, ctx.reverse = inputs
+        x, batch_sizes, h0, c0, w_ih, w_hh, _, _, w_hr, ctx.reverse = inputs
         y, _, _, saved = output
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
-        ctx.has_bias = b_ih is not None, b_hh is not None
         ctx.save_for_backward(x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: None):
         x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved = ctx.saved_tensors
         need_dx, _, _, _, *need_dw, _ = ctx.needs_input_grad
-        dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = lstm_bwd(
+        # Gradients are enabled here where a gradient of the gradient may be asked for. (A compiled backward refuses by itself.)
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = (LSTMBackward.apply if differentiable else lstm_bwd)(
             dy, dh_n, dc_n, x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved, ctx.reverse, need_dx, any(need_dw)
         )
         need_ih, need_hh, need_b_ih, need_b_hh, need_hr = need_dw
@@ -97,6 +104,26 @@ class LSTMFunction(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return vmap_by_loop(LSTMFunction.apply, info, in_dims, args)
+
+
+class LSTMBackward(torch.autograd.Function):
+    """`lstm_bwd`, which can't be differentiated: says so, where an op without a formula would count as a constant."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return lstm_bwd(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> None:
+        raise RuntimeError("the LSTM's kernels can't be differentiated twice; backend='reference' can")
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(LSTMBackward.apply, info, in_dims, args)
 
 
 # PyTorch asks for it at every call, and would take 10 microseconds to find out.

@@ -8,6 +8,10 @@ import torch
 
 def vmap_by_loop(op: Callable, info: Any, in_dims: tuple, args: tuple) -> tuple[tuple, tuple]:
     """The vmap rule of `op`, for any combination of mapped arguments (per-sample gradients, ensembles of weights)."""
+    if info.batch_size == 0:
+        raise ValueError(
+            "vmap over a dimension of size 0, expected at least 1: results take their shapes from the calls"
+        )
     calls = []
     for i in range(info.batch_size):
         picked = [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]

@@ -23,13 +23,17 @@ def compile_kernel(name: str):
     dtype, numba_type = DTYPES[suffix]
     kernel = {"lstm_fwd": lstm_fwd, "lstm_bwd": lstm_bwd}[pass_name](dtype, SOURCE_STAMP)
     signature = types.void(types.CPointer(numba_type), types.int64)
-    return cfunc(signature, nopython=True, cache=True, error_model="numpy", fastmath={"contract"})(kernel)
+    options = {"nopython": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return cfunc(signature, cache=True, **options)(kernel)
+    except RuntimeError:  # nowhere to write a cache: a read-only installation, a user without a home
+        return cfunc(signature, cache=False, **options)(kernel)
 
 
 def lstm_fwd(dtype, stamp):
     def kernel(records, rows):
+        stamp  # noqa: B018 (part of the cache's key: see cpu_math)
         tile = carray(records, (rows, 6, LANES), dtype)
-        stamp  # noqa: B018
         for row in range(rows):
             for u in range(LANES):
                 i, f = sigmoid(tile[row, 0, u]), sigmoid(tile[row, 1, u])
@@ -46,8 +50,8 @@ def lstm_bwd(dtype, stamp):
     one = dtype(1)
 
     def kernel(records, rows):
-        tile = carray(records, (rows, 8, LANES), dtype)
         stamp  # noqa: B018
+        tile = carray(records, (rows, 8, LANES), dtype)
         for row in range(rows):
             for u in range(LANES):
                 i, f, g, o = tile[row, 0, u], tile[row, 1, u], tile[row, 2, u], tile[row, 3, u]
