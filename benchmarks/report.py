@@ -189,6 +189,10 @@ def in_reach(tick: float, rows: list[dict]) -> bool:
 def update_readme(file: Path, readme: Path) -> Path:
     """Writes the README's section between its markers, and the picture; gives the picture's file."""
     result = json.loads(file.read_text())
+    if not (isinstance(result, dict) and {"machine", "dtype", "pairs", "rows"} <= result.keys() and result["rows"]):
+        raise ValueError(f"{file} lacks the machine, the dtype, the number of pairs or the rows")
+    if not readme.exists():
+        raise ValueError(f"there is no {readme} in this folder to write to")
     text = readme.read_text()
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)

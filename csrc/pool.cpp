@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
-#include <new>
+#include <stdexcept>
+#include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -25,7 +26,9 @@ size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * 
 
 void* allocate(size_t bytes, size_t alignment) {
   void* p = std::aligned_alloc(alignment, round_up(bytes, alignment));
-  if (!p) throw std::bad_alloc();
+  // In PyTorch's words: those who search for a batch size that fits look for them.
+  if (!p)
+    throw std::runtime_error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " + std::to_string(bytes) + " bytes.");
   return p;
 }
 

@@ -5,7 +5,7 @@
 
 namespace fastlstm {
 
-// At least `bytes` of uninitialised memory, aligned to 64. Throws std::bad_alloc.
+// At least `bytes` of uninitialised memory, aligned to 64. Throws std::runtime_error, as PyTorch does.
 void* take_block(size_t bytes);
 void give_back_block(void* block);
 

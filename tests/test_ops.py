@@ -43,6 +43,25 @@ def test_double_backward_raises(lstm, x):
         grad(lambda x: grad(lambda x: loss(lstm, x))(x).square().sum())(x.detach())
 
 
+def penalty(f, x):
+    (dx,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    dx.square().sum().backward()
+
+
+SECOND = {
+    "penalty": penalty,
+    "hessian": lambda f, x: torch.autograd.functional.hessian(lambda x: f(x).sum(), x),
+    "jvp": lambda f, x: torch.autograd.functional.jvp(f, x, x.detach()),
+}
+
+
+@pytest.mark.parametrize("derive", SECOND.values(), ids=SECOND)
+def test_second_derivative_of_a_sum_raises(lstm, x, derive):
+    """The gradient of a sum is a constant: nothing that reaches the backward requires a gradient but its inputs."""
+    with pytest.raises(RuntimeError, match="can't be differentiated twice"):
+        derive(lambda x: lstm(x)[0], x[0].requires_grad_())
+
+
 def test_grad_of_vmap(lstm, x):
     peer = nn.LSTM(3, 17, dtype=torch.float64)
     peer.load_state_dict(lstm.state_dict())

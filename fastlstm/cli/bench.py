@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fastlstm.cli.checks import check_device, check_folder, known
+from fastlstm.cli.checks import MOST_THREADS, check_device, check_writable, known
 
 if TYPE_CHECKING:
     from fastlstm.benchmarks.report import Tables
@@ -29,7 +29,9 @@ def bench(
     against: Annotated[list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="train, infer; both.")] = None,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
-    threads: Annotated[int | None, typer.Option(min=1, help="PyTorch's threads; as many as PyTorch takes.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=MOST_THREADS, help="PyTorch's threads; as many as PyTorch takes.")
+    ] = None,
     pairs: Annotated[int, typer.Option(min=1, help="Interleaved pairs per case.")] = 21,
     device: Annotated[str, typer.Option(help="Where to measure.")] = "cpu",
     json_file: Annotated[
@@ -53,7 +55,7 @@ def bench(
     if readme:
         try:
             print(f"README.md and {report.update_readme(readme, Path('README.md'))} are written")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise typer.BadParameter(f"--readme is {readme}, expected a result written by --json: {error}") from error
         return
 
@@ -63,8 +65,9 @@ def bench(
     modes = known("--mode", mode, MODES)
     known("--dtype", [dtype], DTYPES)
     check_device(device)
-    check_folder("--json", json_file)
-    check_folder("--plot", plot)
+    if json_file and not json_file.is_dir():
+        check_writable("--json", json_file)
+    check_writable("--plot", plot, endings=("png", "pdf", "svg", "jpg"))
     if threads:
         torch.set_num_threads(threads)
     machine = runner.machine(device)
@@ -98,11 +101,15 @@ def bench(
         raise typer.Exit(1)
 
 
+SHAPES = ("L x H", "I", "T", "B", "stands for")  # only in the README's table: a terminal has 80 columns
+
+
 def rich_table(tables: "Tables", title: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, padding=(0, 1, 0, 0))
-    for header in tables.headers:
-        words = header in ("case", "work", "peer", "stands for")
-        table.add_column(header, justify="left" if words else "right", overflow="fold")
+    shown = [i for i, header in enumerate(tables.headers) if header not in SHAPES]
+    for i in shown:
+        words = tables.headers[i] in ("case", "work", "peer")
+        table.add_column(tables.headers[i], justify="left" if words else "right", overflow="fold")
     for row in tables.rows:
-        table.add_row(*row)
+        table.add_row(*[row[i] for i in shown])
     return table

@@ -24,7 +24,28 @@ def check_device(device: str) -> None:
         raise typer.BadParameter(f"--device is {device!r}, expected one that PyTorch has here: {reason}") from error
 
 
-def check_folder(option: str, file: Path | None) -> None:
-    """The folder that the file will be written to must exist."""
-    if file and not file.parent.is_dir():
+def check_writable(option: str, file: Path | None, endings: Iterable[str] = ()) -> None:
+    """The file can be written, and has one of the endings, where they are given."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
         raise typer.BadParameter(f"{option} is {file}, expected a file in a folder that exists: {file.parent} doesn't")
+    if file.is_dir():
+        raise typer.BadParameter(f"{option} is {file}, expected a file: this is a folder")
+    if endings and file.suffix.removeprefix(".") not in endings:
+        raise typer.BadParameter(
+            f"{option} is {file}, expected a name that ends in one of {', '.join(sorted(endings))}"
+        )
+    existed = file.exists()
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{option} is {file}, expected a file that can be written: {error.strerror}"
+        ) from error
+    if not existed:
+        file.unlink()
+
+
+# More threads than this are a slip of the keyboard, and PyTorch would try to start them all.
+MOST_THREADS = 1024

@@ -58,7 +58,12 @@ def gather() -> dict[str, dict[str, object] | list[dict[str, str]]]:
 
 def installed(package: str) -> str | None:
     """The version of `package`, without importing it; None where it is not installed."""
-    return metadata.version(package) if importlib.util.find_spec(package) else None
+    if importlib.util.find_spec(package) is None:
+        return None
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # shipped under another name, or without metadata
+        return "unknown version"
 
 
 def cpu_features() -> dict[str, bool | None]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fastlstm.cli.checks import check_device, check_folder, known
+from fastlstm.cli.checks import check_device, check_writable, known
 
 if TYPE_CHECKING:
     from fastlstm.parity import Row
@@ -37,7 +37,7 @@ def parity(
     backends = known("--backend", backend, BACKENDS)
     dtypes = known("--dtype", dtype, DTYPES)
     check_device(device)
-    check_folder("--json", json_file)
+    check_writable("--json", json_file)
     names = [name for name in CASES if case in name]
     if not names:
         raise typer.BadParameter(f"--case is {case!r}, expected a part of one of {', '.join(CASES)}")

@@ -7,6 +7,7 @@ import torch
 import typer
 from rich.console import Console
 
+from fastlstm.cli.checks import MOST_THREADS
 from fastlstm.training.checkpoint import prepare_folder
 from fastlstm.training.errors import TrainError
 from fastlstm.training.model import VARIANTS
@@ -57,6 +58,8 @@ def train(
         for name, value, least in (("save-every", save_every, 1), ("sample", sample, 0), ("threads", threads, 1)):
             if value is not None and value < least:
                 raise TrainError(f"--{name} is {value}, expected at least {least}")
+        if threads is not None and threads > MOST_THREADS:
+            raise TrainError(f"--threads is {threads}, expected at most {MOST_THREADS}")
         if threads is not None:
             torch.set_num_threads(threads)
         if not resume_run:

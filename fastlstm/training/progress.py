@@ -48,5 +48,5 @@ def _state(run: Run) -> str:
             speed = len(seconds) * run.options.batch * run.options.length / sum(seconds)
             speeds.append(f"{learner.name} {speed / 1000:,.0f}k")
     losses = run.learners[-1].losses
-    loss = f"loss {losses[-1]:.3f}  " if losses else ""
+    loss = f"loss {losses[-1]:.4g}  " if losses else ""
     return loss + " ".join(speeds) + " chars/s"

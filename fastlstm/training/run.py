@@ -62,6 +62,7 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
     tensors, record = load_checkpoint(found)
     try:
         options = Options(**record["options"])
+        options.check()
         step, curves, digest = int(record["step"]), record["curves"], record["text"]["sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise TrainError(f"{found} is not a checkpoint of this version: {error!r}") from None
@@ -82,7 +83,7 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
         for learner in run.learners:
             learner.load_tensors(tensors)
             learner.load_curves(curves[learner.name])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise TrainError(f"{found} does not fit the model that its own options describe: {reason}") from None
     return run
@@ -90,7 +91,7 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
 
 def _build(options: Options, folder: Path | None) -> Run:
     options.check()
-    corpus = load_corpus(Path(options.text) if options.text else None, options.batch, options.length)
+    corpus = load_corpus(Path(options.text) if options.text is not None else None, options.batch, options.length)
     learners = []
     for library in ("fastlstm",) if options.compare is None else (options.compare, "fastlstm"):
         try:
