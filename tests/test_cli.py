@@ -5,7 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from fastlstm.cli import app, info
+from fastlstm.cli import app
+from fastlstm.cli.info import installed
 from fastlstm.version import __version__
 
 # arguments, what the message says; {} is a folder
@@ -39,5 +40,5 @@ def test_package_without_metadata(tmp_path, monkeypatch):
     (tmp_path / "nameless").mkdir()
     (tmp_path / "nameless" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    assert info.installed("nameless") == "unknown version"
-    assert info.installed("nowhere_to_be_found") is None
+    assert installed("nameless") == "unknown version"
+    assert installed("nowhere_to_be_found") is None
