@@ -39,7 +39,7 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
         step_cycles(rows, ceil_div(work.panels, columns), work, hoist) + (columns > 1 ? kBarrier : 0);
     if (best.groups && cycles >= best_cycles) continue;
     best_cycles = cycles;
-    const bool dealt = sizes_vary(seq);
+    const bool dealt = groups > 1 && sizes_vary(seq);
     best = {groups, columns, seq.B, dealt ? kTileRows / 2 : kTileRows, dealt, hoist};
   }
   return best;
