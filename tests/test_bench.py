@@ -13,7 +13,6 @@ from fastlstm.benchmarks import cases, contenders, memory, report, runner
 from fastlstm.cli import app
 
 ROOT = Path(__file__).parents[1]
-RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 TINY = {
     "dense": cases.Case(I=3, H=5, T=4, B=2, stands_for="a test"),
     "stack": cases.Case(I=3, H=5, T=4, B=2, layers=2, directions=2, stands_for="a test"),
