@@ -16,24 +16,25 @@ namespace py = pybind11;
 namespace fastlstm {
 namespace {
 
-constexpr std::array<const char*, static_cast<int>(Kernel::count)> kNames = {"lstm_fwd_f32", "lstm_fwd_f64", "lstm_bwd_f32",
-                                                                            "lstm_bwd_f64"};
-std::array<std::atomic<void*>, static_cast<int>(Kernel::count)> addresses{};
+constexpr int kRecurrences = static_cast<int>(Recurrence::count), kPasses = static_cast<int>(Pass::count);
+constexpr std::array<const char*, kRecurrences> kNames = {"lstm", "peephole_lstm", "cifg_lstm", "cifg_peephole_lstm", "gru"};
+std::array<std::atomic<void*>, kRecurrences * kPasses * 2> addresses{};
 py::object* compile = nullptr;  // str -> int; never freed: the interpreter may be gone when static objects are
 
-GateKernel compile_kernel(int id) {
+void* compile_kernel(const std::string& name) {
   const py::gil_scoped_acquire gil;
   if (!compile) throw std::runtime_error("fastlstm: no gate kernels are registered; import fastlstm before calling its ops");
-  addresses[id] = reinterpret_cast<void*>((*compile)(kNames[id]).cast<std::uintptr_t>());
-  return reinterpret_cast<GateKernel>(addresses[id].load());
+  return reinterpret_cast<void*>((*compile)(name).cast<std::uintptr_t>());
 }
 
 }  // namespace
 
-GateKernel gate_kernel(Kernel id) {
-  const int i = static_cast<int>(id);
-  void* const address = addresses[i].load(std::memory_order_acquire);
-  return address ? reinterpret_cast<GateKernel>(address) : compile_kernel(i);
+GateKernel gate_kernel(Recurrence recurrence, Pass pass, bool is_double) {
+  const int r = static_cast<int>(recurrence), p = static_cast<int>(pass);
+  std::atomic<void*>& address = addresses[(r * kPasses + p) * 2 + is_double];
+  if (!address.load(std::memory_order_acquire))
+    address = compile_kernel(std::string(kNames[r]) + (pass == Pass::forward ? "_fwd" : "_bwd") + (is_double ? "_f64" : "_f32"));
+  return reinterpret_cast<GateKernel>(address.load());
 }
 
 }  // namespace fastlstm

@@ -19,7 +19,8 @@ struct Gemm {
   int64_t a_m, a_k = 1, a_segment = 0;  // strides of a, in elements
   const T* a2 = nullptr;         // a second left factor, of k2 columns
   int64_t a2_m = 0, k2 = 0;
-  const T* b;                    // (segments * k + k2, n), contiguous
+  const T* b;                    // (segments * k + k2, n)
+  int64_t b_k = 0;               // its stride, in elements; 0: rows are side by side
   const T* init = nullptr;       // zero where null
   int64_t init_m = 0;            // 0 repeats one row
   T* c;
@@ -56,6 +57,8 @@ struct GemmPath {
   // to = from and to += from, over `rows` rows of `n` elements, n a multiple of kLanes.
   void (*copy)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);
   void (*add)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);
+  // sum[i] += sum over `rows` of a[m][i] * b[m][i], for i < kLanes, in blocks of 16 rows.
+  void (*dots)(int64_t rows, Block<const T> a, Block<const T> b, T* sum);
 };
 
 // The implementation for this CPU, and its name: "avx512", "avx2" or "portable".

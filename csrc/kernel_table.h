@@ -4,11 +4,12 @@
 
 namespace fastlstm {
 
-enum class Kernel : int { lstm_fwd_f32, lstm_fwd_f64, lstm_bwd_f32, lstm_bwd_f64, count };
+enum class Recurrence : int { lstm, peephole_lstm, cifg_lstm, cifg_peephole_lstm, gru, count };
+enum class Pass : int { forward, backward, count };
 
 // A gate kernel works in place on `rows` records, one after the other; kernels/*/cpu.py describes the record.
 using GateKernel = void (*)(void* records, int64_t rows);
 
-GateKernel gate_kernel(Kernel id);
+GateKernel gate_kernel(Recurrence recurrence, Pass pass, bool is_double);
 
 }  // namespace fastlstm

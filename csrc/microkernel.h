@@ -74,18 +74,19 @@ struct Sum {
 template <class T, int ROWS, int VECTORS>
 void tile(const Gemm<T>& g, const T* a, const T* a2, const T* b, const T* init, T* c) {
   Sum<T, ROWS, VECTORS> sum{.c = c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
+  const int64_t b_k = g.b_k ? g.b_k : g.n;
   init ? sum.load(init, g.init_m, false) : sum.clear();
   for (int64_t s = 0; s < g.segments; s++, a += g.a_segment) {
     if (s + 1 < g.segments)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
         for (int64_t k = 0; k < g.k; k += 64 / sizeof(T)) __builtin_prefetch(a + g.a_segment + m * g.a_m + k);
-    b = sum.add(g.k, a, g.a_m, g.a_k, b, g.n);
+    b = sum.add(g.k, a, g.a_m, g.a_k, b, b_k);
   }
   if (g.k2) {  // rounded as if the first product had been taken before, and were `init` here
     if (sum.begun) sum.load(c, g.c_m, true);
     sum.begun = false;
     sum.left = g.block;
-    sum.add(g.k2, a2, g.a2_m, 1, b, g.n);
+    sum.add(g.k2, a2, g.a2_m, 1, b, b_k);
   }
   sum.put();
 }
@@ -184,11 +185,25 @@ void move(int64_t rows, int64_t n, Block<const T> from, Block<T> to) {
     }
 }
 
+template <class T>
+void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
+  using S = Simd<T>;
+  for (int64_t i = 0; i < kLanes; i += S::lanes) {
+    typename S::V total = S::load(sum + i);
+    for (int64_t m0 = 0; m0 < rows; m0 += 16) {
+      typename S::V part{};
+      for (int64_t m = m0; m < rows && m < m0 + 16; m++) part += S::load(a.p + m * a.row + i) * S::load(b.p + m * b.row + i);
+      total += part;
+    }
+    S::store(sum + i, total);
+  }
+}
+
 }  // namespace
 
 template <class T>
 GemmPath<T> path() {
-  return {gemm<T>, dot<T>, move<T, false>, move<T, true>};
+  return {gemm<T>, dot<T>, move<T, false>, move<T, true>, dots<T>};
 }
 template GemmPath<float> path<float>();
 template GemmPath<double> path<double>();

@@ -2,7 +2,7 @@
 #pragma once
 #include <algorithm>
 
-#include "lstm.h"
+#include "recurrence.h"
 
 namespace fastlstm {
 
@@ -16,36 +16,34 @@ void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> 
           to.p[j * to.row + i] = static_cast<To>(from.p[i * from.row + j]);
 }
 
-// Panel p of w (4H, K) as the right-hand side of x @ w.T: (K, 4 gates x 16 units).
+// Panel p of w (gates * H, K) as the right-hand side of x @ w.T: (K, the feed's slots x 16 units).
 template <class S, class T>
-void pack_gates(const S* w, int64_t H, int64_t K, int64_t p, T* to) {
+void pack_gates(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t p, T* to) {
   const int64_t units = std::min(kLanes, H - p * kLanes);
-  if (units < kLanes) std::fill(to, to + K * kPanel, T(0));
-  for (int64_t gate = 0; gate < kGates; gate++)
-    transpose<S, T>(units, K, {w + (gate * H + p * kLanes) * K, K}, {to + gate * kLanes, kPanel});
+  if (units < kLanes) std::fill(to, to + K * feed.columns(), T(0));
+  for (int64_t i = 0; i < feed.gates; i++)
+    transpose<S, T>(units, K, {w + (feed.gate[i] * H + p * kLanes) * K, K}, {to + i * kLanes, feed.columns()});
 }
 
-// The sum of both biases for panel p.
+// Adds a bias of panel p to the slots that it feeds.
 template <class S, class T>
-void pack_bias(const S* b_ih, const S* b_hh, int64_t H, int64_t p, T* to) {
-  for (int64_t gate = 0; gate < kGates; gate++)
-    for (int64_t u = 0; u < kLanes; u++) {
-      const int64_t unit = p * kLanes + u, i = gate * H + unit;
-      const bool exists = unit < H;
-      to[gate * kLanes + u] = (exists && b_ih ? static_cast<T>(b_ih[i]) : T(0)) + (exists && b_hh ? static_cast<T>(b_hh[i]) : T(0));
-    }
+void add_bias(const S* bias, const Feed& feed, int64_t H, int64_t p, T* to) {
+  if (!bias) return;
+  for (int64_t i = 0; i < feed.gates; i++)
+    for (int64_t u = 0; u < std::min(kLanes, H - p * kLanes); u++)
+      to[feed.offset() + i * kLanes + u] += static_cast<T>(bias[feed.gate[i] * H + p * kLanes + u]);
 }
 
-// Columns [first, first + n) of w (4H, K) as the right-hand side of dG @ w, whose rows are in the order of dG: panel, gate, unit.
-// n counts up to whole blocks of kLanes; `panel` packs one panel's rows.
+// Columns [first, first + n) of w (gates * H, K) as the right-hand side of dG @ w, whose rows are in the order of dG: panel,
+// slot, unit. n counts up to whole blocks of kLanes; `panel` packs one panel's rows.
 template <class S, class T>
-void pack_gate_columns(const S* w, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, T* to) {
+void pack_gate_columns(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, T* to) {
   const int64_t exist = std::min(n, K - first);
-  for (int64_t gate = 0; gate < kGates; gate++)
+  for (int64_t slot = 0; slot < feed.gates; slot++)
     for (int64_t u = 0; u < kLanes; u++) {
-      T* out = to + ((panel * kGates + gate) * kLanes + u) * n;
+      T* out = to + ((panel * feed.gates + slot) * kLanes + u) * n;
       const int64_t unit = panel * kLanes + u;
-      const S* row = w + (gate * H + unit) * K + first;
+      const S* row = w + (feed.gate[slot] * H + unit) * K + first;
       const int64_t copied = unit < H ? exist : 0;
       for (int64_t i = 0; i < copied; i++) out[i] = static_cast<T>(row[i]);
       for (int64_t i = copied; i < n; i++) out[i] = T(0);

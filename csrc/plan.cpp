@@ -20,7 +20,7 @@ bool sizes_vary(const Sequence& seq) { return !seq.size.empty() && seq.size.fron
 // Cycles of one step for one worker that has `rows` rows and `panels` panels.
 double step_cycles(double rows, double panels, const Work& work, bool hoist) {
   const double k = work.k_recurrent + work.k_input, streamed = hoist ? work.k_recurrent : k;
-  const double values = 64.0 * panels, vectors = values * work.bytes_per_value / 64;
+  const double values = static_cast<double>(work.columns) * panels, vectors = values * work.bytes_per_value / 64;
   const double bytes = values * streamed * work.bytes_per_value;
   return rows * vectors * k + bytes / (bytes > kCacheBytes ? kFar : kNear) + rows * panels * kGateCycles;
 }
@@ -47,7 +47,7 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
 
 int64_t useful_workers(const Sequence& seq, const Work& work, int64_t available) {
   const double rows = seq.rows();
-  const double flops = 2 * rows * 64.0 * work.panels * (work.k_input + work.k_recurrent);
+  const double flops = 2 * rows * static_cast<double>(work.columns * work.panels) * (work.k_input + work.k_recurrent);
   return std::clamp<int64_t>(static_cast<int64_t>(flops / kSerialFlops), 1, available);
 }
 

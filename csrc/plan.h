@@ -25,7 +25,7 @@ struct Plan {
 };
 
 struct Work {
-  int64_t panels;
+  int64_t panels, columns;       // columns of a panel's products
   int64_t k_input, k_recurrent;  // row lengths of the products of a step
   int64_t bytes_per_value;
 };

@@ -11,6 +11,7 @@ struct Sequence {
   bool packed, reverse;
   std::vector<int64_t> size;   // rows of step t: the first size[t] of the batch take part
   std::vector<int64_t> first;  // index of its first row among the rows of contiguous tensors such as y
+  const bool* reset = nullptr;  // of each row of contiguous tensors: the sequence is cut before it; null where none is
 
   int64_t rows() const { return std::accumulate(size.begin(), size.end(), int64_t{0}); }
   int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // the s-th step to be run
@@ -18,6 +19,14 @@ struct Sequence {
   int64_t size_before(int64_t t) const { return in_range(reverse ? t + 1 : t - 1); }
   int64_t size_after(int64_t t) const { return in_range(reverse ? t - 1 : t + 1); }
   int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+
+  // Whether the state of row b is zeroed before step t is run. A cut lies between t - 1 and t: run in reverse, it is met before
+  // t - 1, by the rows that come from t.
+  bool cut_before(int64_t t, int64_t b) const {
+    if (!reset) return false;
+    if (!reverse) return reset[first[t] + b];
+    return b < size_before(t) && reset[first[t + 1] + b];
+  }
 
  private:
   int64_t in_range(int64_t t) const { return t < 0 || t >= T ? 0 : size[t]; }

@@ -14,6 +14,8 @@ except ImportError as error:
     _C, _C_ERROR = None, f"not loadable: {error}"
 
 NAMES = ("auto", "numba", "triton", "reference")
+VARIANTS = ("lstm", "gru", "peephole_lstm", "cifg_lstm", "cifg_peephole_lstm")
+IN_PYTORCH = ("lstm", "gru")
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _log = logging.getLogger("fastlstm")
 
@@ -25,15 +27,17 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(variant: str, device: torch.device, dtype: torch.dtype, requested: str = "auto") -> Choice:
-    """The backend that runs `variant` ("lstm") on `device` and `dtype`, and one sentence that says why.
+def choose(
+    variant: str, device: torch.device, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
+) -> Choice:
+    """The backend that runs `variant`, one of VARIANTS, on `device` and `dtype`, and one sentence that says why.
 
-    A fallback is logged, once. Raises ValueError for an unknown name and RuntimeError where the requested backend can't
-    run, with the remedy.
+    `beyond_torch`: PyTorch's own op, where it has one, does not do what is asked. A fallback is logged, once. Raises
+    ValueError for an unknown name and RuntimeError where the requested backend can't run, with the remedy.
     """
-    choice = explain(variant, device.type, dtype, requested)
-    if choice.backend == "torch":
-        _log_fallback(variant, device.type, dtype, choice.reason)
+    choice = explain(variant, device.type, dtype, requested, beyond_torch)
+    if requested == "auto" and choice.backend in ("torch", "reference"):
+        _log_fallback(variant, device.type, dtype, choice)
     return choice
 
 
@@ -42,7 +46,9 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
-def explain(variant: str, device: str, dtype: torch.dtype, requested: str = "auto") -> Choice:
+def explain(
+    variant: str, device: str, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
+) -> Choice:
     """What `choose` would choose, unlogged; `device` is a device type."""
     if requested not in NAMES:
         raise ValueError(f"backend is {requested!r}, expected one of {', '.join(map(repr, NAMES))}")
@@ -55,12 +61,13 @@ def explain(variant: str, device: str, dtype: torch.dtype, requested: str = "aut
         raise RuntimeError(
             f"backend {requested!r} can't run {variant} here: {obstacle}; backend 'auto' finds one that can"
         )
-    return Choice("torch", obstacle)
+    return Choice("torch" if variant in IN_PYTORCH and not beyond_torch else "reference", obstacle)
 
 
 @cache
-def _log_fallback(variant: str, device: str, dtype: torch.dtype, reason: str) -> None:
-    _log.warning("%s in %s on %s runs on PyTorch's own op: %s", variant, dtype, device, reason)
+def _log_fallback(variant: str, device: str, dtype: torch.dtype, choice: Choice) -> None:
+    what = "PyTorch's own op" if choice.backend == "torch" else "the reference, a loop in Python"
+    _log.warning("%s in %s on %s runs on %s: %s", variant, dtype, device, what, choice.reason)
 
 
 def _obstacle(device: str, dtype: torch.dtype) -> str | None:
@@ -72,7 +79,7 @@ def _obstacle(device: str, dtype: torch.dtype) -> str | None:
     if _C is None:
         return f"the C++ extension is {extension_status()}; install g++ >= 11, then fastlstm again"
     try:
-        import fastlstm.kernels.lstm.cpu  # noqa: F401
+        import fastlstm.kernels.cpu_math  # noqa: F401
     except Exception as error:  # a numba that doesn't fit its numpy raises much else than ImportError
         return f"numba can't be imported ({error}); run: pip install --upgrade numba"
     return None
@@ -99,7 +106,10 @@ _kept_alive: list[object] = []
 
 def _compile_gate_kernel(name: str) -> int:
     """The address of a gate kernel, compiled by Numba (or read from its cache) the first time it is needed."""
-    from fastlstm.kernels.lstm.cpu import compile_kernel
+    if name.startswith("gru_"):
+        from fastlstm.kernels.gru.cpu import compile_kernel
+    else:
+        from fastlstm.kernels.lstm.cpu import compile_kernel
 
     kernel = compile_kernel(name)
     _kept_alive.append(kernel)

@@ -2,20 +2,30 @@
 
 from collections.abc import Sequence
 from numbers import Number
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-LSTM_WEIGHTS = {
-    2: ("w_ih", "w_hh"),
-    3: ("w_ih", "w_hh", "w_hr"),
-    4: ("w_ih", "w_hh", "b_ih", "b_hh"),
-    5: ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"),
+class Shape(NamedTuple):
+    """What a variant's weights look like: gates per weight matrix, peepholes, and whether there may be a projection."""
+
+    gates: int
+    peepholes: int = 0
+    projection: bool = False
+
+
+SHAPES = {
+    "lstm": Shape(4, projection=True),
+    "peephole_lstm": Shape(4, peepholes=3, projection=True),
+    "cifg_lstm": Shape(3, projection=True),
+    "cifg_peephole_lstm": Shape(3, peepholes=2, projection=True),
+    "gru": Shape(3),
 }
 
 
-def check_input(x: Tensor, packed: bool) -> None:
+def check_input(x: Tensor, packed: bool, name: str = "LSTM") -> None:
     """`x` is the input, or the data of the packed input: its type, dimensions and layout."""
     if not isinstance(x, Tensor):
         raise TypeError(f"input is of type {type(x).__name__}, expected a Tensor or a PackedSequence")
@@ -24,27 +34,46 @@ def check_input(x: Tensor, packed: bool) -> None:
     if packed and x.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}: packed data is (sum of lengths, input_size)")
     if x.dim() not in (2, 3):
-        raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead")
 
 
-def check_lstm_weights(weights: Sequence[Sequence[Tensor]], directions: int, x: Tensor) -> tuple[int, int]:
-    """The sizes of the cell state and of the output, (H, R); all weights fit each other and the input `x`."""
+def weight_names(shape: Shape, count: int) -> tuple[str, ...] | None:
+    """The names of a layer's `count` weights, in order; None where no layer of this shape has so many."""
+    peephole = ("w_peephole",) if shape.peepholes else ()
+    for biases in ((), ("b_ih", "b_hh")):
+        for projection in ((), ("w_hr",))[: 1 + shape.projection]:
+            names = ("w_ih", "w_hh", *biases, *projection, *peephole)
+            if len(names) == count:
+                return names
+    return None
+
+
+def check_weights(
+    variant: str, weights: Sequence[Sequence[Tensor]], directions: int, x: Tensor
+) -> tuple[int, int, tuple[str, ...]]:
+    """The sizes of the cell state and of the output, (H, R), and the weights' names; they fit each other and the input."""
+    shape = SHAPES[variant]
     if len(weights) == 0 or len(weights) % directions:
         raise ValueError(
             f"weights has {len(weights)} entries, expected a multiple of {directions}: one per layer and direction"
         )
-    names = LSTM_WEIGHTS.get(len(weights[0]))
+    names = weight_names(shape, len(weights[0]))
     if names is None:
-        raise ValueError(f"weights[0] has {len(weights[0])} tensors, expected 2 to 5: {', '.join(LSTM_WEIGHTS[5])}")
-    w_ih = weights[0][0]
-    H = weights[0][-1 if names[-1] == "w_hr" else 1].shape[-1]
-    R = weights[0][-1].shape[0] if names[-1] == "w_hr" else H
+        most = weight_names(shape, 4 + shape.projection + bool(shape.peepholes)) or ()
+        least = 2 + bool(shape.peepholes)
+        raise ValueError(f"weights[0] has {len(weights[0])} tensors, expected {least} to {len(most)}: {', '.join(most)}")
+    first = dict(zip(names, weights[0], strict=True))
+    w_ih = first["w_ih"]
+    R = first["w_hr"].shape[0] if "w_hr" in first else first["w_hh"].shape[-1]
+    H = first["w_hr"].shape[-1] if "w_hr" in first else R
     _check_input_fits(x, w_ih)
+    rows = shape.gates * H
     for k, tensors in enumerate(weights):
         if len(tensors) != len(names):
             raise ValueError(f"weights[{k}] has {len(tensors)} tensors, expected {len(names)}: as many as weights[0]")
         I = w_ih.shape[-1] if k < directions else R * directions
-        shapes = {"w_ih": (4 * H, I), "w_hh": (4 * H, R), "b_ih": (4 * H,), "b_hh": (4 * H,), "w_hr": (R, H)}
+        shapes = {"w_ih": (rows, I), "w_hh": (rows, R), "b_ih": (rows,), "b_hh": (rows,), "w_hr": (R, H)}
+        shapes["w_peephole"] = (shape.peepholes, H)
         for name, w in zip(names, tensors, strict=True):
             if w.shape != shapes[name]:
                 raise ValueError(
@@ -56,7 +85,7 @@ def check_lstm_weights(weights: Sequence[Sequence[Tensor]], directions: int, x: 
                     f"{name} of weights[{k}] is {w.dtype} on {w.device}, expected {w_ih.dtype} on {w_ih.device}: "
                     "all weights are alike"
                 )
-    return H, R
+    return H, R, names
 
 
 def _check_input_fits(x: Tensor, w_ih: Tensor) -> None:
@@ -133,7 +162,7 @@ def check_no_lengths(lengths: object, why: str) -> None:
 
 
 def check_lstm_hx(hx: Sequence[Tensor]) -> None:
-    """`hx` is a pair of tensors; `check_lstm_states` looks at what they are."""
+    """`hx` is a pair of tensors; `check_states` looks at what they are."""
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         got = f"of length {len(hx)}" if isinstance(hx, (tuple, list)) else f"of type {type(hx).__name__}"
         raise RuntimeError(f"lstm expects two hidden states: hx is {got}, expected a tuple (h0, c0)")
@@ -142,28 +171,79 @@ def check_lstm_hx(hx: Sequence[Tensor]) -> None:
             raise TypeError(f"hx[{k}] is of type {type(s).__name__}, expected a Tensor: hx is a tuple (h0, c0)")
 
 
-def check_lstm_states(
+def check_states(
     hx: Sequence[Tensor], x: Tensor, batched: bool, expected: Sequence[tuple[int, ...]]
-) -> tuple[Tensor, Tensor]:
-    """`(h0, c0)` with the shapes `expected`, which have a batch of one where the input is not `batched`."""
+) -> Sequence[Tensor]:
+    """`(h0, c0)` or `(h0,)` with the shapes `expected`, which have a batch of one where the input is not `batched`."""
     dims, kind = (3, "batched") if batched else (2, "unbatched")
-    if hx[0].dim() != dims or hx[1].dim() != dims:
-        raise RuntimeError(
-            f"For {kind} {dims}-D input, hx and cx should also be {dims}-D "
-            f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-        )
-    h0, c0 = hx if batched else (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
-    for k, (s, shape) in enumerate(zip((h0, c0), expected, strict=True)):
+    if any(s.dim() != dims for s in hx):
+        names = "hx and cx" if len(hx) == 2 else "hx"
+        got = f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors" if len(hx) == 2 else f"{hx[0].dim()}-D tensor"
+        raise RuntimeError(f"For {kind} {dims}-D input, {names} should also be {dims}-D but got {got}")
+    states = hx if batched else [s.unsqueeze(1) for s in hx]
+    for k, (s, shape) in enumerate(zip(states, expected, strict=True)):
+        name = f"hidden[{k}]" if len(hx) == 2 else "hidden"
         if s.shape != shape:
-            raise RuntimeError(f"Expected hidden[{k}] size {shape}, got {list(s.shape)}")
-        if s.device != x.device:
-            raise RuntimeError(
-                "Input and hidden tensors are not at the same device, "
-                f"found input tensor at {x.device} and hidden tensor at {s.device}"
-            )
-        if s.dtype != x.dtype:
-            raise RuntimeError(f"hidden[{k}] has dtype {s.dtype}, expected {x.dtype}: the dtype of input and weights")
-    return h0, c0
+            raise RuntimeError(f"Expected {name} size {shape}, got {list(s.shape)}")
+        _check_state_fits(s, name, x)
+    return states
+
+
+def _check_state_fits(s: Tensor, name: str, x: Tensor) -> None:
+    if s.device != x.device:
+        raise RuntimeError(
+            "Input and hidden tensors are not at the same device, "
+            f"found input tensor at {x.device} and hidden tensor at {s.device}"
+        )
+    if s.dtype != x.dtype:
+        raise RuntimeError(f"{name} has dtype {s.dtype}, expected {x.dtype}: the dtype of input and weights")
+
+
+def check_cell(
+    variant: str, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *others: Tensor | None
+) -> None:
+    """One step's arguments fit each other: `others` are `b_ih`, `b_hh` and `w_peephole`, or None."""
+    if x.dim() != 2:
+        raise ValueError(f"input has {x.dim()} dimensions, expected 2: (batch, input_size)")
+    B, I = x.shape
+    H = w_hh.shape[-1]
+    shape = SHAPES[variant]
+    rows = shape.gates * H
+    if w_ih.dim() != 2 or w_ih.shape[1] != I:
+        raise RuntimeError(f"input has inconsistent input_size: got {I} expected {w_ih.shape[-1]}")
+    for k, s in enumerate(states):
+        if s.dim() != 2 or s.shape[0] != B:
+            raise RuntimeError(f"Input batch size {B} doesn't match hidden{k} batch size {s.shape[0] if s.dim() else 1}")
+        if s.shape[1] != H:
+            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {s.shape[1]}, expected {H}")
+    expected = ((rows, I), (rows, H), (rows,), (rows,), (shape.peepholes, H))
+    names = ("w_ih", "w_hh", "b_ih", "b_hh", "w_peephole")
+    for name, w, size in zip(names, (w_ih, w_hh, *others), expected, strict=True):
+        if w is not None and w.shape != size:
+            raise ValueError(f"{name} has shape {tuple(w.shape)}, expected {size}: input size {I} and hidden size {H}")
+    dtype, device = x.dtype, x.device
+    for name, t in zip(("w_ih", "w_hh", "hx"), (w_ih, w_hh, *states), strict=False):
+        if t.dtype != dtype or t.device != device:
+            raise RuntimeError(f"{name} is {t.dtype} on {t.device}, expected {dtype} on {device}: those of input")
+    for name, other in zip(names[2:], others, strict=True):
+        if other is not None and (other.dtype != dtype or other.device != device):
+            raise RuntimeError(f"{name} is {other.dtype} on {other.device}, expected {dtype} on {device}: those of input")
+
+
+def check_gru_hx(hx: object) -> None:
+    if not isinstance(hx, Tensor):
+        raise TypeError(f"hx is of type {type(hx).__name__}, expected a Tensor: a GRU has one state")
+
+
+def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool) -> None:
+    """B is None for an unbatched input."""
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"reset is of type {type(reset).__name__}, expected a Tensor of bool")
+    shape = (T,) if B is None else (B, T) if batch_first else (T, B)
+    if reset.shape != shape:
+        raise ValueError(f"reset has shape {tuple(reset.shape)}, expected {shape}: the steps and the batch of input")
+    if reset.dtype != torch.bool:
+        raise TypeError(f"reset has dtype {reset.dtype}, expected torch.bool: it tells before which steps the state is zeroed")
 
 
 def _short(values: list[int]) -> str:

@@ -2,28 +2,38 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import backends, checks, layers
+from fastlstm import backends, by_torch, checks, layers
+from fastlstm.cells import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
+from fastlstm.ops.gru import gru as gru_layer
 from fastlstm.ops.lstm import lstm as lstm_layer
+from fastlstm.sequences import Batch, Input, Lengths, autocast, time_major
+
+__all__ = ["cifg_lstm", "cifg_lstm_cell", "gru", "gru_cell", "lstm", "lstm_cell", "peephole_lstm", "peephole_lstm_cell"]
+
+Weights = Sequence[Sequence[Tensor]]
+LSTMState = tuple[Tensor, Tensor]
+LSTMResult = tuple[Input, LSTMState] | tuple[Input, LSTMState, Input]
 
 
 def lstm(
-    input: Tensor | PackedSequence,
-    weights: Sequence[Sequence[Tensor]],
-    hx: tuple[Tensor, Tensor] | None = None,
+    input: Input,
+    weights: Weights,
+    hx: LSTMState | None = None,
     *,
     bidirectional: bool = False,
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    lengths: Tensor | Sequence[int] | None = None,
+    lengths: Lengths = None,
+    reset: Tensor | None = None,
+    return_cells: bool = False,
     backend: str = "auto",
-) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+) -> LSTMResult:
     """The LSTM of `torch.nn.LSTM`, stacked and in one or two directions: `(output, (h_n, c_n))`.
 
     In each layer and direction, with `h', c'` of the step before (Hochreiter & Schmidhuber 1997; Sak et al. 2014 for P):
@@ -40,6 +50,10 @@ def lstm(
     dropout: the probability that an output between two layers is zeroed, in `training` only.
     lengths: (B,) integers from 0 to T, in any order, on any device. A sequence ends at its own length: `output` is zero
         beyond it, `h_n` and `c_n` are those at its end (`h0`, `c0` for length 0), and its reverse direction starts there.
+    reset: (T, B) bool, or (B, T) with `batch_first`, or (T) unbatched: sequences are cut before such a step, and go on from
+        zero states, as if what follows were another sequence, in both directions. Gradients don't cross a cut.
+    return_cells: the result is `(output, (h_n, c_n), cells)`; `cells` holds the last layer's c of every step, D * H
+        features in the layout of `output`, and is differentiable.
     backend: "auto", or the name of the one that must run; `fastlstm info` tells which there are.
 
     `output` has D * R features in the layout of `input`; `h_n` and `c_n` have the shapes of `h0` and `c0`.
@@ -50,133 +64,193 @@ def lstm(
     >>> output.shape, h_n.shape
     (torch.Size([5, 4, 2]), torch.Size([1, 4, 2]))
     """
-    D = 2 if bidirectional else 1
-    packed = isinstance(input, PackedSequence)
+    return _lstm_family(
+        "lstm", input, weights, hx, bidirectional, batch_first, dropout, training, lengths, reset, return_cells, backend
+    )
+
+
+def peephole_lstm(
+    input: Input,
+    weights: Weights,
+    hx: LSTMState | None = None,
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Lengths = None,
+    reset: Tensor | None = None,
+    return_cells: bool = False,
+    backend: str = "auto",
+) -> LSTMResult:
+    """The LSTM whose gates see the cell (Gers & Schmidhuber 2000; Graves 2013); arguments and results as in `lstm`.
+
+        i = σ(... + p_i * c')     f = σ(... + p_f * c')     c = f * c' + i * g     o = σ(... + p_o * c)     h = o * tanh(c)
+
+    Each entry of `weights` ends with `w_peephole` (3, H), in the order i, f, o. Where it is zero, this is the LSTM.
+
+    >>> w_ih, w_hh, p = torch.randn(8, 3), torch.randn(8, 2), torch.randn(3, 2)
+    >>> peephole_lstm(torch.randn(5, 4, 3), [(w_ih, w_hh, p)])[0].shape
+    torch.Size([5, 4, 2])
+    """
+    return _lstm_family(
+        "peephole_lstm", input, weights, hx, bidirectional, batch_first, dropout, training, lengths, reset, return_cells,
+        backend,
+    )  # fmt: skip
+
+
+def cifg_lstm(
+    input: Input,
+    weights: Weights,
+    hx: LSTMState | None = None,
+    *,
+    peephole: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Lengths = None,
+    reset: Tensor | None = None,
+    return_cells: bool = False,
+    backend: str = "auto",
+) -> LSTMResult:
+    """The LSTM with coupled input and forget gates, f = 1 - i (Greff et al. 2017); arguments and results as in `lstm`.
+
+        i = σ(W_ii x + b_ii + W_hi h' + b_hi)     g, o as in the LSTM     c = (1 - i) * c' + i * g     h = o * tanh(c)
+
+    Weights have three gates, in the order i, g, o: `w_ih` (3H, I), `w_hh` (3H, R), biases (3H). With `peephole`, each entry of
+    `weights` ends with `w_peephole` (2, H), in the order i, o: i sees c', o sees c.
+
+    >>> w_ih, w_hh = torch.randn(6, 3), torch.randn(6, 2)
+    >>> cifg_lstm(torch.randn(5, 4, 3), [(w_ih, w_hh)])[0].shape
+    torch.Size([5, 4, 2])
+    """
+    variant = "cifg_peephole_lstm" if peephole else "cifg_lstm"
+    return _lstm_family(
+        variant, input, weights, hx, bidirectional, batch_first, dropout, training, lengths, reset, return_cells, backend
+    )
+
+
+def gru(
+    input: Input,
+    weights: Weights,
+    hx: Tensor | None = None,
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    lengths: Lengths = None,
+    reset: Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Input, Tensor]:
+    """The GRU of `torch.nn.GRU` (Cho et al. 2014), stacked and in one or two directions: `(output, h_n)`.
+
+        r = σ(W_ir x + b_ir + W_hr h' + b_hr)   z alike   n = tanh(W_in x + b_in + r * (W_hn h' + b_hn))
+        h = (1 - z) * n + z * h'
+
+    Arguments are those of `lstm`, with three gates, in the order r, z, n: `w_ih` (3H, I), `w_hh` (3H, H), then `b_ih` and `b_hh`
+    (3H) or neither. `hx` and `h_n` are one tensor (L * D, B, H).
+
+    >>> w_ih, w_hh = torch.randn(6, 3), torch.randn(6, 2)
+    >>> output, h_n = gru(torch.randn(5, 4, 3), [(w_ih, w_hh)])
+    >>> output.shape, h_n.shape
+    (torch.Size([5, 4, 2]), torch.Size([1, 4, 2]))
+    """
     x = input[0] if isinstance(input, PackedSequence) else input
-    checks.check_input(x, packed)
+    checks.check_input(x, isinstance(input, PackedSequence), "GRU")
+    checks.check_dropout(dropout)
+    if hx is not None:
+        checks.check_gru_hx(hx)
+    x, hx, weights = _autocast(x, hx, weights)
+    directions = 2 if bidirectional else 1
+    H, _, names = checks.check_weights("gru", weights, directions, x)
+    batch = time_major(input, x, batch_first, lengths, reset)
+    (h0,) = _initial(None if hx is None else (hx,), batch, [(len(weights), batch.B, H)])
+
+    chosen = backends.choose("gru", x.device, x.dtype, backend, reset is not None).backend
+    drop = dropout if training else 0.0
+    if chosen == "torch":
+        (y,), finals = by_torch.gru(batch, h0, weights, directions, drop)
+    else:
+
+        def run(x, batch_sizes, states, weights, reverse, last):  # type: ignore[no-untyped-def]
+            y, h_n = gru_layer(x, batch_sizes, batch.reset, *states, *weights, reverse=reverse, backend=chosen)
+            return (y,), (h_n,)
+
+        (y,), finals = layers.stack(run, batch.x, batch.batch_sizes, (h0,), weights, directions=directions, dropout=drop)
+    return batch.output(y), batch.finals(finals)[0]
+
+
+def _lstm_family(
+    variant: str,
+    input: Input,
+    weights: Weights,
+    hx: LSTMState | None,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    lengths: Lengths,
+    reset: Tensor | None,
+    return_cells: bool,
+    backend: str,
+) -> LSTMResult:
+    x = input[0] if isinstance(input, PackedSequence) else input
+    checks.check_input(x, isinstance(input, PackedSequence))
     checks.check_dropout(dropout)
     if hx is not None:
         checks.check_lstm_hx(hx)
     x, hx, weights = _autocast(x, hx, weights)
-    H, R = checks.check_lstm_weights(weights, D, x)
-    batched = packed or x.dim() == 3
-    x, batch_sizes, B, order, restore = _time_major(input, x, batch_first, lengths)
+    directions = 2 if bidirectional else 1
+    H, R, names = checks.check_weights(variant, weights, directions, x)
+    batch = time_major(input, x, batch_first, lengths, reset)
+    h0, c0 = _initial(hx, batch, [(len(weights), batch.B, R), (len(weights), batch.B, H)])
 
-    shapes = (len(weights), B, R), (len(weights), B, H)
-    if hx is None:
-        c0 = torch.zeros(shapes[1], dtype=x.dtype, device=x.device)
-        h0 = c0 if R == H else torch.zeros(shapes[0], dtype=x.dtype, device=x.device)
-    else:
-        h0, c0 = checks.check_lstm_states(hx, x, batched, shapes)
-    if order is not None:
-        h0, c0 = h0.index_select(1, order), c0.index_select(1, order)
-
-    if not training:
-        dropout = 0.0
-    chosen = backends.choose("lstm", x.device, x.dtype, backend).backend
+    beyond_torch = reset is not None or return_cells
+    chosen = backends.choose(variant, x.device, x.dtype, backend, beyond_torch).backend
+    drop = dropout if training else 0.0
     if chosen == "torch":
-        y, h_n, c_n = _lstm_by_torch(x, batch_sizes, (h0, c0), weights, directions=D, dropout=dropout)
+        (y, *cells), finals = by_torch.lstm(batch, (h0, c0), weights, directions, drop)
     else:
-        run = partial(lstm_layer, backend=chosen)
-        rows = [_with_absent(w) for w in weights]
-        y, h_n, c_n = layers.stack(run, x, batch_sizes, (h0, c0), rows, directions=D, dropout=dropout)
+        coupled = variant.startswith("cifg")
+        layer = partial(lstm_layer, coupled=coupled, backend=chosen)
 
-    if restore is not None:
-        h_n, c_n = h_n.index_select(1, restore), c_n.index_select(1, restore)
-    if packed:
-        return PackedSequence(y, batch_sizes, order, restore), (h_n, c_n)
-    if restore is not None:
-        y = y.index_select(1, restore)
-    if not batched:
-        return y.squeeze(1), (h_n.squeeze(1), c_n.squeeze(1))
-    return y.transpose(0, 1) if batch_first else y, (h_n, c_n)
+        def run(x, batch_sizes, states, weights, reverse, last):  # type: ignore[no-untyped-def]
+            wanted = return_cells and last
+            y, h_n, c_n, cells = layer(
+                x, batch_sizes, batch.reset, *states, *weights, reverse=reverse, return_cells=wanted
+            )
+            return (y, cells) if wanted else (y,), (h_n, c_n)
 
-
-class _TimeMajor(NamedTuple):
-    """A batch in one of the layouts of `fastlstm.ops`, its size, and the permutation to and from falling lengths."""
-
-    x: Tensor
-    batch_sizes: Tensor | None
-    B: int
-    order: Tensor | None = None
-    restore: Tensor | None = None
+        rows = [_with_absent(names, w) for w in weights]
+        (y, *cells), finals = layers.stack(
+            run, batch.x, batch.batch_sizes, (h0, c0), rows, directions=directions, dropout=drop
+        )
+    h_n, c_n = batch.finals(finals)
+    if return_cells:
+        return batch.output(y), (h_n, c_n), batch.output(cells[0])
+    return batch.output(y), (h_n, c_n)
 
 
-def _time_major(
-    input: Tensor | PackedSequence,
-    x: Tensor,
-    batch_first: bool,
-    lengths: Tensor | Sequence[int] | None,
-) -> _TimeMajor:
-    """`x` is `input`, or its data where it is packed, in the dtype to compute in."""
-    if isinstance(input, PackedSequence):
-        checks.check_no_lengths(lengths, "a PackedSequence has its own")
-        checks.check_packed(input)
-        _, batch_sizes, order, restore = input
-        # A tracer doesn't know the values of batch_sizes
-        B = len(order) if order is not None else int(batch_sizes[0])
-        return _TimeMajor(x, batch_sizes, B, order, restore)
-    if x.dim() == 2:
-        checks.check_no_lengths(lengths, "an unbatched input is one sequence, which ends where it ends")
-        x = x.unsqueeze(1)
-    elif batch_first:
-        x = x.transpose(0, 1)
-    T, B, _ = x.shape
-    checks.check_steps(T)
-    if lengths is None:
-        return _TimeMajor(x, None, B)
-    lengths, order = checks.check_lengths(lengths, T, B).sort(descending=True, stable=True)
-    batch_sizes = (torch.arange(T, device="cpu")[:, None] < lengths).sum(1)
-    order = order.to(x.device)
-    return _TimeMajor(x.index_select(1, order), batch_sizes, B, order, order.argsort())
-
-
-def _autocast(x: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Sequence[Tensor]]) -> tuple:
-    """The same in the dtype of autocast where that is on; like PyTorch's, it leaves float64 and integers alone."""
+def _autocast(x: Tensor, hx: Tensor | LSTMState | None, weights: Weights) -> tuple:
     if not torch._C._is_any_autocast_enabled():
         return x, hx, weights
-    device = x.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x, hx, weights
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(t: Tensor) -> Tensor:
-        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
-
-    return cast(x), hx and tuple(map(cast, hx)), [tuple(map(cast, w)) for w in weights]
+    states = autocast(x, *hx)[1:] if isinstance(hx, (tuple, list)) else autocast(x, hx)[1]
+    return autocast(x)[0], states, [autocast(x, *w)[1:] for w in weights]
 
 
-def _with_absent(weights: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
-    """All five weights of a layer, `(w_ih, w_hh, b_ih, b_hh, w_hr)`, with None for those it lacks."""
-    w_ih, w_hh, *rest = weights
-    w_hr = rest.pop() if len(rest) % 2 else None
-    b_ih, b_hh = rest or (None, None)
-    return w_ih, w_hh, b_ih, b_hh, w_hr
+def _initial(hx: Sequence[Tensor] | None, batch: Batch, shapes: list[tuple[int, ...]]) -> Sequence[Tensor]:
+    """The initial states in the order of the batch: those given, or zeros."""
+    x = batch.x
+    if hx is None:
+        first = torch.zeros(shapes[-1], dtype=x.dtype, device=x.device)
+        zeros = [first if s == shapes[-1] else torch.zeros(s, dtype=x.dtype, device=x.device) for s in shapes]
+        return zeros
+    return batch.sorted_states(checks.check_states(hx, x, batch.batched, shapes))
 
 
-def _lstm_by_torch(
-    x: Tensor,
-    batch_sizes: Tensor | None,
-    states: tuple[Tensor, Tensor],
-    weights: Sequence[Sequence[Tensor]],
-    *,
-    directions: int,
-    dropout: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The whole stack by PyTorch's own op, as `layers.stack` would run it."""
-    flat = [w for layer in weights for w in layer]
-    # the flag also keeps what a backward needs, which may follow in evaluation mode too
-    train = dropout > 0 or torch.is_grad_enabled()
-    options = len(weights[0]) > 3, len(weights) // directions, dropout, train, directions == 2
-    if batch_sizes is None:
-        return torch._VF.lstm(x, states, flat, *options, False)
-    if x.dim() == 2:
-        return torch._VF.lstm(x, batch_sizes, states, flat, *options)
-    # PyTorch can't pack an empty sequence: here it runs one step on zeros, and nothing of that is kept
-    lengths = (batch_sizes[:, None] > torch.arange(x.shape[1], device="cpu")).sum(0)
-    empty = (lengths == 0).to(x.device)[:, None]
-    packed = pack_padded_sequence(x.masked_fill(empty, 0), lengths.clamp(min=1))
-    y, *finals = torch._VF.lstm(packed.data, packed.batch_sizes, states, flat, *options)
-    y, _ = pad_packed_sequence(PackedSequence(y, packed.batch_sizes), total_length=x.shape[0])
-    h_n, c_n = (torch.where(empty, s0, s) for s0, s in zip(states, finals, strict=True))
-    return y.masked_fill(empty, 0), h_n, c_n
+def _with_absent(names: Sequence[str], weights: Sequence[Tensor]) -> list[Tensor | None]:
+    """All six weights of a layer of the LSTM family, with None for those it lacks."""
+    given = dict(zip(names, weights, strict=True))
+    return [given.get(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "w_peephole")]

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
+# What each step yields (y, then what else is wanted of it), and the final states
+Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
 
 def stack(
-    recurrence: Callable[..., tuple[Tensor, ...]],
+    recurrence: Callable[..., Results],
     x: Tensor,
     batch_sizes: Tensor | None,
     states: Sequence[Tensor],
@@ -16,25 +19,28 @@ def stack(
     *,
     directions: int,
     dropout: float,
-) -> tuple[Tensor, ...]:
-    """The last layer's outputs, then the final states of all layers: `(y, *finals)`.
+) -> Results:
+    """The last layer's outputs, and the final states of all layers.
 
-    `recurrence(x, batch_sizes, *states, *weights, reverse=...)` runs one layer in one direction and returns `(y, *finals)`.
+    `recurrence(x, batch_sizes, states, weights, reverse=..., last=...)` runs one layer in one direction; `last` tells whether
+    it is the last layer, whose outputs are the results.
     Sizes: T time, B batch, L layers, D directions, R the features of one recurrence's output.
-    `x` and `batch_sizes` are one of the layouts of `fastlstm.ops`: dense, packed or padded; `y` has the leading dimensions
-    of `x` and D * R features. Each of `states` and `finals` is (L * D, B, *), layer by layer, forward before reverse;
-    `weights` has one entry per layer and direction in the same order. `dropout` acts between layers, not after the last.
+    `x` and `batch_sizes` are one of the layouts of `fastlstm.ops`: dense, packed or padded; outputs have the leading
+    dimensions of `x` and D * R features. Each of `states` and of the final states is (L * D, B, *), layer by layer, forward
+    before reverse; `weights` has one entry per layer and direction in the same order. `dropout` acts between layers, not
+    after the last.
     """
     initials = list(zip(*[s.unbind(0) for s in states], strict=True))
     finals: list[Sequence[Tensor]] = []
+    outputs: tuple[Tensor, ...] = (x,)
     while len(finals) < len(weights):
-        if finals and dropout:
-            x = drop(x, dropout)
-        outputs = []
+        x = drop(outputs[0], dropout) if finals and dropout else outputs[0]
+        last = len(finals) + directions >= len(weights)
+        sides = []
         for reverse in (False, True)[:directions]:
             k = len(finals)
-            y, *final = recurrence(x, batch_sizes, *initials[k], *weights[k], reverse=reverse)
-            outputs.append(y)
+            steps, final = recurrence(x, batch_sizes, initials[k], weights[k], reverse=reverse, last=last)
+            sides.append(steps)
             finals.append(final)
-        x = outputs[0] if directions == 1 else torch.cat(outputs, dim=-1)
-    return x, *[torch.stack(s) for s in zip(*finals, strict=True)]
+        outputs = sides[0] if directions == 1 else tuple(torch.cat(pair, dim=-1) for pair in zip(*sides, strict=True))
+    return outputs, tuple(torch.stack(s) for s in zip(*finals, strict=True))

@@ -13,11 +13,29 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from numba import types
+from numba import cfunc, types
 from numba.extending import overload
 
 # Numba's cache on disk notices edits of a kernel's own file only. Kernels close over this number to notice edits of this file.
 SOURCE_STAMP = zlib.crc32(Path(__file__).read_bytes())
+
+LANES = 16  # hidden units of a record's slot
+DTYPES = {"f32": (np.float32, types.float32), "f64": (np.float64, types.float64)}
+
+
+def compile_gates(make, suffix: str, *flags: bool):
+    """The gate kernel `make(dtype, *flags)` for "f32" or "f64", as a C function of (records, rows).
+
+    An object with `.address`. Keep it: the code lives as long as it does.
+    """
+    dtype, numba_type = DTYPES[suffix]
+    signature = types.void(types.CPointer(numba_type), types.int64)
+    options = {"nopython": True, "error_model": "numpy", "fastmath": {"contract"}}
+    kernel = make(dtype, *flags)
+    try:
+        return cfunc(signature, cache=True, **options)(kernel)
+    except RuntimeError:  # nowhere to write a cache: a read-only installation, a user without a home
+        return cfunc(signature, cache=False, **options)(kernel)
 
 
 def sigmoid(x):

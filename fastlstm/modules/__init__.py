@@ -1,5 +1,16 @@
 """The `nn.Module`s."""
 
-from fastlstm.modules.recurrent import LSTM
+from fastlstm.modules.cells import CIFGLSTMCell, GRUCell, LSTMCell, PeepholeLSTMCell
+from fastlstm.modules.recurrent import CIFGLSTM, GRU, LSTM, PeepholeLSTM, build
 
-__all__ = ["LSTM"]
+__all__ = [
+    "CIFGLSTM",
+    "GRU",
+    "LSTM",
+    "CIFGLSTMCell",
+    "GRUCell",
+    "LSTMCell",
+    "PeepholeLSTM",
+    "PeepholeLSTMCell",
+    "build",
+]

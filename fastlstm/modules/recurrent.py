@@ -1,24 +1,24 @@
-"""Recurrent modules that take the place of PyTorch's."""
+"""Recurrent modules that take the place of PyTorch's, and their siblings that PyTorch lacks."""
 
-from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import functional
-from fastlstm.backends import NAMES
+from fastlstm.modules.base import Recurrent
+from fastlstm.sequences import Input, Lengths
 
 
-class LSTM(nn.RNNBase):
+class LSTM(Recurrent):
     """`torch.nn.LSTM`, fast: the same arguments, attributes, parameters, initial weights, results and errors.
 
         i = σ(W_ii x + b_ii + W_hi h' + b_hi)      f, o alike        g = tanh(W_ig x + b_ig + W_hg h' + b_hg)
         c = f * c' + i * g        h = o * tanh(c), or W_hr (o * tanh(c)) with `proj_size`
 
-    Two things are ours, both by keyword only. `backend` is "auto" or the name of the one that must run. `forward` takes
-    `lengths` (B,), in any order, zeros allowed, where PyTorch wants a PackedSequence: `output` is zero beyond a sequence's
-    length and `h_n`, `c_n` are those at its own end. Everything else is described under `fastlstm.functional.lstm`.
+    What is ours is by keyword only. `backend` is "auto" or the name of the one that must run. `forward` takes `lengths` (B,),
+    in any order, zeros allowed, where PyTorch wants a PackedSequence: `output` is zero beyond a sequence's length and `h_n`,
+    `c_n` are those at its own end; `reset` (T, B), which cuts sequences before a step; and `return_cells`. Everything is
+    described under `fastlstm.functional.lstm`.
 
     A `state_dict` of `nn.LSTM` loads here and the other way round. Weights are read afresh at every call.
 
@@ -28,56 +28,127 @@ class LSTM(nn.RNNBase):
     (torch.Size([7, 3, 40]), torch.Size([4, 3, 20]))
     """
 
-    def __init__(
+    def forward(
         self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        proj_size: int = 0,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
+        input: Input,
+        hx: tuple[Tensor, Tensor] | None = None,
         *,
-        backend: str = "auto",
-    ) -> None:
-        if backend not in NAMES:
-            raise ValueError(f"backend is {backend!r}, expected one of {', '.join(map(repr, NAMES))}")
-        super().__init__(
-            "LSTM",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device,
-            dtype,
+        lengths: Lengths = None,
+        reset: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> functional.LSTMResult:
+        return functional.lstm(
+            input, self.all_weights, hx, **self._options(), lengths=lengths, reset=reset, return_cells=return_cells
         )
-        self.backend = backend
+
+
+class PeepholeLSTM(Recurrent):
+    """The LSTM whose gates see the cell (Gers & Schmidhuber 2000; Graves 2013): i and f the old one, o the new one.
+
+        i = σ(... + p_i * c')     f = σ(... + p_f * c')     c = f * c' + i * g     o = σ(... + p_o * c)     h = o * tanh(c)
+
+    Arguments and results are those of `LSTM`. Beside its parameters there is `weight_peephole_l{k}`, with `_reverse` for the
+    other direction, of shape (3, H), in the order i, f, o.
+
+    >>> lstm = PeepholeLSTM(10, 20)
+    >>> lstm(torch.randn(7, 3, 10))[0].shape, lstm.weight_peephole_l0.shape
+    (torch.Size([7, 3, 20]), torch.Size([3, 20]))
+    """
+
+    gates, peepholes = 4, 3
 
     def forward(
         self,
-        input: Tensor | PackedSequence,
+        input: Input,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
-        lengths: Tensor | Sequence[int] | None = None,
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        return functional.lstm(
-            input,
-            self.all_weights,
-            hx,
-            bidirectional=self.bidirectional,
-            batch_first=self.batch_first,
-            dropout=self.dropout,
-            training=self.training,
-            lengths=lengths,
-            backend=self.backend,
+        lengths: Lengths = None,
+        reset: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> functional.LSTMResult:
+        return functional.peephole_lstm(
+            input, self.all_weights, hx, **self._options(), lengths=lengths, reset=reset, return_cells=return_cells
         )
 
+
+class CIFGLSTM(Recurrent):
+    """The LSTM with coupled input and forget gates, f = 1 - i (Greff et al. 2017): a quarter fewer weights.
+
+        i = σ(W_ii x + b_ii + W_hi h' + b_hi)     g, o as in the LSTM     c = (1 - i) * c' + i * g     h = o * tanh(c)
+
+    Arguments and results are those of `LSTM`. Weights have three gates, in the order i, g, o: 3H rows. With `peephole=True`
+    there is `weight_peephole_l{k}` (2, H) as well, in the order i, o: i sees the old cell, o the new one.
+
+    >>> lstm = CIFGLSTM(10, 20, peephole=True)
+    >>> lstm(torch.randn(7, 3, 10))[0].shape, lstm.weight_hh_l0.shape, lstm.weight_peephole_l0.shape
+    (torch.Size([7, 3, 20]), torch.Size([60, 20]), torch.Size([2, 20]))
+    """
+
+    gates = 3
+
+    def __init__(self, *args: Any, peephole: bool = False, **kwargs: Any) -> None:
+        if not isinstance(peephole, bool):
+            raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
+        self.peepholes = 2 if peephole else 0
+        super().__init__(*args, **kwargs)
+
+    @property
+    def peephole(self) -> bool:
+        return self.peepholes > 0
+
+    def forward(
+        self,
+        input: Input,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+        reset: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> functional.LSTMResult:
+        return functional.cifg_lstm(
+            input, self.all_weights, hx, **self._options(), peephole=self.peephole,
+            lengths=lengths, reset=reset, return_cells=return_cells,
+        )  # fmt: skip
+
     def extra_repr(self) -> str:
-        return super().extra_repr() + (f", backend={self.backend!r}" if self.backend != "auto" else "")
+        return super().extra_repr() + (", peephole=True" if self.peephole else "")
+
+
+class GRU(Recurrent):
+    """`torch.nn.GRU`, fast: the same arguments, attributes, parameters, initial weights, results and errors.
+
+        r = σ(W_ir x + b_ir + W_hr h' + b_hr)   z alike   n = tanh(W_in x + b_in + r * (W_hn h' + b_hn))
+        h = (1 - z) * n + z * h'
+
+    By keyword only, as in `LSTM`: `backend`, and for `forward` `lengths` and `reset`.
+    A `state_dict` of `nn.GRU` loads here and the other way round. Weights are read afresh at every call.
+
+    >>> gru = GRU(10, 20, num_layers=2, bidirectional=True)
+    >>> output, h_n = gru(torch.randn(7, 3, 10))
+    >>> output.shape, h_n.shape
+    (torch.Size([7, 3, 40]), torch.Size([4, 3, 20]))
+    """
+
+    of_mode = "GRU"
+
+    def forward(
+        self,
+        input: Input,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Input, Tensor]:
+        return functional.gru(input, self.all_weights, hx, **self._options(), lengths=lengths, reset=reset)
+
+
+def build(variant: str, *sizes: int, **options: Any) -> nn.RNNBase:
+    """The module of a variant by its name in `fastlstm.backends.VARIANTS`.
+
+    >>> build("cifg_peephole_lstm", 3, 5)
+    CIFGLSTM(3, 5, peephole=True)
+    """
+    kinds = {"lstm": LSTM, "gru": GRU, "peephole_lstm": PeepholeLSTM, "cifg_lstm": CIFGLSTM}
+    if variant == "cifg_peephole_lstm":
+        return CIFGLSTM(*sizes, peephole=True, **options)
+    return kinds[variant](*sizes, **options)

@@ -1,4 +1,4 @@
-"""The LSTM over one layer and one direction, differentiable: one call for the whole sequence."""
+"""The LSTM family over one layer and one direction, differentiable: one call for the whole sequence."""
 
 import inspect
 from typing import Any
@@ -8,14 +8,14 @@ from torch import Tensor
 
 from fastlstm import backends
 from fastlstm.kernels.lstm.reference import lstm_reference
+from fastlstm.ops.calling import by_reference, differentiable, saved_like
 from fastlstm.ops.vmap import vmap_by_loop
-
-PANEL = 16  # hidden units per panel of the saved records
 
 
 def lstm(
     x: Tensor,
     batch_sizes: Tensor | None,
+    reset: Tensor | None,
     h0: Tensor,
     c0: Tensor,
     w_ih: Tensor,
@@ -23,73 +23,62 @@ def lstm(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
     w_hr: Tensor | None = None,
+    w_peephole: Tensor | None = None,
     *,
+    coupled: bool = False,
     reverse: bool = False,
+    return_cells: bool = False,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The outputs of every step and the final states `(y, h_n, c_n)`.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The outputs of every step, the final states and the cell states of every step: `(y, h_n, c_n, cells)`.
 
-    Sizes: T time, B batch, I input, H hidden, R = P (the projection) where `w_hr` is given, else H.
-    `x` is one of three layouts, of any strides, and `y` has the same leading dimensions:
+    Sizes: T time, B batch, I input, H hidden, G gates (4; 3 where `coupled`), R = P (the projection) where `w_hr` is given,
+    else H. `x` is one of four layouts, of any strides, and `y` and `cells` have the same leading dimensions:
     dense (T, B, I) without `batch_sizes`; packed (N, I) with `batch_sizes` (T,), as in a `PackedSequence`;
-    padded (T, B, I) with `batch_sizes`: step t reads and writes its first `batch_sizes[t]` rows, and `y` is zero elsewhere.
+    padded (T, B, I) with `batch_sizes`: step t reads and writes its first `batch_sizes[t]` rows, and `y` is zero elsewhere;
+    one step (B, I) without `batch_sizes`.
     `batch_sizes` is int64, on the CPU, not increasing, and may hold zeros. `reverse` runs each sequence from its end.
-    `h0` (B, R), `c0` (B, H), `w_ih` (4H, I), `w_hh` (4H, R), `b_ih` and `b_hh` (4H) or None, `w_hr` (P, H) or None.
+    `reset` is bool, of the layout of `x` without I, or None: a sequence is cut before such a step, and goes on from zeros.
+    `h0` (B, R), `c0` (B, H), `w_ih` (G*H, I), `w_hh` (G*H, R), `b_ih` and `b_hh` (G*H) or None, `w_hr` (P, H) or None,
+    `w_peephole` (G - 1, H) or None. `cells` is empty unless `return_cells`.
     Arguments are checked in `fastlstm.functional`.
     """
+    tensors = (x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole)
     if backend == "reference":
-        return _lstm_by_reference(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse)
-    tensors = (x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
-    if (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)) or _transformed():
-        return LSTMFunction.apply(*tensors, reverse)[:3]
-    return lstm_fwd(*tensors, reverse, False)[:3]
-
-
-def _lstm_by_reference(
-    x: Tensor, batch_sizes: Tensor | None, h0: Tensor, *others: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The reference; in float32 for half dtypes, as the arithmetic of every backend is."""
-    if x.dtype not in (torch.float16, torch.bfloat16):
-        return lstm_reference(x, batch_sizes, h0, *others)
-    wide = [t.float() if isinstance(t, Tensor) else t for t in others]
-    y, h_n, c_n = lstm_reference(x.float(), batch_sizes, h0.float(), *wide)
-    return y.to(x.dtype), h_n.to(x.dtype), c_n.to(x.dtype)
-
-
-def _transformed() -> bool:
-    """Whether a transform of `torch.func` or forward-mode AD is active: `requires_grad` says nothing then."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+        return by_reference(lstm_reference, *tensors, coupled, reverse)
+    if differentiable(tensors):
+        return LSTMFunction.apply(*tensors, coupled, reverse, return_cells)[:4]
+    return lstm_fwd(*tensors, coupled, reverse, return_cells, False)[:4]
 
 
 class LSTMFunction(torch.autograd.Function):
     """`lstm_fwd` and `lstm_bwd` as one differentiable function; `saved` is its own business and has no gradient."""
 
     @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(*args: Any) -> tuple[Tensor, ...]:
         return lstm_fwd(*args, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, batch_sizes, h0, c0, w_ih, w_hh, _, _, w_hr, ctx.reverse = inputs
-        y, _, _, saved = output
-        ctx.mark_non_differentiable(saved)
+        x, batch_sizes, reset, h0, c0, w_ih, w_hh, _, _, w_hr, w_peephole, ctx.coupled, ctx.reverse, cells = inputs
+        y, _, _, no_cells, saved = output
+        ctx.mark_non_differentiable(*((saved,) if cells else (no_cells, saved)))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved)
+        ctx.save_for_backward(x, batch_sizes, reset, h0, c0, w_ih, w_hh, w_hr, w_peephole, y, saved)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, _: None):
-        x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved = ctx.saved_tensors
-        need_dx, _, _, _, *need_dw, _ = ctx.needs_input_grad
+    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dcells: Tensor | None, _: None):
+        need_dx, _, _, _, _, *need_dw, _, _, _ = ctx.needs_input_grad
         # Gradients are enabled here where a gradient of the gradient may be asked for. (A compiled backward refuses by itself.)
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = (LSTMBackward.apply if differentiable else lstm_bwd)(
-            dy, dh_n, dc_n, x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved, ctx.reverse, need_dx, any(need_dw)
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        flags = ctx.coupled, ctx.reverse, need_dx, any(need_dw)
+        dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr, dw_peephole = (LSTMBackward.apply if twice else lstm_bwd)(
+            dy, dh_n, dc_n, dcells, *ctx.saved_tensors, *flags
         )
-        need_ih, need_hh, need_b_ih, need_b_hh, need_hr = need_dw
+        need_ih, need_hh, need_b_ih, need_b_hh, need_hr, need_peephole = need_dw
         return (
             dx if need_dx else None,
+            None,
             None,
             dh0,
             dc0,
@@ -98,6 +87,9 @@ class LSTMFunction(torch.autograd.Function):
             db if need_b_ih else None,
             (db.clone() if need_b_ih else db) if need_b_hh else None,
             dw_hr if need_hr else None,
+            dw_peephole if need_peephole else None,
+            None,
+            None,
             None,
         )
 
@@ -134,28 +126,29 @@ def _register() -> None:
     """What C++ can't say about the ops: the shapes of their results, and how they are mapped over a new dimension."""
 
     @torch.library.register_fake("fastlstm::lstm_fwd")
-    def _(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, reverse, save):
-        hidden = c0.shape[1]
-        slots = 6 if w_hr is not None else 5
-        rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
-        saved = (rows if save else 0, (hidden + PANEL - 1) // PANEL * slots * PANEL)
-        saved_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    def _(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole, coupled, reverse, return_cells, save):
         y = x.new_empty(*x.shape[:-1], h0.shape[1])
-        return y, x.new_empty(h0.shape), x.new_empty(c0.shape), x.new_empty(saved, dtype=saved_dtype)
+        cells = x.new_empty(*x.shape[:-1], c0.shape[1]) if return_cells else x.new_empty(0)
+        slots = 4 + (not coupled) + (w_hr is not None)
+        return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved_like(x, c0.shape[1], slots, save)
 
     @torch.library.register_fake("fastlstm::lstm_bwd")
-    def _(dy, dh_n, dc_n, x, batch_sizes, h0, c0, w_ih, w_hh, w_hr, y, saved, reverse, need_dx, need_dw):
-        def empty(wanted, *shape):
-            return x.new_empty(shape if wanted else (0,))
+    def _(
+        dy, dh_n, dc_n, dcells, x, batch_sizes, reset, h0, c0, w_ih, w_hh, w_hr, w_peephole, y, saved,
+        coupled, reverse, need_dx, need_dw,
+    ):  # fmt: skip
+        def empty_like(t, wanted=True):
+            return x.new_empty(t.shape if wanted and t is not None else (0,))
 
         return (
-            empty(need_dx, *x.shape),
-            empty(True, *h0.shape),
-            empty(True, *c0.shape),
-            empty(need_dw, *w_ih.shape),
-            empty(need_dw, *w_hh.shape),
-            empty(need_dw, w_ih.shape[0]),
-            empty(need_dw and w_hr is not None, *(w_hr.shape if w_hr is not None else ())),
+            empty_like(x, need_dx),
+            empty_like(h0),
+            empty_like(c0),
+            empty_like(w_ih, need_dw),
+            empty_like(w_hh, need_dw),
+            x.new_empty(w_ih.shape[0] if need_dw else 0),
+            empty_like(w_hr, need_dw),
+            empty_like(w_peephole, need_dw),
         )
 
     @torch.library.register_vmap("fastlstm::lstm_fwd")

@@ -1,67 +1,95 @@
-"""The LSTM's gate math on the CPU, in Numba: README.md derives it, csrc/lstm_fwd.cpp and lstm_bwd.cpp call it.
+"""The LSTM family's gate math on the CPU, in Numba: README.md derives it, csrc/forward.cpp and backward.cpp call it.
 
 A kernel works in place on `rows` records of 16 hidden units each. A record is a few slots of 16 values:
 
-    forward    a_i a_f a_g a_o c_prev .                     ->  i f g o c o*tanh(c)
-    backward   i f g o c c_prev dh dc                       ->  da_i da_f da_g da_o . . . dc_prev
+    forward    a_i a_f a_g a_o c_prev . [p_i p_f p_o]               ->  i f g o c o*tanh(c)
+    backward   i f g o c c_prev dh dc [p_i p_f p_o]                 ->  da_i da_f da_g da_o . . . dc_prev
 
-One pointer and constant offsets: LLVM sees that nothing aliases and turns a slot into one vector register.
+Slots of f are absent where the gates are coupled, those of p where there are no peepholes. One pointer and constant offsets:
+LLVM sees that nothing aliases and turns a slot into one vector register.
 """
 
-import numpy as np
-from numba import carray, cfunc, types
+from numba import carray
 
-from fastlstm.kernels.cpu_math import SOURCE_STAMP, sigmoid, tanh
-
-LANES = 16
-DTYPES = {"f32": (np.float32, types.float32), "f64": (np.float64, types.float64)}
+from fastlstm.kernels.cpu_math import LANES, SOURCE_STAMP, compile_gates, sigmoid, tanh
 
 
 def compile_kernel(name: str):
-    """The kernel "lstm_fwd_f32", "lstm_bwd_f64", ...: an object with `.address`. Keep it: the code lives as long as it does."""
-    pass_name, suffix = name.rsplit("_", 1)
-    dtype, numba_type = DTYPES[suffix]
-    kernel = {"lstm_fwd": lstm_fwd, "lstm_bwd": lstm_bwd}[pass_name](dtype, SOURCE_STAMP)
-    signature = types.void(types.CPointer(numba_type), types.int64)
-    options = {"nopython": True, "error_model": "numpy", "fastmath": {"contract"}}
-    try:
-        return cfunc(signature, cache=True, **options)(kernel)
-    except RuntimeError:  # nowhere to write a cache: a read-only installation, a user without a home
-        return cfunc(signature, cache=False, **options)(kernel)
+    """The kernel "lstm_fwd_f32", "cifg_peephole_lstm_bwd_f64", ...: an object with `.address`, as `compile_gates` gives it."""
+    variant, pass_name, suffix = name.rsplit("_", 2)
+    flags = variant.startswith("cifg"), "peephole" in variant
+    return compile_gates({"fwd": lstm_fwd, "bwd": lstm_bwd}[pass_name], suffix, *flags)
 
 
-def lstm_fwd(dtype, stamp):
+def lstm_fwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):
+    one = dtype(1)
+    G = 1 if coupled else 2
+    O, C, M, P = G + 1, G + 2, G + 3, G + 4
+    slots = P + (G + 1 if peephole else 0)
+
     def kernel(records, rows):
         stamp  # noqa: B018 (part of the cache's key: see cpu_math)
-        tile = carray(records, (rows, 6, LANES), dtype)
+        tile = carray(records, (rows, slots, LANES), dtype)
         for row in range(rows):
             for u in range(LANES):
-                i, f = sigmoid(tile[row, 0, u]), sigmoid(tile[row, 1, u])
-                g, o = tanh(tile[row, 2, u]), sigmoid(tile[row, 3, u])
-                c = f * tile[row, 4, u] + i * g
-                tile[row, 0, u], tile[row, 1, u], tile[row, 2, u], tile[row, 3, u] = i, f, g, o
-                tile[row, 4, u] = c
-                tile[row, 5, u] = o * tanh(c)
+                c_prev = tile[row, C, u]
+                a_i, a_o = tile[row, 0, u], tile[row, O, u]
+                if peephole:
+                    a_i += tile[row, P, u] * c_prev
+                i, g = sigmoid(a_i), tanh(tile[row, G, u])
+                if coupled:
+                    f = one - i
+                else:
+                    a_f = tile[row, 1, u]
+                    if peephole:
+                        a_f += tile[row, P + 1, u] * c_prev
+                    f = sigmoid(a_f)
+                    tile[row, 1, u] = f
+                c = f * c_prev + i * g
+                if peephole:
+                    a_o += tile[row, P + G, u] * c
+                o = sigmoid(a_o)
+                tile[row, 0, u], tile[row, G, u], tile[row, O, u] = i, g, o
+                tile[row, C, u] = c
+                tile[row, M, u] = o * tanh(c)
 
     return kernel
 
 
-def lstm_bwd(dtype, stamp):
+def lstm_bwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):
     one = dtype(1)
+    G = 1 if coupled else 2
+    O, C = G + 1, G + 2
+    C_PREV, DH, DC, P = C + 1, C + 2, C + 3, C + 4
+    slots = P + (G + 1 if peephole else 0)
 
     def kernel(records, rows):
         stamp  # noqa: B018
-        tile = carray(records, (rows, 8, LANES), dtype)
+        tile = carray(records, (rows, slots, LANES), dtype)
         for row in range(rows):
             for u in range(LANES):
-                i, f, g, o = tile[row, 0, u], tile[row, 1, u], tile[row, 2, u], tile[row, 3, u]
-                dh = tile[row, 6, u]
-                tanh_c = tanh(tile[row, 4, u])
-                dc = tile[row, 7, u] + dh * o * (one - tanh_c * tanh_c)
-                tile[row, 0, u] = dc * g * i * (one - i)
-                tile[row, 1, u] = dc * tile[row, 5, u] * f * (one - f)
-                tile[row, 2, u] = dc * i * (one - g * g)
-                tile[row, 3, u] = dh * tanh_c * o * (one - o)
-                tile[row, 7, u] = dc * f
+                i, g, o = tile[row, 0, u], tile[row, G, u], tile[row, O, u]
+                c_prev, dh = tile[row, C_PREV, u], tile[row, DH, u]
+                tanh_c = tanh(tile[row, C, u])
+                da_o = dh * tanh_c * o * (one - o)
+                dc = tile[row, DC, u] + dh * o * (one - tanh_c * tanh_c)
+                if peephole:
+                    dc += da_o * tile[row, P + G, u]
+                if coupled:
+                    da_i = dc * (g - c_prev) * i * (one - i)
+                    dc_prev = dc * (one - i)
+                else:
+                    f = tile[row, 1, u]
+                    da_i = dc * g * i * (one - i)
+                    da_f = dc * c_prev * f * (one - f)
+                    dc_prev = dc * f
+                    if peephole:
+                        dc_prev += da_f * tile[row, P + 1, u]
+                    tile[row, 1, u] = da_f
+                if peephole:
+                    dc_prev += da_i * tile[row, P, u]
+                tile[row, 0, u], tile[row, O, u] = da_i, da_o
+                tile[row, G, u] = dc * i * (one - g * g)
+                tile[row, DC, u] = dc_prev
 
     return kernel

@@ -1,0 +1,300 @@
+// The forward over time.
+//
+// Per step, panel of units and tile of rows: the recurrent product (with the input's, unless that was taken before for a chunk
+// of steps), then the gate kernel on the tile, then its results are moved to where they are kept.
+#include <optional>
+#include <type_traits>
+
+#include "pack.h"
+#include "recurrence.h"
+#include "team.h"
+
+namespace fastlstm {
+namespace {
+
+constexpr int64_t kMaxBlock = 4 * kLanes;  // columns of a product at once
+constexpr int64_t kDirectRows = 8;  // with no more rows than this in all, packing the weights would not pay
+
+template <class S>
+class Forward {
+  using T = compute_t<S>;
+  static constexpr bool kSameType = std::is_same_v<S, T>;
+
+ public:
+  explicit Forward(const ForwardCall<S>& call)
+      : f(call), v(call.variant), seq(call.seq), record(call.variant, call.size), I(call.size.I), H(call.size.H), R(call.size.R),
+        P(call.size.panels()), units(Sizes::blocks(R)), row_size(record.forward()), path(gemm_path<T>()),
+        kernel(gate_kernel(v.recurrence, Pass::forward, sizeof(T) == 8)) {}
+
+  void run() {
+    const Work work{P, v.hh.columns(), I, R, sizeof(T)};
+    run_team(
+        useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
+        [&](int64_t worker) { loop(Place(*team, worker)); });
+  }
+
+ private:
+  void set_up(const Plan& plan, int64_t workers) {
+    team.emplace(plan, workers);
+    direct = kSameType && !f.size.project && seq.rows() <= kDirectRows;
+    hoist = !direct && (plan.hoist || !kSameType);
+    bias = Buffer<T>(P * record.gates());
+    if (!direct) packed = Buffer<T>(P * packed_panel());
+    if (v.peepholes) peepholes = Buffer<T>(P * v.peepholes * kLanes);
+    cell = Buffer<T>(P * seq.B * kLanes);
+    state_row = padded_row<T>(units * kLanes);
+    for (auto& h : state) h = Buffer<T>(seq.B * state_row);
+    if (f.size.project) {
+      packed_hr = Buffer<T>(units * kLanes * H);
+      hidden_row = padded_row<T>(P * kLanes);
+      hidden = Buffer<T>(seq.B * hidden_row);
+    }
+    if (hoist) {
+      chunk_rows = max_chunk_rows(seq);
+      inputs = Buffer<T>(chunk_rows * I);
+      products = Buffer<T>(chunk_rows * P * v.ih.columns());
+    }
+    tile_size = plan.tile_rows * std::max(row_size, kMaxBlock);
+    tiles = Buffer<T>(workers * tile_size);
+  }
+
+  void loop(const Place& place) {
+    pack(place);
+    begin_states(place);
+    if (!seq.packed) clear_skipped_rows(place);
+    place.meet_all();
+    for (Chunk chunk{0, 0, 0}; chunk.end < seq.T;) {
+      chunk = next_chunk(seq, chunk.end, false);
+      if (hoist) multiply_inputs(place, chunk);
+      if (place.in_plan()) {
+        int64_t row = 0;
+        for (int64_t s = chunk.begin; s < chunk.end; s++) {
+          step(place, s, row);
+          row += seq.size[seq.step(s)];
+        }
+      }
+      if (hoist) place.meet_all();
+    }
+  }
+
+  void pack(const Place& place) {
+    const Range panels = place.mine(P);
+    for (int64_t p = panels.begin; p < panels.end; p++) {
+      std::fill(bias_of(p), bias_of(p) + record.gates(), T(0));
+      add_bias(f.w.b_ih, v.ih, H, p, bias_of(p));
+      add_bias(f.w.b_hh, v.hh, H, p, bias_of(p));
+      if (v.peepholes) pack_columns<false>(f.w.peephole, v.peepholes, H, p * kLanes, kLanes, peepholes + p * v.peepholes * kLanes);
+      if (direct) continue;
+      pack_gates(f.w.ih, v.ih, H, I, p, packed_ih(p));
+      pack_gates(f.w.hh, v.hh, H, R, p, packed_hh(p));
+    }
+    if (!f.size.project || !place.in_plan() || place.group() > 0) return;
+    const Range mine = place.of_column(units);
+    for_column_blocks(mine.begin, mine.end, [&](int64_t block, int64_t count) {
+      pack_columns<true>(f.w.hr, H, R, block * kLanes, count * kLanes, packed_hr + block * kLanes * H);
+    });
+  }
+
+  // States that no step changes are final at once: those of sequences of length zero.
+  void begin_states(const Place& place) {
+    const Range rows = place.mine(seq.B);
+    for (int64_t b = rows.begin; b < rows.end; b++) {
+      for (int64_t i = 0; i < R; i++) f.h_n[b * R + i] = f.h0[b * R + i];
+      for (int64_t i = 0; i < H && f.c_n; i++) f.c_n[b * H + i] = f.c0[b * H + i];
+      // cut off already where the first step is: the rows of later steps are cut as those are reached
+      const int64_t t = seq.T ? seq.step(0) : 0;
+      const bool cut = seq.T && b < seq.size[t] && seq.cut_before(t, b);
+      for (T* h : {state[0] + b * state_row, state[1] + b * state_row})
+        for (int64_t i = 0; i < units * kLanes; i++) h[i] = i < R && !cut ? static_cast<T>(f.h0[b * R + i]) : T(0);
+      for (int64_t i = 0; i < P * kLanes; i++)
+        cell[(i / kLanes * seq.B + b) * kLanes + i % kLanes] = i < H && !cut ? static_cast<T>(f.c0[b * H + i]) : T(0);
+    }
+  }
+
+  void clear_skipped_rows(const Place& place) {
+    const int64_t saved = P * record.saved();
+    const Range steps = place.mine(seq.T);
+    for (int64_t t = steps.begin; t < steps.end; t++) {
+      const int64_t begin = seq.first[t] + seq.size[t], end = seq.first[t] + seq.B;
+      std::fill(f.y + begin * R, f.y + end * R, S(0));
+      if (f.cells) std::fill(f.cells + begin * H, f.cells + end * H, S(0));
+      if (f.saved) std::fill(f.saved + begin * saved, f.saved + end * saved, T(0));
+    }
+  }
+
+  // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.
+  void multiply_inputs(const Place& place, const Chunk& chunk) {
+    int64_t row = 0;
+    for (int64_t s = chunk.begin; s < chunk.end; s++) {
+      const int64_t t = seq.step(s);
+      const Range rows = place.mine(seq.size[t]);
+      convert<S, T>(rows.size(), I, {f.x.at(seq, t, rows.begin), f.x.b_stride}, {inputs + (row + rows.begin) * I, I});
+      row += seq.size[t];
+    }
+    place.meet_all();
+    if (place.in_plan()) {
+      const Range panels = place.of_column(P), rows = place.of_group(chunk.rows);
+      for (int64_t p = panels.begin; p < panels.end; p++)
+        path.gemm({.m = rows.size(), .n = v.ih.columns(), .k = I, .a = inputs + rows.begin * I, .a_m = I,
+                   .b = packed_ih(p), .init = bias_of(p) + v.ih.offset(),
+                   .c = product(p, rows.begin), .c_m = v.ih.columns()});
+    }
+    if (team->plan.groups > 1) place.meet_all();
+  }
+
+  // `row`: of this step's first row within its chunk.
+  void step(const Place& place, int64_t s, int64_t row) {
+    const int64_t t = seq.step(s), n = seq.size[t];
+    T* const tile = tiles + place.worker * tile_size;
+    const T* const h_prev = state[s % 2];
+    T* const h = state[(s + 1) % 2];
+    const Range panels = place.of_column(P);
+    for (int64_t p = panels.begin; p < panels.end; p++)
+      place.for_tiles(n, [&](int64_t b, int64_t rows) {
+        multiply(t, p, b, rows, row, h_prev, tile);
+        if (p == P - 1) clear_absent_units(rows, tile);
+        T* const c = cell + (p * seq.B + b) * kLanes;
+        path.copy(rows, kLanes, {c, kLanes}, {tile + record.cell(), row_size});
+        if (v.peepholes)
+          path.copy(rows, v.peepholes * kLanes, {peepholes + p * v.peepholes * kLanes, 0}, {tile + record.forward_peepholes(), row_size});
+        kernel(tile, rows);
+        const Block<const T> new_cell{tile + record.cell(), row_size}, new_hidden{tile + record.hidden(), row_size};
+        path.copy(rows, kLanes, new_cell, {c, kLanes});
+        cut_off(s + 1, b, rows, {c, kLanes});
+        if (f.saved)
+          path.copy(rows, record.saved(), {tile, row_size}, {f.saved + (seq.first[t] * P + p * n + b) * record.saved(), record.saved()});
+        if (f.cells) store(rows, std::min(kLanes, H - p * kLanes), new_cell, {f.cells + (seq.first[t] + b) * H + p * kLanes, H});
+        if (f.c_n) keep_final(f.c_n, H, t, p, b, rows, new_cell);
+        if (f.size.project)
+          path.copy(rows, kLanes, new_hidden, {hidden + b * hidden_row + p * kLanes, hidden_row});
+        else
+          emit(s, p, b, rows, new_hidden, h);
+      });
+    place.meet_group();
+    if (!f.size.project) return;
+    const Range mine = place.of_column(units);
+    for_column_blocks(mine.begin, mine.end, [&](int64_t block, int64_t count) {
+      place.for_tiles(n, [&](int64_t b, int64_t rows) {
+        path.gemm({.m = rows, .n = count * kLanes, .k = H, .a = hidden + b * hidden_row, .a_m = hidden_row,
+                   .b = packed_hr + block * kLanes * H, .c = tile, .c_m = kMaxBlock});
+        for (int64_t i = 0; i < count; i++) emit(s, block + i, b, rows, {tile + i * kLanes, kMaxBlock}, h);
+      });
+    });
+    place.meet_group();
+  }
+
+  // Panel p of both weights, x's and then h's.
+  int64_t packed_panel() const { return I * v.ih.columns() + R * v.hh.columns(); }
+  T* packed_ih(int64_t p) const { return packed + p * packed_panel(); }
+  T* packed_hh(int64_t p) const { return packed_ih(p) + I * v.ih.columns(); }
+  T* bias_of(int64_t p) const { return bias + p * record.gates(); }
+  T* product(int64_t p, int64_t row) const { return products + (p * chunk_rows + row) * v.ih.columns(); }
+
+  // The pre-activations of panel p into the tile's gate slots.
+  void multiply(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, const T* h_prev, T* tile) {
+    if (direct) return multiply_direct(t, p, b, rows, h_prev, tile);
+    const T* const h = h_prev + b * state_row;
+    if (v.joint()) {
+      if (hoist)
+        return path.gemm({.m = rows, .n = v.hh.columns(), .k = R, .a = h, .a_m = state_row, .b = packed_hh(p),
+                          .init = product(p, row + b), .init_m = v.ih.columns(), .c = tile, .c_m = row_size});
+      if constexpr (kSameType)
+        path.gemm({.m = rows, .n = v.ih.columns(), .k = I, .a = f.x.at(seq, t, b), .a_m = f.x.b_stride, .a2 = h, .a2_m = state_row,
+                   .k2 = R, .b = packed_ih(p), .init = bias_of(p), .c = tile, .c_m = row_size});
+      return;
+    }
+    // Some slots are fed by x alone, others by h alone
+    T* const recurrent = tile + v.hh.offset();
+    path.copy(rows, record.gates(), {bias_of(p), 0}, {tile, row_size});
+    if (hoist)
+      path.copy(rows, v.ih.columns(), {product(p, row + b), v.ih.columns()}, {tile + v.ih.offset(), row_size});
+    else if constexpr (kSameType)
+      path.gemm({.m = rows, .n = v.ih.columns(), .k = I, .a = f.x.at(seq, t, b), .a_m = f.x.b_stride, .b = packed_ih(p),
+                 .init = bias_of(p) + v.ih.offset(), .c = tile + v.ih.offset(), .c_m = row_size});
+    path.gemm({.m = rows, .n = v.hh.columns(), .k = R, .a = h, .a_m = state_row, .b = packed_hh(p), .init = recurrent,
+               .init_m = row_size, .c = recurrent, .c_m = row_size});
+  }
+
+  // Units that pad the last panel stay zero also where inputs are infinite, and infinity times a padded weight is NaN.
+  void clear_absent_units(int64_t rows, T* tile) const {
+    for (int64_t row = 0; row < rows; row++)
+      for (int64_t slot = 0; slot < v.slots; slot++)
+        for (int64_t u = H - (P - 1) * kLanes; u < kLanes; u++) tile[row * row_size + slot * kLanes + u] = T(0);
+  }
+
+  void multiply_direct(int64_t t, int64_t p, int64_t b, int64_t rows, const T* h_prev, T* tile) {
+    if constexpr (kSameType) {
+      path.copy(rows, record.gates(), {bias_of(p), 0}, {tile, row_size});
+      dot(v.ih, p, rows, I, f.x.at(seq, t, b), f.x.b_stride, f.w.ih, tile);
+      dot(v.hh, p, rows, R, h_prev + b * state_row, state_row, f.w.hh, tile);
+    }
+  }
+
+  void dot(const Feed& feed, int64_t p, int64_t rows, int64_t k, const T* a, int64_t a_m, const T* w, T* tile) {
+    for (int64_t i = 0; i < feed.gates; i++) {
+      T* const out = tile + feed.offset() + i * kLanes;
+      path.dot({.m = rows, .n = std::min(kLanes, H - p * kLanes), .k = k, .a = a, .a_m = a_m,
+                .w = w + (feed.gate[i] * H + p * kLanes) * k, .w_n = k, .init = out, .init_m = row_size, .c = out, .c_m = row_size});
+    }
+  }
+
+  // New hidden values of block p: for the next step, as output, and as final state of sequences that end here.
+  void emit(int64_t s, int64_t p, int64_t b, int64_t rows, Block<const T> from, T* h) {
+    const int64_t t = seq.step(s);
+    const Block<T> state{h + b * state_row + p * kLanes, state_row};
+    path.copy(rows, kLanes, from, state);
+    cut_off(s + 1, b, rows, state);
+    store(rows, std::min(kLanes, R - p * kLanes), from, {f.y + (seq.first[t] + b) * R + p * kLanes, R});
+    keep_final(f.h_n, R, t, p, b, rows, from);
+  }
+
+  // Zeroes the state of sequences that are cut before the s-th step is run.
+  void cut_off(int64_t s, int64_t b, int64_t rows, Block<T> state) const {
+    if (!seq.reset || s >= seq.T) return;
+    const int64_t t = seq.step(s);
+    for (int64_t m = 0; m < std::min(rows, seq.size[t] - b); m++)
+      if (seq.cut_before(t, b + m)) std::fill_n(state.p + m * state.row, kLanes, T(0));
+  }
+
+  void keep_final(S* state_n, int64_t n, int64_t t, int64_t p, int64_t b, int64_t rows, Block<const T> from) {
+    const int64_t ended = std::max(b, seq.size_after(t));
+    if (ended >= b + rows) return;
+    store(b + rows - ended, std::min(kLanes, n - p * kLanes), {from.p + (ended - b) * from.row, from.row},
+          {state_n + ended * n + p * kLanes, n});
+  }
+
+  void store(int64_t rows, int64_t n, Block<const T> from, Block<S> to) {
+    if constexpr (kSameType)
+      if (n == kLanes) return path.copy(rows, n, from, to);
+    convert(rows, n, from, to);
+  }
+
+  const ForwardCall<S>& f;
+  const Variant& v;
+  const Sequence& seq;
+  const Record record;
+  const int64_t I, H, R, P, units;  // P panels of hidden units, `units` blocks of recurrent ones
+  const int64_t row_size;           // of a record, in elements
+  const GemmPath<T>& path;
+  const GateKernel kernel;
+  std::optional<Team> team;
+  bool direct = false, hoist = false;
+  int64_t state_row = 0, hidden_row = 0, chunk_rows = 0, tile_size = 0;
+  Buffer<T> bias, packed, packed_hr, peepholes;
+  Buffer<T> state[2];  // h, read from one and written to the other in turn
+  Buffer<T> cell, hidden, inputs, products, tiles;
+};
+
+}  // namespace
+
+template <class S>
+void ForwardCall<S>::run() {
+  Forward<S>(*this).run();
+}
+
+template struct ForwardCall<float>;
+template struct ForwardCall<double>;
+template struct ForwardCall<torch::headeronly::BFloat16>;
+template struct ForwardCall<torch::headeronly::Half>;
+
+}  // namespace fastlstm

@@ -1,0 +1,156 @@
+// What the ops of all variants share: checks of what the loops rely on, and tensors for results.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "recurrence.h"
+
+namespace fastlstm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+inline void check(bool ok, const std::string& message) {
+  if (!ok) throw std::runtime_error("fastlstm: " + message);
+}
+
+inline std::string text(const int64_t* sizes, size_t n) {
+  std::string s = "(";
+  for (size_t i = 0; i < n; i++) s += (i ? ", " : "") + std::to_string(sizes[i]);
+  return s + ")";
+}
+
+// The loops read memory by these shapes: they are checked here once more, also for callers that skip fastlstm.functional.
+inline void check_like(const Tensor& x, const Optional& t, const char* name, const std::vector<int64_t>& shape) {
+  if (!t) return;
+  const auto sizes = t->sizes();
+  if (sizes.size() != shape.size() || !std::equal(shape.begin(), shape.end(), sizes.begin()))
+    check(false, std::string(name) + " has shape " + text(sizes.data(), sizes.size()) + ", expected " +
+                     text(shape.data(), shape.size()));
+  check(t->is_cpu() && t->scalar_type() == x.scalar_type(), std::string(name) + " must have the dtype and device of x");
+}
+
+template <class S>
+const S* data(const Tensor& t) {
+  return static_cast<const S*>(t.const_data_ptr());
+}
+template <class S>
+const S* data(const Optional& t) {
+  return t ? data<S>(*t) : nullptr;
+}
+template <class S>
+S* out(const Tensor& t) {
+  return static_cast<S*>(t.mutable_data_ptr());
+}
+
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape) {
+  const Tensor t = torch::stable::new_empty(like, {shape.data(), shape.size()});
+  if (t.numel() > 0) advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
+  return t;
+}
+
+// What only the backward sees; its memory goes back to the pool.
+inline Tensor new_saved(const Tensor& like, int64_t rows, int64_t row, ScalarType dtype) {
+  const std::array<int64_t, 2> shape{rows, row}, strides{row, 1};
+  if (rows == 0) return torch::stable::new_empty(like, {shape.data(), 2}, dtype);
+  const size_t bytes = static_cast<size_t>(rows * row) * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float));
+  return torch::stable::from_blob(take_block(bytes), {shape.data(), 2}, {strides.data(), 2}, like.device(), dtype, give_back_block);
+}
+
+inline Tensor with_contiguous_rows(const Tensor& t) {
+  return t.dim() == 0 || t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
+}
+inline Optional contiguous(const Optional& t) { return t ? Optional(torch::stable::contiguous(*t)) : std::nullopt; }
+
+inline Sequence make_sequence(const Tensor& x, const Optional& batch_sizes, const Optional& reset, const Tensor& h0, bool reverse) {
+  Sequence seq;
+  check(h0.dim() == 2, "h0 must be (B, H), or (B, P) with a projection");
+  seq.reverse = reverse;
+  seq.B = h0.size(0);
+  seq.packed = x.dim() == 2;
+  check(x.is_cpu() && (seq.packed || x.dim() == 3), "x must be (T, B, I), or (N, I) with batch_sizes, on the CPU");
+  check(seq.packed || x.size(1) == seq.B, "x and h0 differ in their batch size");
+  // two dimensions without batch_sizes: one step of all rows
+  seq.T = !seq.packed ? x.size(0) : batch_sizes ? batch_sizes->size(0) : 1;
+  seq.size.assign(seq.T, seq.B);
+  if (batch_sizes) {
+    check(batch_sizes->is_cpu() && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->dim() == 1 &&
+              batch_sizes->size(0) == seq.T,
+          "batch_sizes must be int64 (T,) on the CPU");
+    const int64_t stride = seq.T > 0 ? batch_sizes->stride(0) : 1;
+    for (int64_t t = 0; t < seq.T; t++) {
+      seq.size[t] = data<int64_t>(*batch_sizes)[t * stride];
+      check(seq.size[t] >= 0 && seq.size[t] <= (t ? seq.size[t - 1] : seq.B),
+            "batch_sizes must not increase, and lie between 0 and the batch size");
+    }
+  }
+  int64_t row = 0;
+  for (int64_t t = 0; t < seq.T; t++) {
+    seq.first.push_back(row);
+    row += seq.packed ? seq.size[t] : seq.B;
+  }
+  check(!seq.packed || row == x.size(0), "the rows of x are not as many as batch_sizes say, or as h0 has");
+  if (reset) {
+    const bool fits = seq.packed ? reset->dim() == 1 && reset->size(0) == row
+                                 : reset->dim() == 2 && reset->size(0) == seq.T && reset->size(1) == seq.B;
+    check(fits && reset->is_cpu() && reset->scalar_type() == ScalarType::Bool && reset->is_contiguous(),
+          "reset must be bool, contiguous, on the CPU, and have the leading dimensions of x");
+    seq.reset = data<bool>(*reset);
+  }
+  return seq;
+}
+
+template <class S>
+Rows<const S> rows_of(const Tensor& t) {
+  if (t.dim() == 2) return {data<S>(t), 0, t.stride(0)};
+  return {data<S>(t), t.stride(0), t.stride(1)};
+}
+
+template <class F>
+void for_storage_type(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    case ScalarType::BFloat16: return f(torch::headeronly::BFloat16{});
+    case ScalarType::Half: return f(torch::headeronly::Half{});
+    default: check(false, "dtype must be float32, float64, bfloat16 or float16");
+  }
+}
+
+inline ScalarType compute_type(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
+
+inline void check_saved(const Tensor& saved, ScalarType dtype, int64_t rows, int64_t row, const char* forward) {
+  check(saved.is_cpu() && saved.scalar_type() == compute_type(dtype) && saved.dim() == 2 && saved.size(0) == rows &&
+            saved.size(1) == row,
+        std::string("saved is not what ") + forward + " returned with save=True");
+}
+
+// The leading dimensions of x, then `n`: the shape of what has a row per step and sequence.
+inline std::vector<int64_t> rows_shape(const Sequence& seq, const Tensor& x, int64_t n) {
+  return seq.packed ? std::vector<int64_t>{x.size(0), n} : std::vector<int64_t>{seq.T, seq.B, n};
+}
+inline int64_t row_count(const Sequence& seq, const Tensor& x) { return seq.packed ? x.size(0) : seq.T * seq.B; }
+
+template <class S>
+Rows<const S> rows_of(const Optional& t) {
+  return t ? rows_of<S>(*t) : Rows<const S>{};
+}
+
+// A gradient of the shape of `t`, or nothing (zero elements) where it is not wanted.
+inline Tensor gradient_of(const Tensor& like, const Optional& t, bool wanted) {
+  if (!wanted || !t) return new_tensor(like, {0});
+  const auto sizes = t->sizes();
+  return new_tensor(like, std::vector<int64_t>(sizes.begin(), sizes.end()));
+}
+
+}  // namespace fastlstm

@@ -1,0 +1,88 @@
+"""What the recurrent modules share: `nn.RNNBase`, with gates and peepholes that it doesn't know."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastlstm.backends import NAMES
+
+
+class Recurrent(nn.RNNBase):
+    """Parameters, names and shapes as `nn.RNNBase` makes them; a class with `gates` makes its own, of that many gates."""
+
+    of_mode = "LSTM"  # the mode of `nn.RNNBase`, by which callers tell one state from two
+    gates = 0  # gates per weight, where they are not those of the mode
+    peepholes = 0  # rows of weight_peephole
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        check_backend(backend)
+        if proj_size and self.of_mode == "GRU":
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__(
+            self.of_mode,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            "meta" if self.gates else device,
+            dtype,
+        )
+        self.backend = backend
+        if self.gates:
+            self._make_own_weights(device, dtype)
+
+    def _make_own_weights(self, device: torch.device | str | int | None, dtype: torch.dtype | None) -> None:
+        H, P = self.hidden_size, self.proj_size
+        for names in self._all_weights:
+            for name in names:
+                like = self.get_parameter(name)
+                rows = P if name.startswith("weight_hr") else self.gates * H
+                delattr(self, name)  # set anew, it stands in the order of its layer
+                setattr(self, name, nn.Parameter(torch.empty(rows, *like.shape[1:], device=device, dtype=dtype)))
+            if self.peepholes:
+                peephole = names[0].replace("weight_ih", "weight_peephole")
+                setattr(self, peephole, nn.Parameter(torch.empty(self.peepholes, H, device=device, dtype=dtype)))
+                names.append(peephole)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    def flatten_parameters(self) -> None:
+        if not self.gates:
+            super().flatten_parameters()
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "bidirectional": self.bidirectional,
+            "batch_first": self.batch_first,
+            "dropout": self.dropout,
+            "training": self.training,
+            "backend": self.backend,
+        }
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", backend={self.backend!r}" if self.backend != "auto" else "")
+
+
+def check_backend(backend: str) -> None:
+    if backend not in NAMES:
+        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(map(repr, NAMES))}")

@@ -1,0 +1,136 @@
+"""Cells: one step of each variant, for loops of one's own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastlstm import functional
+from fastlstm.modules.base import check_backend
+
+
+class Cell(nn.RNNCellBase):
+    """What the cells share: the parameters of `nn.RNNCellBase`, and inputs (B, I) or (I) with states alike."""
+
+    gates = 4
+    peepholes = 0
+    weight_peephole: Tensor | None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str = "auto",
+    ) -> None:
+        check_backend(backend)
+        super().__init__(input_size, hidden_size, bias, self.gates, device, dtype)
+        self.backend = backend
+        if self.peepholes:
+            self.weight_peephole = nn.Parameter(torch.empty(self.peepholes, hidden_size, device=device, dtype=dtype))
+            self.reset_parameters()
+        else:
+            self.weight_peephole = None
+
+    def _weights(self) -> tuple[Tensor | None, ...]:
+        return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", backend={self.backend!r}" if self.backend != "auto" else "")
+
+
+class LSTMCell(Cell):
+    """`torch.nn.LSTMCell`, fast: one step of the LSTM, `(h, c)` from `input` (B, I) and `hx`, a pair (B, H) or None for zeros.
+
+    Unbatched input (I) takes states (H). `backend` is by keyword only.
+
+    >>> cell = LSTMCell(10, 20)
+    >>> h, c = cell(torch.randn(3, 10))
+    >>> h.shape
+    torch.Size([3, 20])
+    """
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        x, hx = _pair(self, input, hx)
+        h, c = self._step(x, hx)
+        return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
+
+    def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return functional.lstm_cell(x, hx, *self._weights(), backend=self.backend)  # type: ignore[arg-type]
+
+
+class PeepholeLSTMCell(LSTMCell):
+    """One step of `fastlstm.PeepholeLSTM`; as `LSTMCell`, with `weight_peephole` (3, H) in the order i, f, o."""
+
+    peepholes = 3
+
+    def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        weights: Any = self._weights()
+        return functional.peephole_lstm_cell(x, hx, *weights, self.weight_peephole, backend=self.backend)
+
+
+class CIFGLSTMCell(LSTMCell):
+    """One step of `fastlstm.CIFGLSTM`; as `LSTMCell`, with three gates, in the order i, g, o.
+
+    With `peephole=True` there is `weight_peephole` (2, H), in the order i, o.
+    """
+
+    gates = 3
+
+    def __init__(self, *args: Any, peephole: bool = False, **kwargs: Any) -> None:
+        self.peepholes = 2 if peephole else 0
+        super().__init__(*args, **kwargs)
+
+    def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        weights: Any = self._weights()
+        return functional.cifg_lstm_cell(x, hx, *weights, self.weight_peephole, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", peephole=True" if self.peepholes else "")
+
+
+class GRUCell(Cell):
+    """`torch.nn.GRUCell`, fast: one step of the GRU, `h` from `input` (B, I) and `hx` (B, H) or None for zeros.
+
+    >>> cell = GRUCell(10, 20)
+    >>> cell(torch.randn(3, 10)).shape
+    torch.Size([3, 20])
+    """
+
+    gates = 3
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        batched = _is_batched(self, input)
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        x = input if batched else input.unsqueeze(0)
+        if hx is None:
+            hx = torch.zeros(len(x), self.hidden_size, dtype=x.dtype, device=x.device)
+        elif not batched:
+            hx = hx.unsqueeze(0)
+        h = functional.gru_cell(x, hx, *self._weights(), backend=self.backend)  # type: ignore[arg-type]
+        return h if batched else h.squeeze(0)
+
+
+def _is_batched(cell: Cell, input: Tensor) -> bool:
+    dims = input.dim()
+    if dims not in (1, 2):
+        raise ValueError(f"{type(cell).__name__}: Expected input to be 1D or 2D, got {dims}D instead")
+    return dims == 2
+
+
+def _pair(cell: Cell, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Input and states with a batch dimension; zeros where no states are given."""
+    batched = _is_batched(cell, input)
+    x = input if batched else input.unsqueeze(0)
+    if hx is None:
+        zeros = torch.zeros(len(x), cell.hidden_size, dtype=x.dtype, device=x.device)
+        return x, (zeros, zeros)
+    for k, s in enumerate(hx):
+        if s.dim() not in (1, 2):
+            raise ValueError(f"{type(cell).__name__}: Expected hx[{k}] to be 1D or 2D, got {s.dim()}D instead")
+    h0, c0 = hx
+    return x, ((h0, c0) if batched else (h0.unsqueeze(0), c0.unsqueeze(0)))

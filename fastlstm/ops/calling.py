@@ -1,0 +1,34 @@
+"""How an op is called: with autograd or without, and what the reference does with half precision."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PANEL = 16  # hidden units per panel of the saved records
+
+
+def differentiable(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether a gradient may be asked for: by autograd, by a transform of `torch.func`, or by forward-mode AD."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return True
+    # `requires_grad` says nothing under a transform
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    """The reference; in float32 for half dtypes, as the arithmetic of every backend is."""
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return reference(x, *others)
+    wide = [t.float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in others]
+    return tuple(t.to(x.dtype) for t in reference(x.float(), *wide))
+
+
+def saved_like(x: Tensor, units: int, slots: int, save: bool) -> Tensor:
+    """An empty tensor like the one that a forward saves for its backward."""
+    rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
+    shape = (rows if save else 0, (units + PANEL - 1) // PANEL * slots * PANEL)
+    return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

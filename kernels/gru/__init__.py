@@ -1,0 +1,1 @@
+"""The GRU: equations and derivation in README.md, oracle in reference.py, CPU gate math in cpu.py."""
