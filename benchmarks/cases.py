@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+GATES = {"lstm": 4, "gru": 3, "peephole_lstm": 4, "cifg_lstm": 3, "cifg_peephole_lstm": 3}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One LSTM and one batch. Sizes: T time, B batch, I input, H hidden, P projection (0: none)."""
+    """One recurrent stack and one batch. Sizes: T time, B batch, I input, H hidden, P projection (0: none)."""
 
     I: int
     H: int
@@ -16,14 +18,17 @@ class Case:
     P: int = 0
     layers: int = 1
     directions: int = 1
-    layout: str = "dense"  # "packed": a PackedSequence; "lengths": a padded batch with its lengths
+    layout: str = (
+        "dense"  # "packed": a PackedSequence; "lengths": a padded batch with its lengths; "cell": one step of a cell
+    )
     shortest: int = 0  # of variable length: from T down to this, evenly
+    resets: float = 0.0  # the share of steps before which a sequence's state is zeroed
     stands_for: str
 
     @property
     def lengths(self) -> torch.Tensor | None:
         """(B,) falling, or None where all sequences are T long."""
-        if self.layout == "dense":
+        if self.layout in ("dense", "cell"):
             return None
         return torch.linspace(self.T, self.shortest, self.B).round().long()
 
@@ -36,20 +41,21 @@ class Case:
     def outputs(self) -> int:
         return self.P or self.H
 
-    def gemms(self) -> list[tuple[int, int, int, int]]:
+    def gemms(self, variant: str) -> list[tuple[int, int, int, int]]:
         """The matrix products of a forward pass as (how many, rows, inner, columns)."""
         products = []
+        columns = GATES[variant] * self.H
         for k in range(self.layers):
             inputs = self.I if k == 0 else self.directions * self.outputs
-            products.append((self.directions, self.rows, inputs, 4 * self.H))
-            products.append((self.directions * self.T, max(1, self.rows // self.T), self.outputs, 4 * self.H))
+            products.append((self.directions, self.rows, inputs, columns))
+            products.append((self.directions * self.T, max(1, self.rows // self.T), self.outputs, columns))
             if self.P:
                 products.append((self.directions * self.T, max(1, self.rows // self.T), self.H, self.P))
         return products
 
-    def gflop(self, mode: str) -> float:
+    def gflop(self, variant: str, mode: str) -> float:
         """GFLOP of the matrix products; a backward has twice those of the forward."""
-        forward = 2e-9 * sum(count * rows * inner * columns for count, rows, inner, columns in self.gemms())
+        forward = 2e-9 * sum(count * rows * inner * columns for count, rows, inner, columns in self.gemms(variant))
         return 3 * forward if mode == "train" else forward
 
     def shape(self) -> str:
@@ -57,7 +63,7 @@ class Case:
         return hidden + (", both ways" if self.directions == 2 else "")
 
     def time(self) -> str:
-        return str(self.T) if self.layout == "dense" else f"{self.shortest}–{self.T}"
+        return f"{self.shortest}–{self.T}" if self.lengths is not None else str(self.T)
 
 
 CASES = {
@@ -66,6 +72,7 @@ CASES = {
     "forecast": Case(layers=2, H=128, I=16, T=100, B=128, stands_for="forecasting, windows"),
     "hydrology": Case(H=128, I=32, T=365, B=256, stands_for="daily rainfall-runoff, one year"),
     "ppo": Case(H=256, I=128, T=128, B=16, stands_for="reinforcement learning"),
+    "ppo-resets": Case(H=256, I=128, T=128, B=16, resets=0.03, stands_for="the same, 3% resets"),
     "atari": Case(H=128, I=512, T=128, B=8, stands_for="reinforcement learning"),
     "tagger": Case(
         H=256, directions=2, I=300, T=80, shortest=20, B=32, layout="packed", stands_for="tagging, PackedSequence"
@@ -81,4 +88,7 @@ CASES = {
     "long": Case(H=64, I=64, T=4000, B=4, stands_for="long sequences"),
     "packed": Case(H=256, I=128, T=128, shortest=64, B=32, layout="packed", stands_for="packed input, one direction"),
     "proj": Case(H=512, P=256, I=80, T=100, B=32, stands_for="speech, projected"),
+    "cell-1": Case(H=256, I=256, T=1, B=1, layout="cell", stands_for="a cell, one row"),
+    "cell-16": Case(H=256, I=256, T=1, B=16, layout="cell", stands_for="a cell, a small batch"),
+    "cell-256": Case(H=256, I=256, T=1, B=256, layout="cell", stands_for="a cell, a large batch"),
 }

@@ -1,6 +1,7 @@
 """Peak memory of one training step, in a process of its own: all memory, whoever allocates it.
 
-`python -m fastlstm.benchmarks.memory '{"case": ..., "contender": ..., "dtype": ..., "threads": ...}'` prints bytes.
+`python -m fastlstm.benchmarks.memory '{"case": ..., "variant": ..., "contender": ..., "dtype": ..., "threads": ...}'` prints
+bytes.
 """
 
 import dataclasses
@@ -14,23 +15,24 @@ from pathlib import Path
 import torch
 
 from fastlstm.benchmarks.cases import CASES
-from fastlstm.benchmarks.contenders import DTYPES, contender, make_work
+from fastlstm.benchmarks.contenders import contender
+from fastlstm.benchmarks.work import DTYPES, make_work
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory(case: str, name: str, dtype: str, threads: int) -> int:
+def peak_memory(case: str, variant: str, name: str, dtype: str, threads: int) -> int:
     """Bytes that a training step of the contender takes at its peak, beyond the batch and the weights."""
-    job = {"case": case, "contender": name, "dtype": dtype, "threads": threads}
+    job = {"case": case, "variant": variant, "contender": name, "dtype": dtype, "threads": threads}
     command = [sys.executable, "-m", "fastlstm.benchmarks.memory", json.dumps(job)]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def measure(case: str, contender_name: str, dtype: str) -> int:
+def measure(case: str, variant: str, contender_name: str, dtype: str) -> int:
     # A small batch first: what is loaded or compiled once is not the step's.
-    small = dataclasses.replace(CASES[case], T=2, shortest=1, B=2)
-    contender(contender_name, make_work(small, "train", DTYPES[dtype])).step()
-    work = make_work(CASES[case], "train", DTYPES[dtype])
+    small = dataclasses.replace(CASES[case], T=1 if CASES[case].layout == "cell" else 2, shortest=1, B=2)
+    contender(contender_name, make_work(small, variant, "train", DTYPES[dtype])).step()
+    work = make_work(CASES[case], variant, "train", DTYPES[dtype])
     # The peak so far, that of imports and compilers, is forgotten where the system can do that (Linux).
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")
@@ -51,4 +53,4 @@ def peak() -> int:
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    print(measure(job["case"], job["contender"], job["dtype"]))
+    print(measure(job["case"], job["variant"], job["contender"], job["dtype"]))

@@ -1,4 +1,4 @@
-"""From a result to its tables, its picture, and the README's section. Nothing in them is typed by hand."""
+"""From a result to its tables, the README's section and docs/speed.md. Nothing in them is typed by hand."""
 
 import json
 import math
@@ -6,28 +6,43 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
+from fastlstm.backends import IN_PYTORCH
 from fastlstm.benchmarks.cases import CASES
+from fastlstm.benchmarks.plot import plot
+from fastlstm.benchmarks.spread import down, spread
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-PEERS = {
-    "torch": "nn.LSTM",
-    "cell": "loop over nn.LSTMCell",
-    "compile": "torch.compile of that loop",
-    "onnx": "ONNX Runtime",
-    "dense": "fastlstm.LSTM on as many dense steps",
+DETAILS = Path("docs/speed.md")
+MODULES = {
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "peephole_lstm": "PeepholeLSTM",
+    "cifg_lstm": "CIFGLSTM",
+    "cifg_peephole_lstm": "CIFGLSTM(peephole=True)",
 }
 MODES = {"train": "training", "infer": "inference"}
 
 
-class Spread(NamedTuple):
-    """Median and quartiles of the ratios: above 1, ours is the faster."""
+def peer(row: dict) -> str:
+    """Who a row is measured against, in words."""
+    variant, cell = row["variant"], CASES[row["case"]].layout == "cell"
+    own = MODULES[variant] if variant in IN_PYTORCH else "LSTM"
+    return {
+        "torch": f"nn.{own}" + ("Cell" if cell else ""),
+        "cell": f"loop over nn.{own}Cell" if variant in IN_PYTORCH else "loop over the equations",
+        "compile": "torch.compile of that loop",
+        "compile-ours": "fastlstm under torch.compile",
+        "onnx": "ONNX Runtime",
+        "dense": "fastlstm on as many dense steps",
+        "lstm": "fastlstm.LSTM" + ("Cell" if cell else ""),
+        "cut": f"nn.{own} on the pieces between resets",
+        "fp32": "fastlstm in fp32",
+    }[row["against"]]
 
-    low: float
-    median: float
-    high: float
 
-    def __str__(self) -> str:
-        return f"{down(self.median)} ({down(self.low)}–{down(self.high)})"
+def module(row: dict) -> str:
+    name = MODULES[row["variant"]]
+    return f"fastlstm.{name}" + ("Cell" if CASES[row["case"]].layout == "cell" else "")
 
 
 class Tables(NamedTuple):
@@ -35,39 +50,70 @@ class Tables(NamedTuple):
     rows: list[list[str]]
 
 
-def spread(row: dict) -> Spread:
-    if len(row["ratios"]) == 1:
-        return Spread(*row["ratios"] * 3)
-    return Spread(*statistics.quantiles(row["ratios"], n=4, method="inclusive"))
+def chosen(result: dict, variant: str, mode: str, against: str) -> list[dict]:
+    return [r for r in result["rows"] if (r["variant"], r["mode"], r["against"]) == (variant, mode, against)]
 
 
-def down(ratio: float) -> str:
-    """Two decimals, never rounded up."""
-    return f"{math.floor(ratio * 100) / 100:.2f}"
-
-
-def mean_lines(result: dict, mode: str) -> list[str]:
-    """The geometric means of the speed-up over `nn.LSTM`: over all cases, and over those that oneDNN runs."""
-    rows = [row for row in result["rows"] if row["against"] == "torch" and row["mode"] == mode and "ratios" in row]
+def mean_lines(result: dict, variant: str, mode: str) -> list[str]:
+    """The geometric means of the speed-up over PyTorch's module: over all cases, and over those that oneDNN runs."""
+    rows = [row for row in chosen(result, variant, mode, "torch") if "ratios" in row]
     lines = []
-    for label, chosen in (
+    for label, some in (
         ("all cases", rows),
         ("where nn.LSTM is oneDNN's", [row for row in rows if row["path"] == "oneDNN"]),
     ):
-        if chosen:
-            mean = statistics.geometric_mean(spread(row).median for row in chosen)
-            lines.append(f"geometric mean of {MODES[mode]}, {label} ({len(chosen)}): {down(mean)}")
+        if some:
+            mean = statistics.geometric_mean(spread(row).median for row in some)
+            lines.append(f"geometric mean of {MODES[mode]}, {label} ({len(some)}): {down(mean)}")
     return lines
 
 
-def main_table(result: dict, mode: str) -> Tables:
-    """Ours against `nn.LSTM`, one line per case."""
-    headers = ["case", "L x H", "I", "T", "B", "nn.LSTM is", "ms", "speed-up", "GFLOP/s"]
-    lines = []
+def summary(result: dict) -> Tables:
+    """One line per module and peer: the geometric mean over cases, and the lowest."""
+    lines: dict[tuple[str, str], dict[str, list[dict]]] = {}
     for row in result["rows"]:
-        if (row["mode"], row["against"]) != (mode, "torch"):
-            continue
+        if "ratios" in row:
+            lines.setdefault((module(row), peer(row)), {}).setdefault(row["mode"], []).append(row)
+    headers = ["module", "against", "training", "inference", "cases"]
+    return Tables(
+        headers,
+        [
+            [
+                one,
+                against,
+                *(mean_and_lowest(modes.get(mode, [])) for mode in MODES),
+                str(max(map(len, modes.values()))),
+            ]
+            for (one, against), modes in sorted(lines.items(), key=lambda item: order(item[0][0]))
+        ],
+    )
+
+
+def order(name: str) -> int:
+    """Layers before cells, in the order of MODULES."""
+    plain = name.removeprefix("fastlstm.")
+    names = list(MODULES.values())
+    return names.index(plain) if plain in names else len(names) + names.index(plain.removesuffix("Cell"))
+
+
+def mean_and_lowest(rows: list[dict]) -> str:
+    if not rows:
+        return "–"
+    mean = statistics.geometric_mean(spread(row).median for row in rows)
+    if len(rows) == 1:
+        return down(mean)
+    lowest = min(rows, key=lambda row: spread(row).median)
+    return f"{down(mean)} ({lowest['case']}: {down(spread(lowest).median)})"
+
+
+def main_table(result: dict, variant: str, mode: str) -> Tables:
+    """Ours against PyTorch's module, one line per case."""
+    headers = ["case", "L x H", "I", "T", "B", "PyTorch's is", "ms", "speed-up", "GFLOP/s"]
+    lines = []
+    for row in chosen(result, variant, mode, "torch"):
         case = CASES[row["case"]]
+        if "reason" in row and not row.get("miss"):
+            continue
         line = [row["case"], case.shape(), str(case.I), case.time(), str(case.B), row.get("path", "–"), *timing(row)]
         if mode == "train":
             memory = row.get("memory")
@@ -90,8 +136,8 @@ def peer_table(result: dict) -> Tables:
         if row["against"] != "torch" and "ratios" in row:
             compiled = f"{row['compile_s']:.0f}" if row["compile_s"] else "–"
             times, ratio, _ = timing(row)
-            lines.append([row["case"], MODES[row["mode"]], PEERS[row["against"]], times, ratio, compiled])
-    return Tables(["case", "work", "peer", "ms", "speed-up", "compile s"], lines)
+            lines.append([module(row), row["case"], MODES[row["mode"]], peer(row), times, ratio, compiled])
+    return Tables(["module", "case", "work", "peer", "ms", "speed-up", "compile s"], lines)
 
 
 def notes(result: dict) -> list[str]:
@@ -100,11 +146,11 @@ def notes(result: dict) -> list[str]:
     lines = [
         f"{m['chip']} ({m['vectors']}), threads: {m['threads']}, {result['dtype']}, torch {m['torch']}, "
         f"Python {m['python']}, commit {m['commit']}. Median (quartiles) of interleaved pairs, {result['pairs']} a case.",
-        "Two numbers are ours / nn.LSTM's. GFLOP/s: ours, of what PyTorch's GEMM reaches on the same sizes. "
+        "Two numbers are ours / the peer's. GFLOP/s: ours, of what PyTorch's GEMM reaches on the same sizes. "
         "MB: the peak of a training step, beyond the batch and the weights.",
     ]
     return lines + [
-        f"Not timed: {row['case']}, {MODES[row['mode']]}, {PEERS[row['against']]}: {row['reason']}."
+        f"Not timed: {module(row)}, {row['case']}, {MODES[row['mode']]}, {peer(row)}: {row['reason']}."
         for row in result["rows"]
         if row.get("miss")
     ]
@@ -112,16 +158,32 @@ def notes(result: dict) -> list[str]:
 
 def markdown(result: dict, picture: str) -> str:
     """The README's section."""
-    parts = [f"![Speed-up over nn.LSTM]({picture})"]
-    for mode, title in MODES.items():
-        rows = main_table(result, mode)
-        if rows.rows:
-            parts += [f"**{title.capitalize()}**", table(rows), "  \n".join(mean_lines(result, mode))]
+    about, _, *missed = notes(result)
+    parts = [
+        f"![Speed-up over PyTorch's modules]({picture})",
+        "Speed-up over each peer: the geometric mean over the cases, and the case where it is lowest. "
+        f"Every case: [{DETAILS}]({DETAILS}).",
+        table(summary(result)),
+        about,
+    ]
+    return "\n\n".join([*parts, *missed])
+
+
+def details(result: dict, picture: str) -> str:
+    """The page of all cases."""
+    parts = ["# Speed, case by case", "Written by `fastlstm bench --readme` from a result file.", *notes(result)]
+    parts.append(f"![Speed-up over PyTorch's modules]({picture})")
+    for variant, name in MODULES.items():
+        for mode, title in MODES.items():
+            rows = main_table(result, variant, mode)
+            if rows.rows:
+                beside = "" if variant in IN_PYTORCH else ", beside the LSTM of the same size"
+                parts += [f"## {name}: {title} against PyTorch's{beside}", table(rows)]
+                parts.append("  \n".join(mean_lines(result, variant, mode)))
     peers = peer_table(result)
     if peers.rows:
-        parts.append(f"<details><summary>Other peers</summary>\n\n{table(peers)}\n\n</details>")
-    parts += notes(result)
-    return "\n\n".join(parts)
+        parts += ["## Other peers", table(peers)]
+    return "\n\n".join(parts) + "\n"
 
 
 def table(tables: Tables) -> str:
@@ -139,53 +201,6 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f}" if count < 1e8 else f"{count / 1e6:.0f}"
 
 
-def plot(result: dict, file: Path) -> None:
-    """A bar per case and mode from 1.0 to the median speed-up, with the quartiles; the scale is logarithmic."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    rows = [row for row in result["rows"] if row["against"] == "torch" and "ratios" in row]
-    names = list(dict.fromkeys(row["case"] for row in rows))
-    modes = [mode for mode in MODES if any(row["mode"] == mode for row in rows)]
-    figure = Figure(figsize=(8, 1.4 + 0.42 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    height = 0.8 / len(modes)
-    for m, (mode, color) in enumerate(zip(modes, ("tab:blue", "tab:orange"), strict=False)):
-        chosen = [row for row in rows if row["mode"] == mode]
-        spreads = [spread(row) for row in chosen]
-        axes.barh(
-            [names.index(row["case"]) + (m - (len(modes) - 1) / 2) * height for row in chosen],
-            [s.median - 1 for s in spreads],
-            left=1,
-            height=height,
-            xerr=[[s.median - s.low for s in spreads], [s.high - s.median for s in spreads]],
-            color=color,
-            ecolor="0.25",
-            capsize=2,
-            label=MODES[mode],
-        )
-    axes.axvline(1, color="black", linewidth=1)
-    axes.set_xscale("log")
-    axes.set_xlim(left=0.9 * min(1, *(spread(row).low for row in rows)))
-    axes.set_xticks([tick for tick in (0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16) if in_reach(tick, rows)])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(range(len(names)), [f"{name}\n{CASES[name].shape()}" for name in names], fontsize=7)
-    axes.margins(y=0.01)
-    axes.invert_yaxis()
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_xlabel("speed-up over torch.nn.LSTM (median, quartiles); right of 1, fastlstm is the faster")
-    m = result["machine"]
-    axes.set_title(f"{m['chip']}, threads: {m['threads']}, {result['dtype']}, torch {m['torch']}", fontsize=9)
-    axes.legend(loc="best", fontsize=8)
-    figure.savefig(file, dpi=130, metadata={"Software": None})
-
-
-def in_reach(tick: float, rows: list[dict]) -> bool:
-    low, high = min(spread(row).low for row in rows), max(spread(row).high for row in rows)
-    return tick == 1 or low / 1.3 <= tick <= high * 1.3
-
-
 def update_readme(file: Path, readme: Path) -> Path:
     """Writes the README's section between its markers, and the picture; gives the picture's file."""
     result = json.loads(file.read_text())
@@ -201,5 +216,6 @@ def update_readme(file: Path, readme: Path) -> Path:
     picture = Path("docs/images") / f"speed-{result['machine']['name']}.png"
     (readme.parent / picture).parent.mkdir(parents=True, exist_ok=True)
     plot(result, readme.parent / picture)
+    (readme.parent / DETAILS).write_text(details(result, f"images/{picture.name}"))
     readme.write_text(f"{before}{START}\n{markdown(result, picture.as_posix())}\n{END}{after}")
     return readme.parent / picture

@@ -14,29 +14,32 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 import fastlstm
+from fastlstm.backends import IN_PYTORCH
 from fastlstm.benchmarks.cases import CASES, Case
-from fastlstm.benchmarks.contenders import DTYPES, Contender, contender, make_work
+from fastlstm.benchmarks.contenders import OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
+from fastlstm.benchmarks.work import DTYPES, Contender, make_work
 from fastlstm.parity import difference
 
 BLOCK_S = 0.05  # a block of runs is timed as one, and lasts about this long
 
 
-def measure(name: str, mode: str, against: str, *, dtype: str, pairs: int, device: str) -> dict:
+def measure(name: str, variant: str, mode: str, against: str, *, dtype: str, pairs: int, device: str) -> dict:
     """One row of the result: the contenders' times, their ratios, and what bounds them. Losses are rows like any other.
 
     A row with "reason" was not timed: the contender can't do the work, or doesn't agree with the oracle.
     """
-    row = {"case": name, "mode": mode, "against": against}
+    row = {"case": name, "variant": variant, "mode": mode, "against": against}
     case = CASES[name]
-    work = make_work(case, mode, DTYPES[dtype], device)
     try:
+        work = make_work(case, variant, mode, DTYPES[dtype], device)
         theirs = contender(against, work)
     except NotImplementedError as error:
         return row | {"reason": str(error)}
     mine = contender("ours", work)
+    same_work = against not in OTHER_WORK and not (against == "torch" and variant not in IN_PYTORCH)
     for one, label in ((mine, "ours"), (theirs, against)):
-        reason = disagreement(one, strict=label in ("ours", "dense"))
+        reason = disagreement(one, strict=label == "ours") if one is mine or same_work else None
         if reason:
             return row | {"reason": f"{label}: {reason}", "miss": True}
 
@@ -47,29 +50,33 @@ def measure(name: str, mode: str, against: str, *, dtype: str, pairs: int, devic
         "ratios": [their / my for my, their in times],
         "ours_s": ours_s,
         "theirs_s": theirs_s,
-        "gflops": case.gflop(mode) / ours_s,
-        "gemm_gflops": gemm_rate(case, DTYPES[dtype], device),
+        "gflops": case.gflop(variant, mode) / ours_s,
+        "gemm_gflops": gemm_rate(case, variant, DTYPES[dtype], device),
         "compile_s": theirs.compile_s,
     }
-    if mode == "train" and against == "torch" and device == "cpu":
+    if mode == "train" and against == "torch" and device == "cpu" and same_work:
         threads = torch.get_num_threads()
-        row["memory"] = {who: peak_memory(name, who, dtype, threads) for who in ("ours", "torch")}
+        row["memory"] = {who: peak_memory(name, variant, who, dtype, threads) for who in ("ours", "torch")}
     return row
 
 
 def disagreement(one: Contender, strict: bool) -> str | None:
     """How the contender's results differ from float64's, or None where they agree.
 
-    Strict, for ours, is the rule of `fastlstm.parity`: twice the error of `nn.LSTM` in this dtype, plus one rounding. A peer
+    Strict, for ours, is the rule of `fastlstm.parity`: twice the error of PyTorch in this dtype, plus one rounding. A peer
     has only to compute the same function: to half of the dtype's digits.
     """
-    eps = torch.finfo(one.work.dtype).eps
-    oracle = contender("torch", one.work.to(torch.float64)).step()
-    names = ["y", "h_n", "c_n", "dx", "dh0", "dc0"] + [f"d{key}" for key, _ in one.work.module.named_parameters()]
-    torchs = contender("torch", one.work).step()
+    work = one.work
+    eps = torch.finfo(work.dtype).eps
+    oracle = contender("reference", work.to(torch.float64)).step()
+    in_pytorch = work.variant in IN_PYTORCH and work.reset is None
+    torchs = contender("torch" if in_pytorch else "reference", work).step()
+    states = [f"{letter}" for letter in "hc"][: len(work.states)]
+    names = ["y", *(f"{s}_n" for s in states)] if work.case.layout != "cell" else states
+    names += ["dx", *(f"d{s}0" for s in states), *(f"d{key}" for key, _ in work.module.named_parameters())]
     for key, result, exact, peer in zip(names, one.step(), oracle, torchs, strict=False):
         allowed = 2 * difference(peer, exact) + eps
-        if not strict or one.work.dtype == torch.float64:
+        if not strict or work.dtype == torch.float64:
             allowed = max(allowed, eps**0.5)
         error = difference(result, exact)
         if not error <= allowed:
@@ -84,13 +91,13 @@ def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int) ->
     return [tuple(timer.timeit(n).mean for timer, n in zip(timers, runs, strict=True)) for _ in range(pairs)]
 
 
-def gemm_rate(case: Case, dtype: torch.dtype, device: str) -> float:
+def gemm_rate(case: Case, variant: str, dtype: torch.dtype, device: str) -> float:
     """GFLOP/s of PyTorch's faster GEMM on the forward's matrix products alone, weights warm: what an LSTM could reach.
 
     A step of a single row multiplies a vector: there the rate is the memory's.
     """
-    seconds = sum(count * gemm_seconds(*size, dtype, device) for count, *size in case.gemms())
-    return case.gflop("infer") / seconds
+    seconds = sum(count * gemm_seconds(*size, dtype, device) for count, *size in case.gemms(variant))
+    return case.gflop(variant, "infer") / seconds
 
 
 @lru_cache

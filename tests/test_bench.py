@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastlstm.benchmarks import cases, contenders, memory, report, runner
+from fastlstm.benchmarks import cases, contenders, memory, report, runner, work
 from fastlstm.cli import app
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +21,8 @@ TINY = {
         I=3, H=5, T=6, shortest=2, B=4, layers=2, directions=2, layout="lengths", stands_for="a test"
     ),
     "proj": cases.Case(I=3, H=5, P=2, T=4, B=2, stands_for="a test"),
+    "resets": cases.Case(I=3, H=5, T=9, B=2, resets=0.3, stands_for="a test"),
+    "step": cases.Case(I=3, H=5, T=1, B=2, layout="cell", stands_for="a test"),
 }
 RESULT = {
     "machine": {
@@ -31,70 +33,100 @@ RESULT = {
     "pairs": 3,
     "rows": [
         {
-            "case": "darts", "mode": "train", "against": "torch", "path": "oneDNN", "ratios": [1.999, 1.5, 2.5],
+            "case": "darts", "variant": "lstm", "mode": "train", "against": "torch", "path": "oneDNN",
+            "ratios": [1.999, 1.5, 2.5],
             "ours_s": 0.001, "theirs_s": 0.002, "gflops": 10.4, "gemm_gflops": 20.0, "compile_s": None,
             "memory": {"ours": 1_250_000, "torch": 2_000_000},
         },
         {
-            "case": "packed", "mode": "train", "against": "torch", "path": "op chain", "ratios": [0.5, 0.5, 0.5],
+            "case": "packed", "variant": "lstm", "mode": "train", "against": "torch", "path": "op chain",
+            "ratios": [0.5, 0.5, 0.5],
             "ours_s": 0.02, "theirs_s": 0.01, "gflops": 10.4, "gemm_gflops": 20.0, "compile_s": None,
         },
-        {"case": "lm", "mode": "train", "against": "torch", "reason": "ours: the error of y is 1", "miss": True},
         {
-            "case": "darts", "mode": "infer", "against": "cell", "path": "", "ratios": [7.0], "ours_s": 0.1,
+            "case": "lm", "variant": "lstm", "mode": "train", "against": "torch", "reason": "ours: the error of y is 1",
+            "miss": True,
+        },
+        {"case": "ppo-resets", "variant": "lstm", "mode": "train", "against": "torch", "reason": "PyTorch knows no resets"},
+        {
+            "case": "darts", "variant": "gru", "mode": "infer", "against": "cell", "path": "", "ratios": [7.0], "ours_s": 0.1,
             "theirs_s": 0.7, "gflops": 1.0, "gemm_gflops": 2.0, "compile_s": 12.3,
         },
     ],
 }  # fmt: skip
 
 
-UNABLE = {
-    ("train", "onnx"): "measured in inference only",
-    ("packed", "onnx"): "no projection and no packed input",
-    ("proj", "onnx"): "no projection and no packed input",
-    ("proj", "cell"): "nn.LSTMCell knows no projection",
-    ("dense", "dense"): "the case is dense itself",
-    ("stack", "dense"): "the case is dense itself",
-    ("proj", "dense"): "the case is dense itself",
-}
-WORK = list(itertools.product(TINY, ["train", "infer"], ["ours", "torch", "cell", "onnx", "dense"]))
+VARIANTS = ("lstm", "gru", "peephole_lstm", "cifg_lstm", "cifg_peephole_lstm")
+PEERS = ("ours", "reference", "torch", "cell", "onnx", "dense", "lstm", "cut")
 
 
-def why_unable(name: str, mode: str, peer: str) -> str | None:
-    return UNABLE.get((mode, peer)) or UNABLE.get((name, peer))
+def why_unable(name: str, variant: str, mode: str, peer: str) -> str | None:
+    """What is said where a peer, or a variant, can't do a case; the first that holds."""
+    in_pytorch = variant in ("lstm", "gru")
+    reasons = {
+        "a GRU has no projection": name == "proj" and variant == "gru",
+        "measured as a layer only": name == "step" and variant == "cifg_peephole_lstm",
+        "the case is dense itself": peer == "dense" and name not in ("packed", "lengths"),
+        "PyTorch knows no resets": peer == "torch" and name == "resets",
+        "cells know no projection": peer == "cell" and name == "proj",
+        "resets are measured against cutting": peer == "cell" and name == "resets",
+        "one step is no loop": peer == "cell" and name == "step",
+        "measured in inference only": peer == "onnx" and mode == "train",
+        "no projection, no resets, no packed input and no cells": peer == "onnx"
+        and name in ("packed", "proj", "resets", "step"),
+        "variants of the LSTM are measured against it": peer == "lstm" and in_pytorch,
+        "there is nothing to cut": peer == "cut" and name != "resets",
+        "no such module to run between cuts": peer == "cut" and not in_pytorch,
+    }
+    return next((words for words, holds in reasons.items() if holds), None)
 
 
-@pytest.mark.parametrize(("name", "mode", "peer"), [row for row in WORK if not why_unable(*row)])
-def test_contenders_do_the_same_work(name: str, mode: str, peer: str) -> None:
-    work = contenders.make_work(TINY[name], mode, torch.float32)
-    one = contenders.contender(peer, work)
+WORK = list(itertools.product(TINY, VARIANTS, ["train", "infer"], PEERS))
+
+
+@pytest.mark.parametrize(("name", "variant", "mode", "peer"), [row for row in WORK if not why_unable(*row)])
+def test_contenders_do_the_same_work(name: str, variant: str, mode: str, peer: str) -> None:
+    given = work.make_work(TINY[name], variant, mode, torch.float32)
+    one = contenders.contender(peer, given)
     results = one.step()
-    assert len(results) == (3 if mode == "infer" else 6 + len(list(work.module.parameters())))
+    outputs = 1 + len(given.states) - (name == "step")
+    if mode == "train" and peer not in ("cell", "lstm", "torch"):
+        assert len(results) == outputs + 1 + len(given.states) + len(list(given.module.parameters()))
     assert not any(result.requires_grad for result in results)
-    assert runner.disagreement(one, strict=False) is None
+    if peer not in contenders.OTHER_WORK and not (peer == "torch" and variant not in ("lstm", "gru")):
+        assert runner.disagreement(one, strict=False) is None
 
 
-@pytest.mark.parametrize(("name", "mode", "peer"), [row for row in WORK if why_unable(*row)])
-def test_contenders_say_what_they_cannot_do(name: str, mode: str, peer: str) -> None:
-    with pytest.raises(NotImplementedError, match=why_unable(name, mode, peer)):
-        contenders.contender(peer, contenders.make_work(TINY[name], mode, torch.float32))
+@pytest.mark.parametrize(("name", "variant", "mode", "peer"), [row for row in WORK if why_unable(*row)])
+def test_contenders_say_what_they_cannot_do(name: str, variant: str, mode: str, peer: str) -> None:
+    with pytest.raises(NotImplementedError, match=why_unable(name, variant, mode, peer)):
+        contenders.contender(peer, work.make_work(TINY[name], variant, mode, torch.float32))
+
+
+def test_half_precision_is_measured_against_ours() -> None:
+    half = work.make_work(TINY["dense"], "gru", "train", torch.bfloat16)
+    assert contenders.contender("fp32", half).step()[0].dtype == torch.float32
+    with pytest.raises(NotImplementedError, match="in float32 itself"):
+        contenders.contender("fp32", half.to(torch.float32))
 
 
 def test_the_path_that_pytorch_took_is_seen() -> None:
-    paths = {
-        name: contenders.contender("torch", contenders.make_work(TINY[name], "train", torch.float32)).path
+    dense = {
+        name: contenders.contender("torch", work.make_work(TINY[name], "lstm", "train", torch.float32)).path
         for name in TINY
+        if name != "resets"
     }
-    assert {paths["packed"], paths["lengths"], paths["proj"]} == {"op chain"}
+    assert {dense["packed"], dense["lengths"], dense["proj"]} == {"op chain"}
     if torch.backends.mkldnn.is_available():
-        assert paths["dense"] == "oneDNN"
+        assert dense["dense"] == "oneDNN"
 
 
 def test_gflop_counts_valid_rows_only() -> None:
     case = TINY["packed"]
     assert case.lengths.tolist() == [6, 5, 3, 2]
     assert case.rows == 16
-    assert TINY["dense"].gflop("train") == pytest.approx(3 * 2e-9 * 8 * 4 * 5 * (3 + 5))
+    assert TINY["dense"].gflop("lstm", "train") == pytest.approx(3 * 2e-9 * 8 * 4 * 5 * (3 + 5))
+    assert TINY["dense"].gflop("gru", "infer") == pytest.approx(2e-9 * 8 * 3 * 5 * (3 + 5))
 
 
 def test_pairs_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,26 +139,28 @@ def test_pairs_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_peer_that_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(work: contenders.Work) -> contenders.Contender:
-        right = contenders.torch_lstm(work).step
-        return contenders.Contender(work, lambda: [result * 1.01 for result in right()])
+    def wrong(given: work.Work) -> work.Contender:
+        right = contenders.torch_module(given).step
+        return work.Contender(given, lambda: [result * 1.01 for result in right()])
 
     monkeypatch.setitem(contenders.CONTENDERS, "cell", wrong)
     result = CliRunner().invoke(
-        app, ["bench", "--case", "darts", "--against", "cell", "--mode", "infer", "--pairs", "1"]
+        app,
+        ["bench", "--case", "darts", "--variant", "lstm", "--against", "cell", "--mode", "infer", "--pairs", "1"],
     )
     assert result.exit_code == 1
-    assert "Not timed: darts, inference, loop over nn.LSTMCell: cell: the error of y is 1.0e-02" in result.output
+    words = "Not timed: fastlstm.LSTM, darts, inference, loop over nn.LSTMCell: cell: the error of y is 1.0e-02"
+    assert words in result.output
 
 
 def test_memory_is_that_of_the_step() -> None:
     """PyTorch keeps about 8 numbers per step, sequence and hidden unit of an LSTM: 24 x 32 x 25 of them, of 4 bytes."""
-    assert 24 * 32 * 25 * 4 * 3 < memory.peak_memory("darts", "torch", "fp32", threads=1) < 50e6
+    assert 24 * 32 * 25 * 4 * 3 < memory.peak_memory("darts", "lstm", "torch", "fp32", threads=1) < 50e6
 
 
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     picture = tmp_path / "speed.png"
-    options = ["--case", "darts", "--mode", "infer", "--pairs", "2", "--threads", "1"]
+    options = ["--case", "darts", "--variant", "gru", "--mode", "infer", "--pairs", "2", "--threads", "1"]
     result = CliRunner().invoke(app, ["bench", *options, "--json", str(tmp_path), "--plot", str(picture)])
     assert result.exit_code == 0, result.output
     (file,) = tmp_path.glob("*-1-threads.json")
@@ -137,12 +171,20 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "geometric mean of inference" in result.output
 
+    more = ["--case", "darts", "--variant", "lstm", "--mode", "infer", "--pairs", "2", "--threads", "1", "--add"]
+    assert CliRunner().invoke(app, ["bench", *more, "--json", str(tmp_path)]).exit_code == 0
+    assert [row["variant"] for row in json.loads(file.read_text())["rows"]] == ["gru", "lstm"]
+    more[more.index("--pairs") + 1] = "1"
+    refused = CliRunner().invoke(app, ["bench", *more, "--json", str(tmp_path)], env={"COLUMNS": "300"})
+    assert refused.exit_code == 2
+    assert "of another machine, dtype or number of pairs" in refused.output
+
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--case", "nothing"], "--case is 'nothing', expected one of darts, deepar"),
-        (["--variant", "gru"], "--variant is 'gru', expected one of lstm"),
+        (["--variant", "rnn"], "--variant is 'rnn', expected one of lstm, gru"),
         (["--against", "jax"], "--against is 'jax', expected one of torch, cell"),
         (["--mode", "both"], "--mode is 'both', expected one of train, infer"),
         (["--dtype", "int8"], "--dtype is 'int8', expected one of fp32"),
@@ -159,23 +201,31 @@ def test_bad_options_get_one_clear_line(options: list[str], message: str) -> Non
 
 
 def test_report() -> None:
-    headers, (darts, packed, lm) = report.main_table(RESULT, "train")
+    headers, (darts, packed, lm) = report.main_table(RESULT, "lstm", "train")
     assert dict(zip(headers, darts, strict=True))["speed-up"] == "1.99 (1.74–2.24)"
     assert dict(zip(headers, darts, strict=True))["peak MB"] == "1.2 / 2.0"
     assert dict(zip(headers, packed, strict=True))["T"] == "64–128"
     assert "not timed" in lm
     assert report.peer_table(RESULT).rows == [
-        ["darts", "inference", "loop over nn.LSTMCell", "100 / 700", "7.00 (7.00–7.00)", "12"]
+        ["fastlstm.GRU", "darts", "inference", "loop over nn.GRUCell", "100 / 700", "7.00 (7.00–7.00)", "12"]
     ]
-    all_cases, one_dnn = report.mean_lines(RESULT, "train")
+    all_cases, one_dnn = report.mean_lines(RESULT, "lstm", "train")
     assert all_cases.endswith("all cases (2): 0.99")
     assert one_dnn.endswith("(1): 1.99")
-    assert "Not timed: lm, training, nn.LSTM: ours: the error of y is 1." in report.notes(RESULT)
+    assert report.summary(RESULT).rows == [
+        ["fastlstm.LSTM", "nn.LSTM", "0.99 (packed: 0.50)", "–", "2"],
+        ["fastlstm.GRU", "loop over nn.GRUCell", "–", "7.00", "1"],
+    ]
+    words = "Not timed: fastlstm.LSTM, lm, training, nn.LSTM: ours: the error of y is 1."
+    assert words in report.notes(RESULT)
+    assert words in report.markdown(RESULT, "x.png")
+    assert "## LSTM: training against PyTorch's\n" in report.details(RESULT, "x.png")
 
 
 def test_update_readme_writes_between_the_markers(tmp_path: Path) -> None:
     readme, file = tmp_path / "README.md", tmp_path / "result.json"
     file.write_text(json.dumps(RESULT))
+    (tmp_path / "docs").mkdir()
     readme.write_text(f"before\n{report.START}\nold\n{report.END}\nafter\n")
     picture = report.update_readme(file, readme)
     text = readme.read_text()
@@ -184,6 +234,7 @@ def test_update_readme_writes_between_the_markers(tmp_path: Path) -> None:
     assert "old" not in text
     assert picture == tmp_path / "docs/images/speed-a-chip-2-threads.png"
     assert picture.is_file()
+    assert (tmp_path / "docs/speed.md").read_text() == report.details(RESULT, "images/speed-a-chip-2-threads.png")
 
 
 def test_update_readme_needs_the_markers(tmp_path: Path) -> None:
@@ -203,3 +254,4 @@ def test_the_readme_is_what_a_committed_result_generates() -> None:
         (ROOT / "benchmarks/results" / Path(picture).name.removeprefix("speed-")).with_suffix(".json").read_text()
     )
     assert section == report.markdown(result, picture)
+    assert (ROOT / "docs/speed.md").read_text() == report.details(result, picture.removeprefix("docs/"))

@@ -39,10 +39,10 @@ class FlippedGradient(torch.autograd.Function):
 
 @pytest.mark.parametrize("gate", range(4), ids="ifgo")
 def test_a_wrong_sign_in_one_gate_is_a_miss(gate: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(x, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, *, reverse, backend):
+    def broken(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, *others, coupled, reverse, return_cells, backend):
         rows = list(b_ih.chunk(4))
         rows[gate] = FlippedGradient.apply(rows[gate])
-        return lstm_reference(x, batch_sizes, h0, c0, w_ih, w_hh, torch.cat(rows), b_hh, w_hr, reverse)
+        return lstm_reference(x, batch_sizes, reset, h0, c0, w_ih, w_hh, torch.cat(rows), *others, coupled, reverse)
 
     monkeypatch.setattr(ops_lstm, "lstm", broken)
     missed = {row.quantity for row in parity.check("h17", "fp32", "reference") if not row.ok}
@@ -79,18 +79,18 @@ def test_a_wrong_sign_in_a_numba_kernel_is_a_miss(formula: str, status: int, tmp
     "wrong", [lambda y: y * float("nan"), lambda y: y[:1], lambda y: y + 2e-5], ids=["nan", "shape", "small"]
 )
 def test_a_wrong_output_is_a_miss(wrong, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args, reverse, backend):
-        y, h_n, c_n = lstm_reference(*args, reverse)
-        return y, wrong(h_n), c_n
+    def broken(*args, coupled, reverse, return_cells, backend):
+        y, h_n, c_n, cells = lstm_reference(*args, coupled, reverse)
+        return y, wrong(h_n), c_n, cells
 
     monkeypatch.setattr(ops_lstm, "lstm", broken)
     assert "h_n" in {row.quantity for row in parity.check("only_y", "fp32", "reference") if not row.ok}
 
 
 def test_another_dtype_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args, reverse, backend):
-        y, h_n, c_n = lstm_reference(*args, reverse)
-        return y, h_n, c_n.double()
+    def broken(*args, coupled, reverse, return_cells, backend):
+        y, h_n, c_n, cells = lstm_reference(*args, coupled, reverse)
+        return y, h_n, c_n.double(), cells
 
     monkeypatch.setattr(ops_lstm, "lstm", broken)
     with pytest.raises(TypeError, match=r"three: c_n came back in another dtype than fp32"):

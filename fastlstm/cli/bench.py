@@ -12,20 +12,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fastlstm.backends import VARIANTS
 from fastlstm.cli.checks import MOST_THREADS, check_device, check_writable, known
 
 if TYPE_CHECKING:
     from fastlstm.benchmarks.report import Tables
 
-AGAINST = ("torch", "cell", "compile", "onnx", "dense")
-VARIANTS = ("lstm",)
+AGAINST = ("torch", "cell", "compile", "compile-ours", "onnx", "dense", "lstm", "cut", "fp32")
 MODES = ("train", "infer")
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
 
 def bench(
     case: Annotated[list[str] | None, typer.Option(help="Cases to measure; all.")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help="Variants to measure; all.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(VARIANTS)}; all.")] = None,
     against: Annotated[list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="train, infer; both.")] = None,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
@@ -39,6 +39,10 @@ def bench(
         typer.Option("--json", help="Write every ratio to this file; in a folder, named after the machine."),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups over torch.nn.LSTM into this picture.")] = None,
+    add: Annotated[
+        bool,
+        typer.Option("--add", help="Keep the rows of --json's file that are not measured anew, from this machine."),
+    ] = False,
     readme: Annotated[
         Path | None, typer.Option(help="Measure nothing: write README.md's table and picture from this result.")
     ] = None,
@@ -47,7 +51,8 @@ def bench(
 
     A peer is timed only after its outputs and gradients agree with float64's. Pairs are interleaved in one process, and the
     ratio is taken pair by pair. A speed-up above 1 means that fastlstm is the faster. "compile" takes minutes to compile.
-    "dense" compares packed input with as many dense steps of our own. Exits with 1 where results disagree.
+    "dense" compares packed input with as many dense steps of our own, "lstm" a variant with our own LSTM, "cut" resets with
+    PyTorch's module on the pieces in between. Exits with 1 where results disagree.
     """
     from fastlstm.benchmarks import report, runner
     from fastlstm.benchmarks.cases import CASES
@@ -60,7 +65,7 @@ def bench(
         return
 
     names = known("--case", case, CASES)
-    known("--variant", variant, VARIANTS)
+    variants = known("--variant", variant, VARIANTS)
     peers = known("--against", against or ["torch"], AGAINST)
     modes = known("--mode", mode, MODES)
     known("--dtype", [dtype], DTYPES)
@@ -78,27 +83,45 @@ def bench(
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        work = list(product(names, modes, peers))
+        work = list(product(variants, names, modes, peers))
+        result["rows"] = kept_rows(json_file, result, set(work)) if add else []
         task = progress.add_task("", total=len(work))
-        for name, m, peer in work:
-            progress.update(task, description=f"{name}, {report.MODES[m]}, against {peer}")
-            result["rows"].append(runner.measure(name, m, peer, dtype=dtype, pairs=pairs, device=device))
+        for v, name, m, peer in work:
+            progress.update(task, description=f"{v}, {name}, {report.MODES[m]}, against {peer}")
+            result["rows"].append(runner.measure(name, v, m, peer, dtype=dtype, pairs=pairs, device=device))
             progress.advance(task)
             if json_file:
                 json_file.write_text(json.dumps(result, indent=1) + "\n")
 
-    for m in modes:
-        main = report.main_table(result, m)
+    for v, m in product(variants, modes):
+        main = report.main_table(result, v, m)
         if main.rows:
-            console.print(rich_table(main, report.MODES[m]), *report.mean_lines(result, m), sep="\n")
+            title = f"{report.MODULES[v]}, {report.MODES[m]}"
+            console.print(rich_table(main, title), *report.mean_lines(result, v, m), sep="\n")
     others = report.peer_table(result)
     if others.rows:
         console.print(rich_table(others, "other peers"))
     console.print(*report.notes(result), sep="\n", highlight=False, soft_wrap=True)
-    if plot:
+    if plot and any(row["against"] == "torch" and "ratios" in row for row in result["rows"]):
         report.plot(result, plot)
     if any(row.get("miss") for row in result["rows"]):
         raise typer.Exit(1)
+
+
+def kept_rows(file: Path | None, result: dict, anew: set[tuple[str, str, str, str]]) -> list[dict]:
+    """The rows of an earlier result of the same machine, dtype and pairs that are not to be measured anew."""
+    if file is None or not file.exists():
+        return []
+    try:
+        earlier = json.loads(file.read_text())
+        same = all(earlier[key] == result[key] for key in ("dtype", "pairs"))
+        same = same and earlier["machine"]["name"] == result["machine"]["name"]
+        rows = [r for r in earlier["rows"] if (r["variant"], r["case"], r["mode"], r["against"]) not in anew]
+    except (KeyError, TypeError, ValueError) as error:
+        raise typer.BadParameter(f"--add: {file} is not a result written by --json: {error!r}") from error
+    if not same:
+        raise typer.BadParameter(f"--add: {file} is of another machine, dtype or number of pairs than asked for now")
+    return rows
 
 
 SHAPES = ("L x H", "I", "T", "B", "stands for")  # only in the README's table: a terminal has 80 columns
@@ -108,7 +131,7 @@ def rich_table(tables: "Tables", title: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, padding=(0, 1, 0, 0))
     shown = [i for i, header in enumerate(tables.headers) if header not in SHAPES]
     for i in shown:
-        words = tables.headers[i] in ("case", "work", "peer")
+        words = tables.headers[i] in ("module", "case", "work", "peer")
         table.add_column(tables.headers[i], justify="left" if words else "right", overflow="fold")
     for row in tables.rows:
         table.add_row(*[row[i] for i in shown])

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from fastlstm.backends import VARIANTS
 from fastlstm.cli.checks import check_device, check_writable, known
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ BACKENDS = ["numba", "reference"]
 def parity(
     backend: Annotated[list[str] | None, typer.Option(help="Backends to check; all that run here.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="fp32, bf16, fp16, fp64; all that the backend takes.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(VARIANTS)}; all.")] = None,
     case: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
     device: Annotated[str, typer.Option(help="Where the backend runs.")] = "cpu",
     verbose: Annotated[bool, typer.Option(help="Every quantity against every oracle, not only the worst.")] = False,
@@ -29,16 +31,17 @@ def parity(
 ) -> None:
     """Compare every backend with the oracles: outputs, final states and all gradients.
 
-    Oracles: the reference and torch.nn.LSTM in float64, and ONNX Runtime where it is installed. Allowed is twice the error
+    Oracles: the reference and PyTorch's module in float64, and ONNX Runtime where it is installed. Allowed is twice the error
     that PyTorch makes in the same dtype, plus one rounding. Exits with 1 where an error is larger.
     """
     from fastlstm.parity import CASES, DTYPES, LEVELS, check, skip
 
     backends = known("--backend", backend, BACKENDS)
     dtypes = known("--dtype", dtype, DTYPES)
+    variants = known("--variant", variant, VARIANTS)
     check_device(device)
     check_writable("--json", json_file)
-    names = [name for name in CASES if case in name]
+    names = [name for name in CASES if case in name and CASES[name].variant in variants]
     if not names:
         raise typer.BadParameter(f"--case is {case!r}, expected a part of one of {', '.join(CASES)}")
     combinations = [

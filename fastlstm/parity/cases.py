@@ -2,17 +2,21 @@
 
 import math
 import zlib
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastlstm.backends import VARIANTS
+from fastlstm.modules import build
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One LSTM and one use of it. Sizes: T time, B batch, I input, H hidden, P projection (0: none)."""
+    """One recurrent stack and one use of it. Sizes: T time, B batch, I input, H hidden, P projection (0: none)."""
 
+    variant: str = "lstm"
     T: int = 5
     B: int = 3
     I: int = 4
@@ -27,12 +31,21 @@ class Case:
     gain: float = 1.0  # scale of the input; a large one saturates the gates
     zero_state: bool = False  # no initial states are given
     strided: bool = False  # inputs and states are not contiguous
-    used: tuple[str, ...] = ("y", "h_n", "c_n")  # the outputs that a loss looks at
+    reset: float = 0.0  # the share of steps before which the state is zeroed
+    cells: bool = False  # all cell states are asked for
+    used: tuple[str, ...] = ("y", "h_n", "c_n", "cells")  # the outputs that a loss looks at, of those that there are
     frozen: tuple[str, ...] = field(default=())  # prefixes of the tensors that need no gradient
 
     @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    @property
+    def states(self) -> dict[str, tuple[int, int, int]]:
+        """The shapes of the initial states."""
+        stack = self.layers * self.directions, self.B
+        shapes = {"h0": (*stack, self.P or self.H)}
+        return shapes if self.variant == "gru" else shapes | {"c0": (*stack, self.H)}
 
     @property
     def draws(self) -> int:
@@ -91,12 +104,35 @@ CASES = {
     "frozen_weights": Case(H=17, P=5, frozen=("weight", "bias")),
     "frozen_biases": Case(H=17, frozen=("bias",)),
     "frozen_recurrence": Case(H=17, frozen=("weight_hh", "x", "h0")),
+    "reset": Case(T=9, B=7, H=17, reset=0.2),
+    "reset_reverse": Case(T=9, B=7, H=17, reset=0.2, reverse=True),
+    "reset_packed": Case(T=9, B=7, H=17, reset=0.2, layout="packed", lengths=(9, 9, 6, 5, 5, 2, 1)),
+    "reset_stack": Case(T=8, B=4, H=9, reset=0.2, layers=2, bidirectional=True, layout="padded", lengths=(7, 4, 4, 0)),
+    "cells": Case(T=9, B=7, H=17, cells=True),
+    "cells_stack": Case(T=7, B=4, H=9, P=5, cells=True, layers=2, bidirectional=True),
+    "cells_padded_reset": Case(T=7, B=4, H=16, cells=True, reset=0.2, layout="padded", lengths=(7, 4, 4, 0)),
+}
+OF_EVERY_VARIANT = (
+    "one", "step", "h16", "h65", "h128", "b1", "b33", "long", "saturated", "zero_state", "no_bias", "strided", "reverse",
+    "packed", "padded_reverse", "padded_zeros", "stack", "stack_packed", "projection_stack", "only_h_n", "frozen_input",
+    "frozen_weights", "frozen_recurrence", "reset_reverse", "reset_packed", "reset_stack", "cells", "cells_stack",
+    "cells_padded_reset",
+)  # fmt: skip
+NOT_OF_A_GRU = ("projection_stack", "frozen_weights", "cells", "cells_stack", "cells_padded_reset")
+CASES |= {
+    f"{variant}_{name}": replace(CASES[name], variant=variant)
+    for variant in VARIANTS
+    for name in OF_EVERY_VARIANT
+    if variant != "lstm" and not (variant == "gru" and name in NOT_OF_A_GRU)
 }
 
 
 class Problem(NamedTuple):
-    """One draw of a case, rounded to a dtype. `given` has x (T, B, I), h0 (L*D, B, P or H), c0 (L*D, B, H) and the
-    weights by `torch.nn.LSTM`'s names; `upstream` the gradients that y, h_n and c_n receive."""
+    """One draw of a case, rounded to a dtype.
+
+    `given` has x (T, B, I), h0 (L*D, B, P or H), c0 (L*D, B, H) and the weights by our modules' names, and `reset` (T, B) of
+    bool where the case resets; `upstream` the gradients that y, h_n, c_n and cells receive.
+    """
 
     case: Case
     given: dict[str, Tensor]
@@ -111,27 +147,23 @@ def draw(name: str, dtype: torch.dtype, index: int) -> Problem:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64)
 
-    states, outputs = case.layers * case.directions, case.P or case.H
     given = {"x": case.gain * normal(case.T, case.B, case.I)}
     if not case.zero_state:
-        given |= {"h0": normal(states, case.B, outputs), "c0": normal(states, case.B, case.H)}
-    module = torch.nn.LSTM(case.I, case.H, device="meta", **options(case))
-    for key, weight in module.named_parameters():
+        given |= {key: normal(*shape) for key, shape in case.states.items()}
+    for key, weight in build(case.variant, case.I, case.H, device="meta", **options(case)).named_parameters():
         uniform = 2 * torch.rand(weight.shape, generator=random, dtype=torch.float64) - 1
-        given[key] = uniform / math.sqrt(case.H)  # nn.LSTM's own initialisation
-    upstream = {
-        "y": normal(case.T, case.B, case.directions * outputs),
-        "h_n": normal(states, case.B, outputs),
-        "c_n": normal(states, case.B, case.H),
-    }
-    return Problem(case, {k: t.to(dtype) for k, t in given.items()}, {k: t.to(dtype) for k, t in upstream.items()})
+        given[key] = uniform / math.sqrt(case.H)  # PyTorch's own initialisation
+    upstream = {"y": normal(case.T, case.B, case.directions * (case.P or case.H))}
+    upstream |= {key.replace("0", "_n"): normal(*shape) for key, shape in case.states.items()}
+    if case.cells:
+        upstream["cells"] = normal(case.T, case.B, case.directions * case.H)
+    given, upstream = ({key: t.to(dtype) for key, t in tensors.items()} for tensors in (given, upstream))
+    if case.reset:
+        given["reset"] = torch.rand(case.T, case.B, generator=random) < case.reset
+    return Problem(case, given, upstream)
 
 
-def options(case: Case) -> dict[str, int | bool]:
-    """The arguments of `nn.LSTM` after the two sizes."""
-    return {
-        "num_layers": case.layers,
-        "bias": case.bias,
-        "bidirectional": case.bidirectional,
-        "proj_size": case.P,
-    }
+def options(case: Case) -> dict[str, Any]:
+    """The arguments of a module after the two sizes."""
+    some = {"num_layers": case.layers, "bias": case.bias, "bidirectional": case.bidirectional}
+    return some | ({"proj_size": case.P} if case.P else {})

@@ -1,14 +1,15 @@
 """The errors of a backend, and those that it is allowed.
 
-Oracles: the reference in float64, `torch.nn.LSTM` in float64 and, where installed, ONNX Runtime (forward, float32).
-They get exactly the numbers that the backend gets, already rounded to its dtype.
+Oracles: the reference in float64, PyTorch's module in float64 where it has one that does what the case asks, and, where
+installed, ONNX Runtime (forward, float32). They get exactly the numbers that the backend gets, already rounded to its dtype.
 
 The error of a quantity is the root mean square of its differences from the oracle, over that of the oracle: |a - b| / |b|.
 The largest single difference would be the stricter measure, but it is mostly luck: between draws of one arithmetic it
 varies by factors of 3 to 8, and a bound of 2 means nothing. One number that is plainly wrong among N still gives about
 1/sqrt(N), a thousand times what float32 is allowed. The draws of a small case are pooled as if they were one tensor.
 
-Allowed is twice the error that `nn.LSTM` in the same dtype makes against the same oracle, plus one rounding of the dtype.
+Allowed is twice the error that PyTorch in the same dtype makes against the same oracle, plus one rounding of the dtype:
+its own module, or where it has none that does it, its ops in the order of the reference.
 An oracle that isn't more exact than the backend errs as well, and its error is allowed on top. ONNX Runtime, itself
 float32, is granted the same bound again. No float64 oracle can measure an error in float64: there PyTorch's error, and that
 of the oracles (the larger of the two), are those of the same arithmetic in float32 times the ratio of the two roundings, to
@@ -23,13 +24,11 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
-from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.parity.cases import CASES, Problem, draw
-from fastlstm.parity.runs import Forward, fast_lstm, onnx_lstm, run, stacked, torch_chain, torch_lstm
+from fastlstm.parity.runs import IN_PYTORCH, Forward, by_module, by_onnx, by_torch, by_torch_chain, run, stacked
 
 LEVELS = ("op", "module")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-OUTPUTS = ("y", "h_n", "c_n")
 Results = dict[str, Tensor]
 
 
@@ -52,9 +51,7 @@ class Row(NamedTuple):
 
 def check(name: str, dtype: str, backend: str, level: str = "op", device: str = "cpu") -> list[Row]:
     """Run one case and compare every quantity with every oracle that has it."""
-    from fastlstm.ops import lstm
-
-    forward = stacked(lstm.lstm, backend=backend) if level == "op" else fast_lstm(backend)
+    forward = stacked(backend) if level == "op" else by_module(backend)
     results = pooled([run(problem, DTYPES[dtype], forward, device) for problem in problems(name, dtype)])
     wrong = [key for key, tensor in results.items() if tensor.dtype != DTYPES[dtype]]
     if wrong:
@@ -72,7 +69,7 @@ def skip(name: str, dtype: str, backend: str, level: str, device: str = "cpu") -
     if level == "module" and CASES[name].reverse:
         return "no module runs in reverse alone"
     try:
-        backends.choose("lstm", torch.device(device), DTYPES[dtype], backend)
+        backends.choose(CASES[name].variant, torch.device(device), DTYPES[dtype], backend)
     except RuntimeError as error:
         return str(error)
     return None
@@ -80,10 +77,17 @@ def skip(name: str, dtype: str, backend: str, level: str, device: str = "cpu") -
 
 def oracles(name: str, dtype: str) -> list[str]:
     case = CASES[name]
-    names = ["reference", "torch"]
-    if dtype == "fp32" and not case.P and 0 not in case.lengths and onnx_installed():
+    names = ["reference", "torch"] if in_pytorch(name) else ["reference"]
+    beyond_onnx = case.P or case.reset or case.cells or 0 in case.lengths
+    if dtype == "fp32" and not beyond_onnx and onnx_installed():
         names.append("onnx")
     return names
+
+
+def in_pytorch(name: str) -> bool:
+    """Whether a module of PyTorch's does all that the case asks."""
+    case = CASES[name]
+    return case.variant in IN_PYTORCH and not case.reset and not case.cells
 
 
 @lru_cache(maxsize=8)
@@ -95,12 +99,8 @@ def problems(name: str, dtype: str) -> list[Problem]:
 def expected(name: str, dtype: str, oracle: str) -> Results:
     """What an oracle says, in float64; from ONNX Runtime, in float32 and without gradients."""
     if oracle == "onnx":
-        answers = []
-        for problem in problems(name, dtype):
-            outputs = onnx_lstm(problem.case, problem.given)
-            answers.append(dict(zip(OUTPUTS, outputs, strict=True)))
-        return pooled(answers)
-    forward: Forward = torch_lstm if oracle == "torch" else stacked(lstm_reference)
+        return pooled([by_onnx(problem.case, problem.given) for problem in problems(name, dtype)])
+    forward: Forward = by_torch if oracle == "torch" else stacked()
     return pooled([run(problem, torch.float64, forward) for problem in problems(name, dtype)])
 
 
@@ -108,15 +108,17 @@ def expected(name: str, dtype: str, oracle: str) -> Results:
 def allowed(name: str, dtype: str, oracle: str) -> dict[str, float]:
     """The allowed error of every quantity that the oracle has: see the head of this file."""
     eps = torch.finfo(DTYPES[dtype]).eps
+    torch_has_it = in_pytorch(name)
     if dtype == "fp64":
-        torchs = errors(name, "fp32", torch_chain, "reference")
-        references = errors(name, "fp32", stacked(lstm_reference), "reference")
+        references = errors(name, "fp32", stacked(), "reference")
+        torchs = errors(name, "fp32", by_torch_chain, "reference") if torch_has_it else references
         ratio = eps / torch.finfo(torch.float32).eps
         return {key: ratio * (2 * torchs[key] + max(torchs[key], references[key])) + eps for key in torchs}
+    yardstick: Forward = by_torch if torch_has_it else stacked()
     if oracle == "onnx":
-        torchs = errors(name, dtype, torch_lstm, "reference")
-        return {key: 2 * (2 * torchs[key] + eps) for key in OUTPUTS}
-    return {key: 2 * error + eps for key, error in errors(name, dtype, torch_lstm, oracle).items()}
+        torchs = errors(name, dtype, yardstick, "reference")
+        return {key: 2 * (2 * torchs[key] + eps) for key in expected(name, dtype, oracle)}
+    return {key: 2 * error + eps for key, error in errors(name, dtype, yardstick, oracle).items()}
 
 
 def errors(name: str, dtype: str, forward: Forward, oracle: str) -> dict[str, float]:

@@ -1,33 +1,40 @@
-"""How each contestant runs a problem: `nn.LSTM`, a stack over any one-layer recurrence, a module, ONNX Runtime.
+"""How each contestant runs a problem: PyTorch's module, a stack over any one-layer recurrence, a module of ours, ONNX Runtime.
 
-A forward takes a case and its tensors and gives y (T, B, D*R), zero past each sequence's end, h_n and c_n.
+A forward takes a case and its tensors and gives the outputs that the case has, by name: y (T, B, D*R), zero past each
+sequence's end, h_n, c_n, and cells (T, B, D*H), zero there as well.
 """
 
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from fastlstm.kernels.gru.reference import gru_reference
+from fastlstm.kernels.lstm.reference import lstm_reference
+from fastlstm.modules import build
+from fastlstm.ops import gru, lstm
 from fastlstm.parity.cases import Case, Problem, options
 
 Given = dict[str, Tensor]
-Forward = Callable[[Case, Given], tuple[Tensor, Tensor, Tensor]]
+Forward = Callable[[Case, Given], dict[str, Tensor]]
+IN_PYTORCH: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
 def run(problem: Problem, dtype: torch.dtype, forward: Forward, device: str = "cpu") -> dict[str, Tensor]:
     """Outputs, final states and the gradients of all that isn't frozen, computed in `dtype` on the problem's numbers."""
     case = problem.case
-    given = {key: leaf(tensor.to(device, dtype), case.strided) for key, tensor in problem.given.items()}
+    reset = {key: tensor.to(device) for key, tensor in problem.given.items() if key == "reset"}
+    given = {key: leaf(t.to(device, dtype), case.strided) for key, t in problem.given.items() if key not in reset}
     wanted = {key: tensor.requires_grad_() for key, tensor in given.items() if not key.startswith(case.frozen or "-")}
-    results = dict(zip(("y", "h_n", "c_n"), forward(case, given), strict=True))
+    results = forward(case, given | reset)
+    used = [key for key in results if key in case.used]
     gradients = torch.autograd.grad(
-        [results[key] for key in case.used],
+        [results[key] for key in used],
         list(wanted.values()),
-        [problem.upstream[key].to(device, dtype) for key in case.used],
+        [problem.upstream[key].to(device, dtype) for key in used],
         allow_unused=True,
         materialize_grads=True,
     )
@@ -42,121 +49,154 @@ def leaf(tensor: Tensor, strided: bool) -> Tensor:
     return tensor.transpose(0, -1).repeat_interleave(2, dim=-1)[..., ::2].transpose(0, -1)
 
 
-def stacked(recurrence: Callable[..., tuple[Tensor, Tensor, Tensor]], **chosen: str) -> Forward:
-    """Layers and directions over `lstm_reference` or `ops.lstm.lstm`, written apart from `fastlstm.layers`."""
+def stacked(backend: str | None = None) -> Forward:
+    """Layers and directions over the op with `backend`, or over the reference (None), written apart from `fastlstm.layers`."""
 
-    def forward(case: Case, given: Given) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(case: Case, given: Given) -> dict[str, Tensor]:
         x, batch_sizes = given["x"], None
         valid = torch.ones(case.T, case.B, dtype=torch.bool, device=x.device)
         if case.layout != "dense":
             lengths = torch.tensor(case.lengths, device=x.device)
             valid = torch.arange(case.T, device=x.device)[:, None] < lengths
             batch_sizes = valid.sum(1).cpu()
-        layer = x[valid] if case.layout == "packed" else x
-        h0, c0 = states(case, given)
-        h_n: list[Tensor] = []
-        c_n: list[Tensor] = []
+        packed = case.layout == "packed"
+        layer = x[valid] if packed else x
+        reset = given.get("reset")
+        if reset is not None and packed:
+            reset = reset[valid]
+        initial = states(case, given)
+        finals: list[tuple[Tensor, ...]] = []
         for k in range(case.layers):
-            outputs = []
+            sides = []
             for suffix in (f"_l{k}", f"_l{k}_reverse")[: case.directions]:
-                weights = [given.get(name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+                weights = {key.removesuffix(suffix): t for key, t in given.items() if key.endswith(suffix)}
                 backwards = case.reverse or suffix.endswith("reverse")
-                y, h, c = recurrence(
-                    layer, batch_sizes, h0[len(h_n)], c0[len(c_n)], *weights, given.get("weight_hr" + suffix),
-                    reverse=backwards, **chosen,
-                )  # fmt: skip
-                outputs.append(y)
-                h_n.append(h)
-                c_n.append(c)
-            layer = torch.cat(outputs, dim=-1)
-        if case.layout == "packed":
-            layer = layer.new_zeros(case.T, case.B, layer.shape[-1]).index_put((valid,), layer)
-        return layer, torch.stack(h_n), torch.stack(c_n)
+                of_layer = [s[len(finals)] for s in initial]
+                y, *others = one_layer(case, backend, layer, batch_sizes, reset, of_layer, weights, backwards)
+                sides.append((y, *others[len(initial) :]))
+                finals.append(tuple(others[: len(initial)]))
+            steps = [torch.cat(pair, dim=-1) for pair in zip(*sides, strict=True)]
+            layer = steps[0]
+        if packed:
+            steps = [t.new_zeros(case.T, case.B, t.shape[-1]).index_put((valid,), t) for t in steps]
+        return named(case, steps, [torch.stack(s) for s in zip(*finals, strict=True)])
 
     return forward
 
 
-def torch_lstm(case: Case, given: Given) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.nn.LSTM`. It knows no sequence of length 0 and no reverse alone: those rows keep their states, and the
+def one_layer(
+    case: Case,
+    backend: str | None,
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    initial: list[Tensor],
+    weights: Given,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    """y, then the final states, then cells where there are any."""
+    plain = [weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    args: tuple = (x, batch_sizes, reset, *initial, *plain)
+    if case.variant == "gru":
+        return gru_reference(*args, reverse) if backend is None else gru.gru(*args, reverse=reverse, backend=backend)
+    args += weights.get("weight_hr"), weights.get("weight_peephole")
+    coupled = case.variant.startswith("cifg")
+    if backend is None:
+        return lstm_reference(*args, coupled, reverse)
+    return lstm.lstm(*args, coupled=coupled, reverse=reverse, return_cells=case.cells, backend=backend)
+
+
+def by_torch(case: Case, given: Given) -> dict[str, Tensor]:
+    """`torch.nn.LSTM` or `GRU`. They know no sequence of length 0 and no reverse alone: those rows keep their states, and the
     sequences are turned round before and after."""
+    kind, x, initial = IN_PYTORCH[case.variant], given["x"], states(case, given)
     if case.layout == "dense":
-        x = given["x"].flip(0) if case.reverse else given["x"]
-        y, h_n, c_n = called(nn.LSTM, case, given, x, states(case, given))
-        return y.flip(0) if case.reverse else y, h_n, c_n
-    h0, c0 = states(case, given)
+        y, finals = called(kind, case, given, x.flip(0) if case.reverse else x, initial)
+        return named(case, [y.flip(0) if case.reverse else y], finals)
     lengths = [length for length in case.lengths if length > 0]
     n = len(lengths)
-    x = given["x"][:, :n]
+    x = x[:, :n]
     packed = pack_padded_sequence(turned(x, lengths) if case.reverse else x, torch.tensor(lengths))
-    y, h_n, c_n = called(nn.LSTM, case, given, packed, (h0[:, :n].contiguous(), c0[:, :n].contiguous()))
+    y, finals = called(kind, case, given, packed, [s[:, :n].contiguous() for s in initial])
     y, _ = pad_packed_sequence(y, total_length=case.T)
     y = torch.cat([turned(y, lengths) if case.reverse else y, y.new_zeros(case.T, case.B - n, y.shape[2])], dim=1)
-    return y, torch.cat([h_n, h0[:, n:]], dim=1), torch.cat([c_n, c0[:, n:]], dim=1)
+    return named(case, [y], [torch.cat([s, s0[:, n:]], dim=1) for s, s0 in zip(finals, initial, strict=True)])
 
 
-def torch_chain(case: Case, given: Given) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.nn.LSTM` by its chain of ops, without oneDNN."""
+def by_torch_chain(case: Case, given: Given) -> dict[str, Tensor]:
+    """PyTorch's module by its chain of ops, without oneDNN."""
     with warnings.catch_warnings():
         # Setting the flags of oneDNN warns that TF32 needs an Intel GPU.
         warnings.filterwarnings("ignore", message="TF32 acceleration")
         with torch.backends.mkldnn.flags(enabled=False):
-            return torch_lstm(case, given)
+            return by_torch(case, given)
 
 
-def fast_lstm(backend: str) -> Forward:
-    """`fastlstm.LSTM`, as a user calls it: dense, with a PackedSequence, or with `lengths=`."""
-    from fastlstm import LSTM
+def by_module(backend: str) -> Forward:
+    """A module of ours, as a user calls it: dense, with a PackedSequence, or with `lengths=`."""
 
-    def forward(case: Case, given: Given) -> tuple[Tensor, Tensor, Tensor]:
-        kind = partial(LSTM, backend=backend)
-        hx = None if case.zero_state else (given["h0"], given["c0"])
+    def forward(case: Case, given: Given) -> dict[str, Tensor]:
+        def kind(*sizes: int, **chosen: Any) -> nn.RNNBase:
+            return build(case.variant, *sizes, backend=backend, **chosen)
+
+        hx = None if case.zero_state else states(case, given)
+        x: Tensor | PackedSequence = given["x"]
+        extra: dict[str, Any] = {"return_cells": True} if case.cells else {}
         if case.layout == "padded":
-            return called(kind, case, given, given["x"], hx, lengths=torch.tensor(case.lengths))
-        if case.layout == "dense":
-            return called(kind, case, given, given["x"], hx)
-        y, h_n, c_n = called(kind, case, given, pack_padded_sequence(given["x"], torch.tensor(case.lengths)), hx)
-        return pad_packed_sequence(y, total_length=case.T)[0], h_n, c_n
+            extra["lengths"] = torch.tensor(case.lengths)
+        if case.layout == "packed":
+            x = pack_padded_sequence(given["x"], torch.tensor(case.lengths))
+        if case.reset:
+            extra["reset"] = given["reset"]
+        y, finals, *cells = called(kind, case, given, x, hx, **extra)
+        steps = [pad_packed_sequence(t, total_length=case.T)[0] if case.layout == "packed" else t for t in (y, *cells)]
+        return named(case, steps, finals)
 
     return forward
 
 
-def onnx_lstm(case: Case, given: Given) -> tuple[Tensor, Tensor, Tensor]:
-    """ONNX Runtime: forward only, float32, no projection, no sequence of length 0."""
+def by_onnx(case: Case, given: Given) -> dict[str, Tensor]:
+    """ONNX Runtime: forward only, float32, no projection, no sequence of length 0, no resets, no cells."""
     import onnxruntime
 
-    from fastlstm.onnx import lstm_model
+    from fastlstm.onnx import recurrent_model
 
     weights = {key: tensor for key, tensor in given.items() if key.startswith(("weight", "bias"))}
-    model = lstm_model(weights, case.layers, case.directions, reverse=case.reverse)
+    model = recurrent_model(case.variant, weights, case.layers, case.directions, reverse=case.reverse)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     lengths = torch.tensor(case.lengths or [case.T] * case.B, dtype=torch.int32)
-    h0, c0 = states(case, given)
-    feeds = {"x": given["x"], "lengths": lengths, "h0": h0, "c0": c0}
+    initial = dict(zip(case.states, states(case, given), strict=True))
+    feeds = {"x": given["x"], "lengths": lengths, **initial}
     outputs = session.run(None, {key: tensor.detach().numpy() for key, tensor in feeds.items()})
-    y, h_n, c_n = map(torch.from_numpy, outputs)
-    return y, h_n, c_n
+    y, *finals = map(torch.from_numpy, outputs)
+    return named(case, [y], finals)
 
 
-def called(
-    kind: Callable[..., nn.Module], case: Case, given: Given, x: object, hx: object, **lengths: Tensor
-) -> tuple[Any, Tensor, Tensor]:
-    """One call of a module of `kind` with the case's weights in place of its own."""
+def named(case: Case, steps: list[Tensor], finals: list[Tensor] | tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """The outputs by name; cells only where the case has them."""
+    results = {"y": steps[0]} | dict(zip(("h_n", "c_n"), finals, strict=False))
+    return results | ({"cells": steps[1]} if case.cells else {})
+
+
+def called(kind: Callable[..., nn.Module], case: Case, given: Given, x: object, hx: Any, **extra: Any) -> Any:
+    """One call of a module of `kind` with the case's weights in place of its own: `(y, finals)`, and cells if asked for."""
     module = kind(case.I, case.H, device="meta", dtype=given["x"].dtype, **options(case))
     weights = {key: given[key] for key, _ in module.named_parameters()}
+    alone = case.variant == "gru"
+    if hx is not None:
+        hx = hx[0] if alone else tuple(hx)
     with warnings.catch_warnings():
         # nn.LSTM warns that oneDNN knows no projection: its op chain is the peer then.
         warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
-        y, (h_n, c_n) = torch.func.functional_call(module, weights, (x, hx), lengths)
-    return y, h_n, c_n
+        y, finals, *cells = torch.func.functional_call(module, weights, (x, hx), extra)
+    return y, (finals,) if alone else finals, *cells
 
 
-def states(case: Case, given: Given) -> tuple[Tensor, Tensor]:
+def states(case: Case, given: Given) -> list[Tensor]:
     """The initial states, zeros where the case gives none."""
     if not case.zero_state:
-        return given["h0"], given["c0"]
-    states = case.layers * case.directions
-    x = given["x"]
-    return x.new_zeros(states, case.B, case.P or case.H), x.new_zeros(states, case.B, case.H)
+        return [given[key] for key in case.states]
+    return [given["x"].new_zeros(shape) for shape in case.states.values()]
 
 
 def turned(x: Tensor, lengths: list[int]) -> Tensor:

@@ -1,1 +1,1 @@
-"""The LSTM: equations and derivation in README.md, oracle in reference.py, CPU gate math in cpu.py."""
+"""The LSTM family: equations and derivation in README.md, oracle in reference.py, CPU gate math in cpu.py."""

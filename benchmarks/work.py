@@ -1,0 +1,162 @@
+"""One batch of a case with the weights of a variant, and one step on it: what every contender gets and does."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import fastlstm
+from fastlstm.benchmarks.cases import Case
+from fastlstm.modules import build
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+CELLS: dict[str, Callable[..., nn.Module]] = {
+    "lstm": fastlstm.LSTMCell,
+    "gru": fastlstm.GRUCell,
+    "peephole_lstm": fastlstm.PeepholeLSTMCell,
+    "cifg_lstm": fastlstm.CIFGLSTMCell,
+}
+# x and the initial states to y, then the final states
+Forward = Callable[..., tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch, the weights in a module of ours, and a random gradient of the output. `x` is (N, I) where it is packed."""
+
+    case: Case
+    variant: str
+    mode: str  # "train": forward and backward; "infer": forward, no gradients
+    dtype: torch.dtype
+    module: nn.Module
+    x: Tensor
+    states: tuple[Tensor, ...]
+    dy: Tensor
+    reset: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> "Work":
+        """The same numbers in another dtype."""
+        module = module_of(self, dtype=dtype)
+        x, dy = self.x.detach().to(dtype), self.dy.to(dtype)
+        states = tuple(s.detach().to(dtype) for s in self.states)
+        return dataclasses.replace(self, dtype=dtype, module=module, x=x, states=states, dy=dy)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """`step()` does the work once. Its results: y and the final states, then in training the gradients of x, the initial
+    states and all weights."""
+
+    work: Work
+    step: Callable[[], list[Tensor]]
+    path: str = ""  # which of PyTorch's implementations ran
+    compile_s: float | None = None
+
+
+def make_work(case: Case, variant: str, mode: str, dtype: torch.dtype, device: str = "cpu") -> Work:
+    """A random batch of the case: the same numbers for every contender.
+
+    Raises NotImplementedError, with the reason, where there is no such work.
+    """
+    if variant == "gru" and case.P:
+        raise NotImplementedError("a GRU has no projection")
+    if case.layout == "cell" and variant not in CELLS:
+        raise NotImplementedError("measured as a layer only")
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random).to(device, dtype)
+
+    leading = {"packed": (case.rows,), "cell": (case.B,)}.get(case.layout, (case.T, case.B))
+    stack = () if case.layout == "cell" else (case.layers * case.directions,)
+    x, h0 = normal(*leading, case.I), normal(*stack, case.B, case.outputs)
+    states = (h0,) if variant == "gru" else (h0, normal(*stack, case.B, case.H))
+    dy = normal(*leading, case.directions * case.outputs)
+    reset = torch.rand(case.T, case.B, generator=random) < case.resets if case.resets else None
+    module = new_module(case, variant, dtype=dtype, device=device)
+    return Work(case, variant, mode, dtype, module, x, states, dy, reset)
+
+
+def new_module(case: Case, variant: str, **options: Any) -> nn.Module:
+    if case.layout == "cell":
+        return CELLS[variant](case.I, case.H, **options)
+    return build(variant, case.I, case.H, **stack_options(case), **options)
+
+
+def stack_options(case: Case) -> dict[str, Any]:
+    some = {"num_layers": case.layers, "bidirectional": case.directions == 2}
+    return some | ({"proj_size": case.P} if case.P else {})
+
+
+def module_of(work: Work, **options: Any) -> nn.Module:
+    """A module of ours with the work's weights."""
+    chosen = {"dtype": work.dtype, "device": work.x.device} | options
+    module = new_module(work.case, work.variant, **chosen)
+    module.load_state_dict(work.module.state_dict())
+    return module
+
+
+def forward_of_ours(work: Work, module: nn.Module) -> Forward:
+    """As a user calls it: dense, packed, or with `lengths=` and `reset=`."""
+    case = work.case
+
+    def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        hx = states[0] if work.variant == "gru" else states
+        if case.layout == "cell":
+            results = module(x, hx)
+            return (results,) if work.variant == "gru" else results
+        if case.layout == "packed":
+            y, finals = module(PackedSequence(x, batch_sizes(case)), hx)
+            return y.data, *as_tuple(finals)
+        y, finals = module(x, hx, lengths=case.lengths, reset=work.reset)
+        return y, *as_tuple(finals)
+
+    return forward
+
+
+def packing(case: Case, run: Callable[..., tuple]) -> Forward:
+    """PyTorch's way with variable length: `run` gets and gives a PackedSequence; a padded batch is packed and padded again."""
+
+    def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        if case.layout in ("dense", "cell"):
+            return run(x, *states)
+        if case.layout == "packed":
+            y, *finals = run(PackedSequence(x, batch_sizes(case)), *states)
+            return y.data, *finals
+        y, *finals = run(pack_padded_sequence(x, case.lengths), *states)
+        return pad_packed_sequence(y, total_length=case.T)[0], *finals
+
+    return forward
+
+
+def batch_sizes(case: Case) -> Tensor:
+    return (torch.arange(case.T)[:, None] < case.lengths).sum(1)
+
+
+def as_tuple(finals: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (finals,) if isinstance(finals, Tensor) else finals
+
+
+def step(work: Work, forward: Forward, module: nn.Module) -> Callable[[], list[Tensor]]:
+    """One training step without the optimizer, or one inference."""
+    if work.mode == "infer":
+        module.eval()
+
+        def infer() -> list[Tensor]:
+            with torch.no_grad():
+                return list(forward(work.x, *work.states))
+
+        return infer
+
+    wanted = [tensor.requires_grad_() for tensor in (work.x, *work.states)] + list(module.parameters())
+
+    def train() -> list[Tensor]:
+        outputs = forward(work.x, *work.states)
+        gradients = torch.autograd.grad(outputs[0], wanted, work.dy, allow_unused=True, materialize_grads=True)
+        return [*(t.detach() for t in outputs), *gradients]
+
+    return train
