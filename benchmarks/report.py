@@ -99,9 +99,9 @@ def order(name: str) -> int:
 def mean_and_lowest(rows: list[dict]) -> str:
     if not rows:
         return "–"
-    mean = statistics.geometric_mean(spread(row).median for row in rows)
     if len(rows) == 1:
-        return down(mean)
+        return down(spread(rows[0]).median)
+    mean = statistics.geometric_mean(spread(row).median for row in rows)
     lowest = min(rows, key=lambda row: spread(row).median)
     return f"{down(mean)} ({lowest['case']}: {down(spread(lowest).median)})"
 

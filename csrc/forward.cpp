@@ -13,7 +13,8 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kMaxBlock = 4 * kLanes;  // columns of a product at once
-constexpr int64_t kDirectRows = 8;  // with no more rows than this in all, packing the weights would not pay
+// With no more rows than this in all, packing the weights would not pay; in a single step it takes longer to
+constexpr int64_t kDirectRows = 8, kDirectStepRows = 64;
 
 template <class S>
 class Forward {
@@ -36,7 +37,7 @@ class Forward {
  private:
   void set_up(const Plan& plan, int64_t workers) {
     team.emplace(plan, workers);
-    direct = kSameType && !f.size.project && seq.rows() <= kDirectRows;
+    direct = kSameType && !f.size.project && seq.rows() <= (seq.T == 1 ? kDirectStepRows : kDirectRows);
     hoist = !direct && (plan.hoist || !kSameType);
     bias = Buffer<T>(P * record.gates());
     if (!direct) packed = Buffer<T>(P * packed_panel());

@@ -1,7 +1,7 @@
 // Matrix products over small tiles, for the loops over time: one interface, one implementation per instruction set.
 //
 // `gemm` sums every element in the order of k, in blocks of fixed length, whatever the tile, the instruction set or the number of
-// threads; `dot` in an order of its own that depends on k alone. So results don't depend on how work was split.
+// threads; `dot` and `combine` in orders of their own that depend on k alone. So results don't depend on how work was split.
 #pragma once
 #include <cstdint>
 
@@ -43,6 +43,20 @@ struct Dot {
   int64_t c_m;
 };
 
+// c[m][n] = sum over k of a[m][k] * w[k][n], added to c where `accumulate` is set: for so few rows m, or terms k, that packing `w`
+// would cost more than it saves. n may be any number.
+template <class T>
+struct Combine {
+  int64_t m, n, k;
+  const T* a;
+  int64_t a_m, a_k;
+  const T* w;
+  int64_t w_k;
+  T* c;
+  int64_t c_m;
+  bool accumulate;
+};
+
 // A block of rows in memory.
 template <class T>
 struct Block {
@@ -54,6 +68,7 @@ template <class T>
 struct GemmPath {
   void (*gemm)(const Gemm<T>&);
   void (*dot)(const Dot<T>&);
+  void (*combine)(const Combine<T>&);
   // to = from and to += from, over `rows` rows of `n` elements, n a multiple of kLanes.
   void (*copy)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);
   void (*add)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);

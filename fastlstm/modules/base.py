@@ -14,6 +14,7 @@ class Recurrent(nn.RNNBase):
     of_mode = "LSTM"  # the mode of `nn.RNNBase`, by which callers tell one state from two
     gates = 0  # gates per weight, where they are not those of the mode
     peepholes = 0  # rows of weight_peephole
+    backend = "auto"  # of a module that was unpickled from one of PyTorch's
 
     def __init__(
         self,

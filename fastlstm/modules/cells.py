@@ -14,6 +14,7 @@ class Cell(nn.RNNCellBase):
 
     gates = 4
     peepholes = 0
+    backend = "auto"
     weight_peephole: Tensor | None
 
     def __init__(

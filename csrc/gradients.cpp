@@ -1,0 +1,191 @@
+// What the backward takes over all rows of a chunk: the gradients of weights and inputs.
+#include "backward.h"
+
+namespace fastlstm {
+
+// dw.T[p] += [x, h_prev, 1].T @ dG[p], the ones being the biases' input; cut into jobs of some rows of dw.T each.
+template <class S>
+void Backward<S>::weight_gradients(const Place& place, int64_t rows) {
+  static constexpr T kOne = 1;
+  const Range panels = place.mine(P);
+  for (int64_t p = panels.begin; p < panels.end; p++) {
+    if (v.peepholes) peephole_gradients(p, rows);
+    if (direct) write_products(p, rows);
+    if (f.size.project)
+      path.gemm({.m = R, .n = kLanes, .k = rows, .a = dprojected, .a_m = 1, .a_k = units * kLanes,
+                 .b = hidden + p * chunk_rows * kLanes, .c = dw_hr + p * R * kLanes, .c_m = kLanes, .accumulate = true});
+  }
+  if (direct) return;
+  const int64_t of_x = (I + kWeightRows - 1) / kWeightRows, of_h = (R + kWeightRows - 1) / kWeightRows, per_panel = of_x + of_h + 1;
+  const Range jobs = place.mine(P * per_panel);
+  for (int64_t job = jobs.begin; job < jobs.end; job++) {
+    const int64_t p = job / per_panel, k = job % per_panel;
+    const T* const dg = dgates_of(p, 0);
+    if (k < of_x)
+      add_product(v.ih, dg, rows, joined, I, k, dw_ih(p));
+    else if (k < of_x + of_h)
+      add_product(v.hh, dg, rows, joined + I, R, k - of_x, dw_hh(p));
+    else
+      path.gemm({.m = 1, .n = gates, .k = rows, .a = &kOne, .a_m = 0, .a_k = 0, .b = dg, .c = db(p), .c_m = gates,
+                 .accumulate = true, .block = kBiasBlock});
+  }
+}
+
+template <class S>
+void Backward<S>::peephole_gradients(int64_t p, int64_t rows) {
+  for (int64_t k = 0; k < v.peepholes; k++) {
+    const bool output = k == v.peepholes - 1;  // o sees the new cell, the gates before it the old one
+    const int64_t slot = output ? v.slots - 1 : k;
+    path.dots(rows, {dgates_of(p, 0) + slot * kLanes, gates},
+              {seen_cells + p * chunk_rows * 2 * kLanes + (output ? 0 : kLanes), 2 * kLanes},
+              dpeepholes + (p * v.peepholes + k) * kLanes);
+  }
+}
+
+// The gradients of panel p's weights and biases from the few rows that there are, as they are to be returned.
+template <class S>
+void Backward<S>::write_products(int64_t p, int64_t rows) {
+  if constexpr (kSameType) {
+    static constexpr T kOne = 1;
+    const int64_t n = std::min(kLanes, H - p * kLanes);
+    const auto write_product = [&](const Feed& feed, const T* right, int64_t right_row, int64_t width, T* to) {
+      for (int64_t i = 0; to && i < feed.gates; i++)
+        multiply({.m = n, .n = width, .k = rows, .a = dgates_of(p, 0) + feed.offset() + i * kLanes, .a_m = 1, .a_k = gates,
+                      .w = right, .w_k = right_row, .c = to + (feed.gate[i] * H + p * kLanes) * width, .c_m = width,
+                      .accumulate = false});
+    };
+    write_product(v.ih, joined, joined_row, I, f.dw_ih);
+    write_product(v.hh, joined + I, joined_row, R, f.dw_hh);
+    write_product(v.ih, &kOne, 0, 1, f.db_ih);
+    write_product(v.hh, &kOne, 0, 1, f.db_hh);
+  }
+}
+
+// The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += (left.T @ dG).
+template <class S>
+void Backward<S>::add_product(const Feed& feed, const T* dg, int64_t rows, const T* left, int64_t depth, int64_t k, T* to) {
+  const int64_t first = k * kWeightRows;
+  path.gemm({.m = std::min(kWeightRows, depth - first), .n = feed.columns(), .k = rows, .a = left + first, .a_m = 1,
+             .a_k = joined_row, .b = dg + feed.offset(), .b_k = gates, .c = to + first * feed.columns(), .c_m = feed.columns(),
+             .accumulate = true});
+}
+
+// Calls put(i, m, to) for runs of m rows, of the chunk's rows [row, row + rows), that belong to one step: the i-th and
+// following are rows `to` and following of tensors such as y.
+template <class S>
+template <class F>
+void Backward<S>::scatter(const Chunk& chunk, int64_t row, int64_t rows, const F& put) {
+  int64_t first = 0;
+  for (int64_t s = chunk.begin; s < chunk.end && first < row + rows; s++) {
+    const int64_t t = seq.step(seq.T - 1 - s), n = seq.size[t];
+    const int64_t begin = std::max(first, row), end = std::min(first + n, row + rows);
+    if (begin < end) put(begin - row, end - begin, seq.first[t] + begin - first);
+    first += n;
+  }
+}
+
+// dx = dG @ w_ih, over this worker's share of the chunk's rows.
+template <class S>
+void Backward<S>::input_gradients(const Place& place, const Chunk& chunk) {
+  if (direct) return input_gradients_direct(place, chunk);
+  T* const tile = tiles + place.worker * tile_size;
+  const Range mine = place.mine(chunk.rows);
+  for_column_blocks(0, inputs, [&](int64_t block, int64_t count) {
+    const int64_t n = std::min(count * kLanes, I - block * kLanes);
+    for (int64_t row = mine.begin; row < mine.end; row += kInputRows) {
+      const int64_t rows = std::min(kInputRows, mine.end - row);
+      path.gemm({.m = rows, .n = count * kLanes, .k = v.ih.columns(), .segments = P, .a = dgates + row * gates + v.ih.offset(),
+                 .a_m = gates, .a_segment = chunk_rows * gates, .b = packed_ih + P * v.ih.columns() * kLanes * block,
+                 .c = tile, .c_m = kMaxBlock});
+      scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
+        convert<T, S>(m, n, {tile + i * kMaxBlock, kMaxBlock}, {f.dx + to * I + block * kLanes, I});
+      });
+    }
+  });
+}
+
+// The same over this worker's share of the columns, step by step, with the weights as they are.
+template <class S>
+void Backward<S>::input_gradients_direct(const Place& place, const Chunk& chunk) {
+  if constexpr (kSameType) {
+    const Range mine = place.mine(inputs);
+    const Range columns{mine.begin * kLanes, std::min(I, mine.end * kLanes)};
+    int64_t row = 0;
+    for (int64_t s = chunk.begin; s < chunk.end; s++) {
+      const int64_t t = seq.step(seq.T - 1 - s), n = seq.size[t];
+      if (columns.size() > 0) combine(v.ih, row, n, f.w.ih, I, columns, {f.dx + seq.first[t] * I, I});
+      row += n;
+    }
+  }
+}
+
+// to = dG @ w, in the given columns of w (gates * H, size), for rows [row, row + rows) of the chunk.
+template <class S>
+void Backward<S>::combine(const Feed& feed, int64_t row, int64_t rows, const S* w, int64_t size, Range columns, Block<T> to) {
+  if constexpr (kSameType) {
+    bool begun = false;
+    for (int64_t i = 0; i < feed.gates; i++)
+      for (int64_t p = 0; p < P; p++, begun = true)
+        multiply({.m = rows, .n = columns.size(), .k = std::min(kLanes, H - p * kLanes),
+                  .a = dgates_of(p, row) + feed.offset() + i * kLanes, .a_m = gates, .a_k = 1,
+                  .w = w + (feed.gate[i] * H + p * kLanes) * size + columns.begin, .w_k = size, .c = to.p + columns.begin,
+                  .c_m = to.row, .accumulate = begun});
+  }
+}
+
+// A product with weights, or gradients of weights, as they stand in memory: whole blocks of columns by the micro-kernels where
+// there are terms enough to use a block in registers well.
+template <class S>
+void Backward<S>::multiply(const Combine<T>& product) const {
+  Combine<T> rest = product;
+  const int64_t whole = product.m > 4 && product.k > 4 ? product.n / kLanes * kLanes : 0;
+  for (int64_t n = 0; n < whole; n += kMaxBlock)
+    path.gemm({.m = product.m, .n = std::min(kMaxBlock, whole - n), .k = product.k, .a = product.a, .a_m = product.a_m,
+               .a_k = product.a_k, .b = product.w + n, .b_k = product.w_k, .c = product.c + n, .c_m = product.c_m,
+               .accumulate = product.accumulate});
+  rest.n -= whole, rest.w += whole, rest.c += whole;
+  if (rest.n > 0) path.combine(rest);
+}
+
+template <class S>
+void Backward<S>::finish(const Place& place) {
+  if (place.worker == 0)  // done with, and as large as the gradients that are written now
+    for (Buffer<T>* buffer : {&packed_ih, &packed_hh, &dgates, &joined}) *buffer = Buffer<T>();
+  const Range panels = place.mine(P), rows = place.mine(seq.B);
+  for (int64_t b = rows.begin; b < rows.end; b++) {
+    const auto dcell = [&](int64_t i) { return dc[(i / kLanes * seq.B + b) * kLanes + i % kLanes]; };
+    for (int64_t i = 0; i < R; i++) f.dh0[b * R + i] = static_cast<S>(dh[b * state_row + i] + (v.cell ? T(0) : dcell(i)));
+    for (int64_t i = 0; i < H && v.cell; i++) f.dc0[b * H + i] = static_cast<S>(dcell(i));
+  }
+  const Range steps = place.mine(seq.packed || !f.dx ? 0 : seq.T);
+  for (int64_t t = steps.begin; t < steps.end; t++)
+    std::fill(f.dx + (seq.first[t] + seq.size[t]) * I, f.dx + (seq.first[t] + seq.B) * I, S(0));
+  if (!f.need_dw) return;
+  for (int64_t p = panels.begin; p < panels.end; p++) {
+    const int64_t n = std::min(kLanes, H - p * kLanes);
+    if (!direct) {
+      write(v.ih, dw_ih(p), I, p, n, f.dw_ih);
+      write(v.hh, dw_hh(p), R, p, n, f.dw_hh);
+      write(v.ih, db(p) + v.ih.offset(), 1, p, n, f.db_ih);
+      if (f.db_hh) write(v.hh, db(p) + v.hh.offset(), 1, p, n, f.db_hh);
+    }
+    if (v.peepholes)
+      convert<T, S>(v.peepholes, n, {dpeepholes + p * v.peepholes * kLanes, kLanes}, {f.dw_peephole + p * kLanes, H});
+    if (f.size.project)
+      convert<T, S>(R, n, {dw_hr + p * R * kLanes, kLanes}, {f.dw_hr + p * kLanes, H});
+  }
+}
+
+// Panel p of a gradient (gates * H, depth) from its transpose.
+template <class S>
+void Backward<S>::write(const Feed& feed, const T* from, int64_t depth, int64_t p, int64_t n, S* to) {
+  for (int64_t i = 0; i < feed.gates; i++)
+    transpose<T, S>(depth, n, {from + i * kLanes, feed.columns()}, {to + (feed.gate[i] * H + p * kLanes) * depth, depth});
+}
+
+template class Backward<float>;
+template class Backward<double>;
+template class Backward<torch::headeronly::BFloat16>;
+template class Backward<torch::headeronly::Half>;
+
+}  // namespace fastlstm
