@@ -18,18 +18,33 @@ template <class S>
 void Backward<S>::set_up(const Plan& plan, int64_t workers) {
   team.emplace(plan, workers);
   direct = kSameType && !f.size.project && (seq.T == 1 || seq.rows() <= kDirectRows);
-  if (!direct) packed_hh = Buffer<T>(P * v.hh.columns() * units * kLanes);
-  if (f.dx && !direct) packed_ih = Buffer<T>(P * v.ih.columns() * inputs * kLanes);
-  if (f.need_dw && !direct) dw = Buffer<T>(P * dw_panel());
+  if constexpr (kHalf) half = f.size.paired() && !v.peepholes ? half_path() : nullptr;
   chunk_rows = max_chunk_rows(seq);
-  dgates = Buffer<T>(chunk_rows * P * gates);
+  joined_row = padded_row<T>(I + R);
+  if (half) {
+    const int64_t pair_rows = (chunk_rows + 1) / 2;
+    pairs_hh = Buffer<Pair>(P * v.hh.columns() / 2 * units * kLanes);
+    if (f.dx) pairs_ih = Buffer<Pair>(P * v.ih.columns() / 2 * inputs * kLanes);
+    half_dgates = Buffer<BFloat16>(chunk_rows * P * gates);
+    if (f.need_dw) {
+      dgate_pairs = Buffer<Pair>(pair_rows * P * gates);
+      half_joined = Buffer<BFloat16>(chunk_rows * joined_row);
+      joined_pairs = Buffer<Pair>(pair_rows * joined_row);
+      half_zeros = Buffer<BFloat16>(std::max(joined_row, gates));
+      std::fill_n(half_zeros + 0, std::max(joined_row, gates), BFloat16(0));
+    }
+  } else {
+    if (!direct) packed_hh = Buffer<T>(P * v.hh.columns() * units * kLanes);
+    if (f.dx && !direct) packed_ih = Buffer<T>(P * v.ih.columns() * inputs * kLanes);
+    dgates = Buffer<T>(chunk_rows * P * gates);
+    if (f.need_dw) joined = Buffer<T>(chunk_rows * joined_row);
+  }
+  if (f.need_dw && !direct) dw = Buffer<T>(P * dw_panel());
   if (v.peepholes) {
     peepholes = Buffer<T>(P * v.peepholes * kLanes);
     dpeepholes = Buffer<T>(P * v.peepholes * kLanes);
     seen_cells = Buffer<T>(P * chunk_rows * 2 * kLanes);
   }
-  joined_row = padded_row<T>(I + R);
-  if (f.need_dw) joined = Buffer<T>(chunk_rows * joined_row);
   state_row = padded_row<T>(units * kLanes);
   dh = Buffer<T>(seq.B * state_row);
   dc = Buffer<T>(P * seq.B * kLanes);
@@ -55,7 +70,8 @@ void Backward<S>::loop(const Place& place) {
     for (int64_t s = chunk.begin; s < chunk.end; s++) {
       const int64_t t = seq.step(seq.T - 1 - s);
       if (place.in_plan()) step(place, t, row);
-      if (f.need_dw) join(place, t, row);
+      if (f.need_dw && half) join<BFloat16>(place, t, row, half_joined);
+      else if (f.need_dw) join<T>(place, t, row, joined);
       row += seq.size[t];
     }
     place.meet_all();
@@ -78,12 +94,20 @@ void Backward<S>::pack(const Place& place) {
     if (direct) continue;
     if (f.dx)
       for_column_blocks(0, inputs, [&](int64_t block, int64_t count) {
-        pack_gate_columns(f.w.ih, v.ih, H, I, p, block * kLanes, count * kLanes, packed_ih + P * v.ih.columns() * kLanes * block);
+        const int64_t at = P * v.ih.columns() * kLanes * block;
+        if (half)
+          pack_gate_column_pairs(f.w.ih, v.ih, H, I, p, block * kLanes, count * kLanes, pairs_ih + at / 2);
+        else
+          pack_gate_columns(f.w.ih, v.ih, H, I, p, block * kLanes, count * kLanes, packed_ih + at);
       });
     for (int64_t column = 0; column < team->plan.columns; column++) {
       const Range of_column = share(units, column, team->plan.columns);
       for_column_blocks(of_column.begin, of_column.end, [&](int64_t block, int64_t count) {
-        pack_gate_columns(f.w.hh, v.hh, H, R, p, block * kLanes, count * kLanes, packed_hh + P * v.hh.columns() * kLanes * block);
+        const int64_t at = P * v.hh.columns() * kLanes * block;
+        if (half)
+          pack_gate_column_pairs(f.w.hh, v.hh, H, R, p, block * kLanes, count * kLanes, pairs_hh + at / 2);
+        else
+          pack_gate_columns(f.w.hh, v.hh, H, R, p, block * kLanes, count * kLanes, packed_hh + at);
       });
     }
     if (f.need_dw) std::fill(dw + p * dw_panel(), dw + (p + 1) * dw_panel(), T(0));
@@ -118,7 +142,10 @@ void Backward<S>::step(const Place& place, int64_t t, int64_t row) {
     place.for_tiles(n, [&](int64_t b, int64_t rows) {
       fill_tile(t, p, b, rows, row, tile);
       kernel(tile, rows);
-      path.copy(rows, gates, {tile, row_size}, {dgates + (p * chunk_rows + row + b) * gates, gates});
+      if (half)
+        half->narrow(rows, gates, {reinterpret_cast<const float*>(tile), row_size}, {bits(half_dgates_of(p, row + b)), gates});
+      else
+        path.copy(rows, gates, {tile, row_size}, {dgates_of(p, row + b), gates});
       const Block<T> to{dc + (p * seq.B + b) * kLanes, kLanes};
       path.copy(rows, kLanes, {tile + record.grad_cell(), row_size}, to);
       cut_off(t, b, rows, kLanes, to);
@@ -135,9 +162,14 @@ void Backward<S>::step(const Place& place, int64_t t, int64_t row) {
   for_column_blocks(mine.begin, mine.end, [&](int64_t block, int64_t count) {
     place.for_tiles(n, [&](int64_t b, int64_t rows) {
       const Block<T> to{dh + b * state_row + block * kLanes, state_row};
-      path.gemm({.m = rows, .n = count * kLanes, .k = v.hh.columns(), .segments = P,
-                 .a = dgates + (row + b) * gates + v.hh.offset(), .a_m = gates, .a_segment = chunk_rows * gates,
-                 .b = packed_hh + P * v.hh.columns() * kLanes * block, .c = to.p, .c_m = to.row});
+      const int64_t weights = P * v.hh.columns() * kLanes * block;
+      if (half)
+        half->gemm({.m = rows, .n = count * kLanes, .k = v.hh.columns() / 2, .segments = P,
+                    .a = pairs(half_dgates_of(0, row + b) + v.hh.offset()), .a_m = gates / 2, .a_segment = chunk_rows * gates / 2,
+                    .b = pairs_hh + weights / 2, .c = reinterpret_cast<float*>(to.p), .c_m = to.row});
+      else
+        path.gemm({.m = rows, .n = count * kLanes, .k = v.hh.columns(), .segments = P, .a = dgates_of(0, row + b) + v.hh.offset(),
+                   .a_m = gates, .a_segment = chunk_rows * gates, .b = packed_hh + weights, .c = to.p, .c_m = to.row});
       cut_off(t, b, rows, count * kLanes, to);
     });
   });
@@ -211,16 +243,18 @@ void Backward<S>::fill_tile(int64_t t, int64_t p, int64_t b, int64_t rows, int64
 
 // Rows [x, h_prev] of a step, side by side: the left factor of the weight gradients.
 template <class S>
-void Backward<S>::join(const Place& place, int64_t t, int64_t row) {
+template <class J>
+void Backward<S>::join(const Place& place, int64_t t, int64_t row, J* joined_rows) {
   const Range rows = place.mine(seq.size[t]);
   if (rows.size() == 0) return;
-  T* const to = joined + (row + rows.begin) * joined_row;
-  convert<S, T>(rows.size(), I, {f.x.at(seq, t, rows.begin), f.x.b_stride}, {to, joined_row});
+  J* const to = joined_rows + (row + rows.begin) * joined_row;
+  convert<S, J>(rows.size(), I, {f.x.at(seq, t, rows.begin), f.x.b_stride}, {to, joined_row});
   const int64_t known = std::clamp<int64_t>(seq.size_before(t) - rows.begin, 0, rows.size());
   if (known > 0)
-    convert<S, T>(known, R, {f.y + (seq.first[seq.before(t)] + rows.begin) * R, R}, {to + I, joined_row});
-  convert<S, T>(rows.size() - known, R, {f.h0 + (rows.begin + known) * R, R}, {to + known * joined_row + I, joined_row});
-  cut_off(t, rows.begin, rows.size(), R, {to + I, joined_row});
+    convert<S, J>(known, R, {f.y + (seq.first[seq.before(t)] + rows.begin) * R, R}, {to + I, joined_row});
+  convert<S, J>(rows.size() - known, R, {f.h0 + (rows.begin + known) * R, R}, {to + known * joined_row + I, joined_row});
+  for (int64_t m = 0; m < rows.size(); m++)
+    if (seq.cut_before(t, rows.begin + m)) std::fill_n(to + m * joined_row + I, R, J(0));
 }
 
 template <class S>

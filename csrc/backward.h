@@ -12,7 +12,7 @@ namespace fastlstm {
 template <class S>
 class Backward {
   using T = compute_t<S>;
-  static constexpr bool kSameType = std::is_same_v<S, T>;
+  static constexpr bool kSameType = std::is_same_v<S, T>, kHalf = std::is_same_v<S, BFloat16>;
   static constexpr int64_t kWeightRows = 48;  // rows of a weight gradient per job
   static constexpr int64_t kBiasBlock = 16;   // a bias sums terms of either sign and any size, to little in the end
   static constexpr int64_t kInputRows = 24;   // rows of an input gradient at a time
@@ -40,11 +40,13 @@ class Backward {
   void add_rows(int64_t t, int64_t p, int64_t b, int64_t rows, Block<T> to) const { add_given(f.dy, R, t, p, b, rows, to); }
   void add_given(const Rows<const S>& given, int64_t size, int64_t t, int64_t p, int64_t b, int64_t rows, Block<T> to) const;
   void fill_tile(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile);
-  void join(const Place& place, int64_t t, int64_t row);
+  template <class J>
+  void join(const Place& place, int64_t t, int64_t row, J* rows);
 
   // gradients.cpp
+  void pair_rows(const Place& place, int64_t rows);
   void weight_gradients(const Place& place, int64_t rows);
-  void add_product(const Feed& feed, const T* dg, int64_t rows, const T* left, int64_t depth, int64_t k, T* to);
+  void add_product(const Feed& feed, int64_t p, int64_t rows, int64_t column, int64_t depth, int64_t k, T* to);
   void peephole_gradients(int64_t p, int64_t rows);
   void write_products(int64_t p, int64_t rows);
   void multiply(const Combine<T>& product) const;
@@ -59,6 +61,8 @@ class Backward {
   // A panel's accumulators: dw_ih.T (I, columns), dw_hh.T (R, columns), and both biases' in one row of all slots.
   int64_t dw_panel() const { return I * v.ih.columns() + R * v.hh.columns() + gates; }
   T* dgates_of(int64_t p, int64_t row) const { return dgates + (p * chunk_rows + row) * gates; }
+  BFloat16* half_dgates_of(int64_t p, int64_t row) const { return half_dgates + (p * chunk_rows + row) * gates; }
+  Pair* dgate_pairs_of(int64_t p) const { return dgate_pairs + p * ((chunk_rows + 1) / 2) * gates; }
   T* dw_ih(int64_t p) const { return dw + p * dw_panel(); }
   T* dw_hh(int64_t p) const { return dw_ih(p) + I * v.ih.columns(); }
   T* db(int64_t p) const { return dw_hh(p) + R * v.hh.columns(); }
@@ -72,7 +76,11 @@ class Backward {
   const GemmPath<T>& path;
   const GateKernel kernel;
   std::optional<Team> team;
+  const HalfPath* half = nullptr;
   bool direct = false;
+  // With bfloat16 instructions: weights, dG and [x, h_prev] as such, and the last two with rows in pairs too
+  Buffer<Pair> pairs_ih, pairs_hh, dgate_pairs, joined_pairs;
+  Buffer<BFloat16> half_dgates, half_joined, half_zeros;
   int64_t state_row = 0, joined_row = 0, chunk_rows = 0, tile_size = 0;
   Buffer<T> packed_ih, packed_hh, packed_hr, peepholes, dpeepholes, seen_cells;
   Buffer<T> dh, dc, c0, dgates, joined, dw, dprojected, hidden, dw_hr, tiles;

@@ -42,7 +42,7 @@ GateKernel gate_kernel(Recurrence recurrence, Pass pass, bool is_double) {
 PYBIND11_MODULE(_C, m) {
   using namespace fastlstm;
   m.doc() = "The loops over time of fastlstm, and their gate kernels' addresses.";
-  m.def("gemm_path", &gemm_path_name, "The micro-kernels chosen for this CPU: 'avx512', 'avx2' or 'portable'.");
+  m.def("gemm_path", &gemm_path_name, "The micro-kernels chosen for this CPU: 'avx512+bf16', 'avx512', 'avx2' or 'portable'.");
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");
   m.def(
       "set_kernel_compiler",

@@ -19,7 +19,7 @@ constexpr int64_t kDirectRows = 8, kDirectStepRows = 64;
 template <class S>
 class Forward {
   using T = compute_t<S>;
-  static constexpr bool kSameType = std::is_same_v<S, T>;
+  static constexpr bool kSameType = std::is_same_v<S, T>, kHalf = std::is_same_v<S, BFloat16>;
 
  public:
   explicit Forward(const ForwardCall<S>& call)
@@ -38,13 +38,18 @@ class Forward {
   void set_up(const Plan& plan, int64_t workers) {
     team.emplace(plan, workers);
     direct = kSameType && !f.size.project && seq.rows() <= (seq.T == 1 ? kDirectStepRows : kDirectRows);
-    hoist = !direct && (plan.hoist || !kSameType);
+    if constexpr (kHalf) half = f.size.paired() ? half_path() : nullptr;
+    hoist = !direct && !half && (plan.hoist || !kSameType);
     bias = Buffer<T>(P * record.gates());
-    if (!direct) packed = Buffer<T>(P * packed_panel());
+    if (half) packed_pairs = Buffer<Pair>(P * packed_panel() / 2);
+    else if (!direct) packed = Buffer<T>(P * packed_panel());
     if (v.peepholes) peepholes = Buffer<T>(P * v.peepholes * kLanes);
     cell = Buffer<T>(P * seq.B * kLanes);
     state_row = padded_row<T>(units * kLanes);
-    for (auto& h : state) h = Buffer<T>(seq.B * state_row);
+    for (int i = 0; i < 2; i++) {
+      if (half) half_state[i] = Buffer<BFloat16>(seq.B * state_row);
+      else state[i] = Buffer<T>(seq.B * state_row);
+    }
     if (f.size.project) {
       packed_hr = Buffer<T>(units * kLanes * H);
       hidden_row = padded_row<T>(P * kLanes);
@@ -86,6 +91,12 @@ class Forward {
       add_bias(f.w.b_hh, v.hh, H, p, bias_of(p));
       if (v.peepholes) pack_columns<false>(f.w.peephole, v.peepholes, H, p * kLanes, kLanes, peepholes + p * v.peepholes * kLanes);
       if (direct) continue;
+      if constexpr (kHalf)
+        if (half) {
+          pack_gate_pairs(f.w.ih, v.ih, H, I, p, pairs_ih(p));
+          pack_gate_pairs(f.w.hh, v.hh, H, R, p, pairs_hh(p));
+          continue;
+        }
       pack_gates(f.w.ih, v.ih, H, I, p, packed_ih(p));
       pack_gates(f.w.hh, v.hh, H, R, p, packed_hh(p));
     }
@@ -105,8 +116,13 @@ class Forward {
       // cut off already where the first step is: the rows of later steps are cut as those are reached
       const int64_t t = seq.T ? seq.step(0) : 0;
       const bool cut = seq.T && b < seq.size[t] && seq.cut_before(t, b);
-      for (T* h : {state[0] + b * state_row, state[1] + b * state_row})
-        for (int64_t i = 0; i < units * kLanes; i++) h[i] = i < R && !cut ? static_cast<T>(f.h0[b * R + i]) : T(0);
+      const auto fill = [&](auto* h) {
+        using V = std::remove_pointer_t<decltype(h)>;
+        for (int64_t i = 0; i < units * kLanes; i++) h[i] = i < R && !cut ? static_cast<V>(static_cast<T>(f.h0[b * R + i])) : V(0);
+      };
+      for (int i = 0; i < 2; i++)
+        if (half) fill(half_state[i] + b * state_row);
+        else fill(state[i] + b * state_row);
       for (int64_t i = 0; i < P * kLanes; i++)
         cell[(i / kLanes * seq.B + b) * kLanes + i % kLanes] = i < H && !cut ? static_cast<T>(f.c0[b * H + i]) : T(0);
     }
@@ -147,12 +163,10 @@ class Forward {
   void step(const Place& place, int64_t s, int64_t row) {
     const int64_t t = seq.step(s), n = seq.size[t];
     T* const tile = tiles + place.worker * tile_size;
-    const T* const h_prev = state[s % 2];
-    T* const h = state[(s + 1) % 2];
     const Range panels = place.of_column(P);
     for (int64_t p = panels.begin; p < panels.end; p++)
       place.for_tiles(n, [&](int64_t b, int64_t rows) {
-        multiply(t, p, b, rows, row, h_prev, tile);
+        multiply(s, p, b, rows, row, tile);
         if (p == P - 1) clear_absent_units(rows, tile);
         T* const c = cell + (p * seq.B + b) * kLanes;
         path.copy(rows, kLanes, {c, kLanes}, {tile + record.cell(), row_size});
@@ -161,7 +175,7 @@ class Forward {
         kernel(tile, rows);
         const Block<const T> new_cell{tile + record.cell(), row_size}, new_hidden{tile + record.hidden(), row_size};
         path.copy(rows, kLanes, new_cell, {c, kLanes});
-        cut_off(s + 1, b, rows, {c, kLanes});
+        cut_off(s + 1, b, rows, Block<T>{c, kLanes});
         if (f.saved)
           path.copy(rows, record.saved(), {tile, row_size}, {f.saved + (seq.first[t] * P + p * n + b) * record.saved(), record.saved()});
         if (f.cells) store(rows, std::min(kLanes, H - p * kLanes), new_cell, {f.cells + (seq.first[t] + b) * H + p * kLanes, H});
@@ -169,7 +183,7 @@ class Forward {
         if (f.size.project)
           path.copy(rows, kLanes, new_hidden, {hidden + b * hidden_row + p * kLanes, hidden_row});
         else
-          emit(s, p, b, rows, new_hidden, h);
+          emit(s, p, b, rows, new_hidden);
       });
     place.meet_group();
     if (!f.size.project) return;
@@ -178,7 +192,7 @@ class Forward {
       place.for_tiles(n, [&](int64_t b, int64_t rows) {
         path.gemm({.m = rows, .n = count * kLanes, .k = H, .a = hidden + b * hidden_row, .a_m = hidden_row,
                    .b = packed_hr + block * kLanes * H, .c = tile, .c_m = kMaxBlock});
-        for (int64_t i = 0; i < count; i++) emit(s, block + i, b, rows, {tile + i * kLanes, kMaxBlock}, h);
+        for (int64_t i = 0; i < count; i++) emit(s, block + i, b, rows, {tile + i * kLanes, kMaxBlock});
       });
     });
     place.meet_group();
@@ -188,13 +202,17 @@ class Forward {
   int64_t packed_panel() const { return I * v.ih.columns() + R * v.hh.columns(); }
   T* packed_ih(int64_t p) const { return packed + p * packed_panel(); }
   T* packed_hh(int64_t p) const { return packed_ih(p) + I * v.ih.columns(); }
+  Pair* pairs_ih(int64_t p) const { return packed_pairs + p * packed_panel() / 2; }
+  Pair* pairs_hh(int64_t p) const { return pairs_ih(p) + I * v.ih.columns() / 2; }
   T* bias_of(int64_t p) const { return bias + p * record.gates(); }
   T* product(int64_t p, int64_t row) const { return products + (p * chunk_rows + row) * v.ih.columns(); }
 
   // The pre-activations of panel p into the tile's gate slots.
-  void multiply(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, const T* h_prev, T* tile) {
-    if (direct) return multiply_direct(t, p, b, rows, h_prev, tile);
-    const T* const h = h_prev + b * state_row;
+  void multiply(int64_t s, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile) {
+    const int64_t t = seq.step(s);
+    if (direct) return multiply_direct(t, p, b, rows, state[s % 2], tile);
+    if (half) return multiply_half(s, p, b, rows, tile);
+    const T* const h = state[s % 2] + b * state_row;
     if (v.joint()) {
       if (hoist)
         return path.gemm({.m = rows, .n = v.hh.columns(), .k = R, .a = h, .a_m = state_row, .b = packed_hh(p),
@@ -214,6 +232,22 @@ class Forward {
                  .init = bias_of(p) + v.ih.offset(), .c = tile + v.ih.offset(), .c_m = row_size});
     path.gemm({.m = rows, .n = v.hh.columns(), .k = R, .a = h, .a_m = state_row, .b = packed_hh(p), .init = recurrent,
                .init_m = row_size, .c = recurrent, .c_m = row_size});
+  }
+
+  void multiply_half(int64_t s, int64_t p, int64_t b, int64_t rows, T* tile) {
+    if constexpr (kHalf) {
+      const Pair* const x = pairs(f.x.at(seq, seq.step(s), b));
+      const Pair* const h = pairs(half_state[s % 2] + b * state_row);
+      if (v.joint())
+        return half->gemm({.m = rows, .n = v.ih.columns(), .k = I / 2, .a = x, .a_m = f.x.b_stride / 2, .a2 = h, .a2_m = state_row / 2,
+                           .k2 = R / 2, .b = pairs_ih(p), .init = bias_of(p), .c = tile, .c_m = row_size});
+      T* const recurrent = tile + v.hh.offset();
+      path.copy(rows, record.gates(), {bias_of(p), 0}, {tile, row_size});
+      half->gemm({.m = rows, .n = v.ih.columns(), .k = I / 2, .a = x, .a_m = f.x.b_stride / 2, .b = pairs_ih(p),
+                  .init = bias_of(p) + v.ih.offset(), .c = tile + v.ih.offset(), .c_m = row_size});
+      half->gemm({.m = rows, .n = v.hh.columns(), .k = R / 2, .a = h, .a_m = state_row / 2, .b = pairs_hh(p), .init = recurrent,
+                  .init_m = row_size, .c = recurrent, .c_m = row_size});
+    }
   }
 
   // Units that pad the last panel stay zero also where inputs are infinite, and infinity times a padded weight is NaN.
@@ -240,21 +274,28 @@ class Forward {
   }
 
   // New hidden values of block p: for the next step, as output, and as final state of sequences that end here.
-  void emit(int64_t s, int64_t p, int64_t b, int64_t rows, Block<const T> from, T* h) {
-    const int64_t t = seq.step(s);
-    const Block<T> state{h + b * state_row + p * kLanes, state_row};
-    path.copy(rows, kLanes, from, state);
-    cut_off(s + 1, b, rows, state);
+  void emit(int64_t s, int64_t p, int64_t b, int64_t rows, Block<const T> from) {
+    const int64_t t = seq.step(s), at = b * state_row + p * kLanes;
+    if (half) {
+      const Block<BFloat16> to{half_state[(s + 1) % 2] + at, state_row};
+      if constexpr (kHalf) store(rows, kLanes, from, to);
+      cut_off(s + 1, b, rows, to);
+    } else {
+      const Block<T> to{state[(s + 1) % 2] + at, state_row};
+      path.copy(rows, kLanes, from, to);
+      cut_off(s + 1, b, rows, to);
+    }
     store(rows, std::min(kLanes, R - p * kLanes), from, {f.y + (seq.first[t] + b) * R + p * kLanes, R});
     keep_final(f.h_n, R, t, p, b, rows, from);
   }
 
   // Zeroes the state of sequences that are cut before the s-th step is run.
-  void cut_off(int64_t s, int64_t b, int64_t rows, Block<T> state) const {
+  template <class V>
+  void cut_off(int64_t s, int64_t b, int64_t rows, Block<V> state) const {
     if (!seq.reset || s >= seq.T) return;
     const int64_t t = seq.step(s);
     for (int64_t m = 0; m < std::min(rows, seq.size[t] - b); m++)
-      if (seq.cut_before(t, b + m)) std::fill_n(state.p + m * state.row, kLanes, T(0));
+      if (seq.cut_before(t, b + m)) std::fill_n(state.p + m * state.row, kLanes, V(0));
   }
 
   void keep_final(S* state_n, int64_t n, int64_t t, int64_t p, int64_t b, int64_t rows, Block<const T> from) {
@@ -267,6 +308,8 @@ class Forward {
   void store(int64_t rows, int64_t n, Block<const T> from, Block<S> to) {
     if constexpr (kSameType)
       if (n == kLanes) return path.copy(rows, n, from, to);
+    if constexpr (kHalf)
+      if (half) return half->narrow(rows, n, from, {bits(to.p), to.row});
     convert(rows, n, from, to);
   }
 
@@ -279,10 +322,13 @@ class Forward {
   const GemmPath<T>& path;
   const GateKernel kernel;
   std::optional<Team> team;
+  const HalfPath* half = nullptr;
   bool direct = false, hoist = false;
   int64_t state_row = 0, hidden_row = 0, chunk_rows = 0, tile_size = 0;
   Buffer<T> bias, packed, packed_hr, peepholes;
+  Buffer<Pair> packed_pairs;
   Buffer<T> state[2];  // h, read from one and written to the other in turn
+  Buffer<BFloat16> half_state[2];
   Buffer<T> cell, hidden, inputs, products, tiles;
 };
 

@@ -37,7 +37,18 @@ const GemmPath<T>& gemm_path() {
 template const GemmPath<float>& gemm_path<float>();
 template const GemmPath<double>& gemm_path<double>();
 
+const HalfPath* half_path() {
+#if defined(__x86_64__)
+  static const bool has = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+  static const HalfPath path = avx512_bf16::half_path();
+  return has ? &path : nullptr;
+#else
+  return nullptr;
+#endif
+}
+
 const char* gemm_path_name() {
+  if (half_path()) return "avx512+bf16";
   return isa() == Isa::avx512 ? "avx512" : isa() == Isa::avx2 ? "avx2" : "portable";
 }
 

@@ -11,15 +11,16 @@ constexpr int64_t kLanes = 16;  // hidden units of a panel; every column count i
 
 // c[m][n] = init[m][n] + sum over segments s and k of a[s][m][k] * b[s][k][n] + sum over k of a2[m][k] * b2[k][n], added to c
 // where `accumulate` is set.
-template <class T>
+// A are the factors' elements where they are not those of the sum.
+template <class T, class A = T>
 struct Gemm {
   int64_t m, n, k;               // n: a multiple of kLanes, at most 4 * kLanes
   int64_t segments = 1;          // the sum over k may run over several matrices a; b is one block of segments * k rows
-  const T* a;
+  const A* a;
   int64_t a_m, a_k = 1, a_segment = 0;  // strides of a, in elements
-  const T* a2 = nullptr;         // a second left factor, of k2 columns
+  const A* a2 = nullptr;         // a second left factor, of k2 columns
   int64_t a2_m = 0, k2 = 0;
-  const T* b;                    // (segments * k + k2, n)
+  const A* b;                    // (segments * k + k2, n)
   int64_t b_k = 0;               // its stride, in elements; 0: rows are side by side
   const T* init = nullptr;       // zero where null
   int64_t init_m = 0;            // 0 repeats one row
@@ -76,11 +77,29 @@ struct GemmPath {
   void (*dots)(int64_t rows, Block<const T> a, Block<const T> b, T* sum);
 };
 
-// The implementation for this CPU, and its name: "avx512", "avx2" or "portable".
+// Two bfloat16, which the CPU multiplies and adds up at once: k counts pairs of terms.
+struct Pair {
+  uint16_t first, second;
+};
+
+// What there is for bfloat16 where the CPU has instructions for it.
+struct HalfPath {
+  void (*gemm)(const Gemm<float, Pair>&);
+  // to = from, rounded, over `rows` rows of `n` elements, any n.
+  void (*narrow)(int64_t rows, int64_t n, Block<const float> from, Block<uint16_t> to);
+  // to[i] = (first[i], second[i]).
+  void (*interleave)(int64_t n, const uint16_t* first, const uint16_t* second, Pair* to);
+};
+
+// Null where the CPU has none.
+const HalfPath* half_path();
+
+// The implementation for this CPU, and its name: "avx512+bf16", "avx512", "avx2" or "portable".
 template <class T>
 const GemmPath<T>& gemm_path();
 const char* gemm_path_name();
 
+namespace avx512_bf16 { HalfPath half_path(); }
 namespace avx512 { template <class T> GemmPath<T> path(); }
 namespace avx2 { template <class T> GemmPath<T> path(); }
 namespace portable { template <class T> GemmPath<T> path(); }

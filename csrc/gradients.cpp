@@ -7,6 +7,11 @@ namespace fastlstm {
 template <class S>
 void Backward<S>::weight_gradients(const Place& place, int64_t rows) {
   static constexpr T kOne = 1;
+  static constexpr Pair kOnes{0x3f80, 0x3f80};
+  if (half) {
+    pair_rows(place, rows);
+    place.meet_all();
+  }
   const Range panels = place.mine(P);
   for (int64_t p = panels.begin; p < panels.end; p++) {
     if (v.peepholes) peephole_gradients(p, rows);
@@ -20,13 +25,15 @@ void Backward<S>::weight_gradients(const Place& place, int64_t rows) {
   const Range jobs = place.mine(P * per_panel);
   for (int64_t job = jobs.begin; job < jobs.end; job++) {
     const int64_t p = job / per_panel, k = job % per_panel;
-    const T* const dg = dgates_of(p, 0);
     if (k < of_x)
-      add_product(v.ih, dg, rows, joined, I, k, dw_ih(p));
+      add_product(v.ih, p, rows, 0, I, k, dw_ih(p));
     else if (k < of_x + of_h)
-      add_product(v.hh, dg, rows, joined + I, R, k - of_x, dw_hh(p));
+      add_product(v.hh, p, rows, I, R, k - of_x, dw_hh(p));
+    else if (half)
+      half->gemm({.m = 1, .n = gates, .k = (rows + 1) / 2, .a = &kOnes, .a_m = 0, .a_k = 0, .b = dgate_pairs_of(p),
+                  .c = reinterpret_cast<float*>(db(p)), .c_m = gates, .accumulate = true, .block = kBiasBlock / 2});
     else
-      path.gemm({.m = 1, .n = gates, .k = rows, .a = &kOne, .a_m = 0, .a_k = 0, .b = dg, .c = db(p), .c_m = gates,
+      path.gemm({.m = 1, .n = gates, .k = rows, .a = &kOne, .a_m = 0, .a_k = 0, .b = dgates_of(p, 0), .c = db(p), .c_m = gates,
                  .accumulate = true, .block = kBiasBlock});
   }
 }
@@ -61,13 +68,32 @@ void Backward<S>::write_products(int64_t p, int64_t rows) {
   }
 }
 
-// The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += (left.T @ dG).
+// Rows of dG and of [x, h_prev] side by side in pairs, for products over rows; a last single row with zeros.
 template <class S>
-void Backward<S>::add_product(const Feed& feed, const T* dg, int64_t rows, const T* left, int64_t depth, int64_t k, T* to) {
-  const int64_t first = k * kWeightRows;
-  path.gemm({.m = std::min(kWeightRows, depth - first), .n = feed.columns(), .k = rows, .a = left + first, .a_m = 1,
-             .a_k = joined_row, .b = dg + feed.offset(), .b_k = gates, .c = to + first * feed.columns(), .c_m = feed.columns(),
-             .accumulate = true});
+void Backward<S>::pair_rows(const Place& place, int64_t rows) {
+  const int64_t count = (rows + 1) / 2;
+  const auto interleave = [&](int64_t n, const BFloat16* from, int64_t row_size, int64_t pair, Pair* to) {
+    const BFloat16* const first = from + 2 * pair * row_size;
+    half->interleave(n, bits(first), bits(2 * pair + 1 < rows ? first + row_size : half_zeros + 0), to + pair * row_size);
+  };
+  const Range mine = place.mine(count), of_all = place.mine(P * count);
+  for (int64_t pair = mine.begin; pair < mine.end; pair++) interleave(I + R, half_joined, joined_row, pair, joined_pairs);
+  for (int64_t i = of_all.begin; i < of_all.end; i++)
+    interleave(gates, half_dgates_of(i / count, 0), gates, i % count, dgate_pairs_of(i / count));
+}
+
+// The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += columns of [x, h_prev] from `column` on, times dG.
+template <class S>
+void Backward<S>::add_product(const Feed& feed, int64_t p, int64_t rows, int64_t column, int64_t depth, int64_t k, T* to) {
+  const int64_t first = k * kWeightRows, m = std::min(kWeightRows, depth - first);
+  T* const out = to + first * feed.columns();
+  if (half)
+    half->gemm({.m = m, .n = feed.columns(), .k = (rows + 1) / 2, .a = joined_pairs + column + first, .a_m = 1, .a_k = joined_row,
+                .b = dgate_pairs_of(p) + feed.offset(), .b_k = gates, .c = reinterpret_cast<float*>(out), .c_m = feed.columns(),
+                .accumulate = true, .block = 128});
+  else
+    path.gemm({.m = m, .n = feed.columns(), .k = rows, .a = joined + column + first, .a_m = 1, .a_k = joined_row,
+               .b = dgates_of(p, 0) + feed.offset(), .b_k = gates, .c = out, .c_m = feed.columns(), .accumulate = true});
 }
 
 // Calls put(i, m, to) for runs of m rows, of the chunk's rows [row, row + rows), that belong to one step: the i-th and
@@ -94,11 +120,20 @@ void Backward<S>::input_gradients(const Place& place, const Chunk& chunk) {
     const int64_t n = std::min(count * kLanes, I - block * kLanes);
     for (int64_t row = mine.begin; row < mine.end; row += kInputRows) {
       const int64_t rows = std::min(kInputRows, mine.end - row);
-      path.gemm({.m = rows, .n = count * kLanes, .k = v.ih.columns(), .segments = P, .a = dgates + row * gates + v.ih.offset(),
-                 .a_m = gates, .a_segment = chunk_rows * gates, .b = packed_ih + P * v.ih.columns() * kLanes * block,
-                 .c = tile, .c_m = kMaxBlock});
+      const int64_t weights = P * v.ih.columns() * kLanes * block;
+      if (half)
+        half->gemm({.m = rows, .n = count * kLanes, .k = v.ih.columns() / 2, .segments = P,
+                    .a = pairs(half_dgates_of(0, row) + v.ih.offset()), .a_m = gates / 2, .a_segment = chunk_rows * gates / 2,
+                    .b = pairs_ih + weights / 2, .c = reinterpret_cast<float*>(tile), .c_m = kMaxBlock});
+      else
+        path.gemm({.m = rows, .n = count * kLanes, .k = v.ih.columns(), .segments = P, .a = dgates_of(0, row) + v.ih.offset(),
+                   .a_m = gates, .a_segment = chunk_rows * gates, .b = packed_ih + weights, .c = tile, .c_m = kMaxBlock});
       scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
-        convert<T, S>(m, n, {tile + i * kMaxBlock, kMaxBlock}, {f.dx + to * I + block * kLanes, I});
+        const Block<const T> from{tile + i * kMaxBlock, kMaxBlock};
+        const Block<S> out{f.dx + to * I + block * kLanes, I};
+        if constexpr (kHalf)
+          if (half) return half->narrow(m, n, from, {bits(out.p), out.row});
+        convert<T, S>(m, n, from, out);
       });
     }
   });
@@ -149,8 +184,10 @@ void Backward<S>::multiply(const Combine<T>& product) const {
 
 template <class S>
 void Backward<S>::finish(const Place& place) {
-  if (place.worker == 0)  // done with, and as large as the gradients that are written now
+  if (place.worker == 0) {  // done with, and as large as the gradients that are written now
     for (Buffer<T>* buffer : {&packed_ih, &packed_hh, &dgates, &joined}) *buffer = Buffer<T>();
+    for (Buffer<Pair>* buffer : {&pairs_ih, &pairs_hh, &dgate_pairs, &joined_pairs}) *buffer = Buffer<Pair>();
+  }
   const Range panels = place.mine(P), rows = place.mine(seq.B);
   for (int64_t b = rows.begin; b < rows.end; b++) {
     const auto dcell = [&](int64_t i) { return dc[(i / kLanes * seq.B + b) * kLanes + i % kLanes]; };

@@ -18,9 +18,24 @@ struct Simd {
   typedef T V __attribute__((vector_size(VECTOR_BYTES)));
   typedef typename Index<sizeof(T)>::type I __attribute__((vector_size(VECTOR_BYTES)));
   typedef T U __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
-  [[gnu::always_inline]] static inline V load(const T* p) { return *reinterpret_cast<const U*>(p); }
+  // of T, or of as many bytes of the factors' elements
+  template <class A>
+  [[gnu::always_inline]] static inline V load(const A* p) { return *reinterpret_cast<const U*>(p); }
   [[gnu::always_inline]] static inline void store(T* p, V v) { *reinterpret_cast<U*>(p) = v; }
 };
+
+template <class T>
+[[gnu::always_inline]] inline typename Simd<T>::V multiply_add(typename Simd<T>::V acc, T x, typename Simd<T>::V row) {
+  return acc + x * row;
+}
+
+#ifdef PAIRS
+[[gnu::always_inline]] inline Simd<float>::V multiply_add(Simd<float>::V acc, Pair x, Simd<float>::V row) {
+  int32_t both;
+  __builtin_memcpy(&both, &x, sizeof(both));
+  return (Simd<float>::V)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(both), (__m512bh)row);
+}
+#endif
 
 // ROWS x (VECTORS * lanes) elements of c. Terms are summed in registers, and a block of them then joins what c holds.
 template <class T, int ROWS, int VECTORS>
@@ -32,7 +47,8 @@ struct Sum {
   bool begun;  // c holds a part of the sum
 
   // Adds the sum over k of a[m][k] * b[k]; returns where b ends.
-  [[gnu::always_inline]] inline const T* add(int64_t k, const T* a, int64_t a_m, int64_t a_k, const T* b, int64_t n) {
+  template <class A>
+  [[gnu::always_inline]] inline const A* add(int64_t k, const A* a, int64_t a_m, int64_t a_k, const A* b, int64_t n) {
     while (k > 0) {
       if (left == 0) {
         put();
@@ -47,9 +63,9 @@ struct Sum {
         for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v * S::lanes);
 #pragma GCC unroll 8
         for (int m = 0; m < ROWS; m++) {
-          const T x = a[m * a_m];
+          const A x = a[m * a_m];
 #pragma GCC unroll 8
-          for (int v = 0; v < VECTORS; v++) acc[m][v] += x * row[v];
+          for (int v = 0; v < VECTORS; v++) acc[m][v] = multiply_add(acc[m][v], x, row[v]);
         }
         a += a_k;
         b += n;
@@ -78,15 +94,15 @@ struct Sum {
   }
 };
 
-template <class T, int ROWS, int VECTORS>
-void tile(const Gemm<T>& g, const T* a, const T* a2, const T* b, const T* init, T* c) {
+template <class T, class A, int ROWS, int VECTORS>
+void tile(const Gemm<T, A>& g, const A* a, const A* a2, const A* b, const T* init, T* c) {
   Sum<T, ROWS, VECTORS> sum{.c = c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
   const int64_t b_k = g.b_k ? g.b_k : g.n;
   init ? sum.load(init, g.init_m, false) : sum.clear();
   for (int64_t s = 0; s < g.segments; s++, a += g.a_segment) {
     if (s + 1 < g.segments)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
-        for (int64_t k = 0; k < g.k; k += 64 / sizeof(T)) __builtin_prefetch(a + g.a_segment + m * g.a_m + k);
+        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(a + g.a_segment + m * g.a_m + k);
     b = sum.add(g.k, a, g.a_m, g.a_k, b, b_k);
   }
   if (g.k2) {  // rounded as if the first product had been taken before, and were `init` here
@@ -98,46 +114,46 @@ void tile(const Gemm<T>& g, const T* a, const T* a2, const T* b, const T* init, 
   sum.put();
 }
 
-template <class T>
-using Tile = void (*)(const Gemm<T>&, const T*, const T*, const T*, const T*, T*);
+template <class T, class A>
+using Tile = void (*)(const Gemm<T, A>&, const A*, const A*, const A*, const T*, T*);
 
-template <class T, int VECTORS>
-Tile<T> tile_of_rows(int64_t rows) {
+template <class T, class A, int VECTORS>
+Tile<T, A> tile_of_rows(int64_t rows) {
   switch (rows) {
-    case 1: return tile<T, 1, VECTORS>;
-    case 2: return tile<T, 2, VECTORS>;
-    case 3: return tile<T, 3, VECTORS>;
-    case 4: return tile<T, 4, VECTORS>;
+    case 1: return tile<T, A, 1, VECTORS>;
+    case 2: return tile<T, A, 2, VECTORS>;
+    case 3: return tile<T, A, 3, VECTORS>;
+    case 4: return tile<T, A, 4, VECTORS>;
 #if MAX_ROWS >= 6
-    case 5: return tile<T, 5, VECTORS>;
-    case 6: return tile<T, 6, VECTORS>;
+    case 5: return tile<T, A, 5, VECTORS>;
+    case 6: return tile<T, A, 6, VECTORS>;
 #endif
   }
   return nullptr;
 }
 
-template <class T>
-Tile<T> choose_tile(int64_t rows, int64_t vectors) {
+template <class T, class A>
+Tile<T, A> choose_tile(int64_t rows, int64_t vectors) {
   switch (vectors) {
-    case 1: return tile_of_rows<T, 1>(rows);
-    case 2: return tile_of_rows<T, 2>(rows);
+    case 1: return tile_of_rows<T, A, 1>(rows);
+    case 2: return tile_of_rows<T, A, 2>(rows);
 #if MAX_VECTORS >= 4
-    case 3: return tile_of_rows<T, 3>(rows);
-    case 4: return tile_of_rows<T, 4>(rows);
+    case 3: return tile_of_rows<T, A, 3>(rows);
+    case 4: return tile_of_rows<T, A, 4>(rows);
 #endif
   }
   return nullptr;
 }
 
-template <class T>
-void gemm(const Gemm<T>& g) {
+template <class T, class A = T>
+void gemm(const Gemm<T, A>& g) {
   constexpr int64_t lanes = Simd<T>::lanes;
   const int64_t blocks = (g.m + MAX_ROWS - 1) / MAX_ROWS;
   for (int64_t n0 = 0; n0 < g.n; n0 += MAX_VECTORS * lanes) {
     const int64_t left = (g.n - n0) / lanes, vectors = left < MAX_VECTORS ? left : MAX_VECTORS;
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t m0 = g.m * block / blocks, rows = g.m * (block + 1) / blocks - m0;
-      choose_tile<T>(rows, vectors)(g, g.a + m0 * g.a_m, g.a2 + m0 * g.a2_m, g.b + n0, g.init ? g.init + m0 * g.init_m + n0 : nullptr,
+      choose_tile<T, A>(rows, vectors)(g, g.a + m0 * g.a_m, g.a2 + m0 * g.a2_m, g.b + n0, g.init ? g.init + m0 * g.init_m + n0 : nullptr,
                                     g.c + m0 * g.c_m + n0);
     }
   }
@@ -262,11 +278,13 @@ void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
 
 }  // namespace
 
+#ifndef PAIRS
 template <class T>
 GemmPath<T> path() {
   return {gemm<T>, dot<T>, combine<T>, move<T, false>, move<T, true>, dots<T>};
 }
 template GemmPath<float> path<float>();
 template GemmPath<double> path<double>();
+#endif
 
 }  // namespace fastlstm::ISA

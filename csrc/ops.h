@@ -68,6 +68,8 @@ inline Tensor new_saved(const Tensor& like, int64_t rows, int64_t row, ScalarTyp
 }
 
 inline Tensor with_contiguous_rows(const Tensor& t) {
+  // whether bfloat16 is read in pairs may not depend on strides
+  if (t.scalar_type() == ScalarType::BFloat16 && t.dim() > 1 && t.stride(t.dim() - 2) % 2) return torch::stable::contiguous(t);
   return t.dim() == 0 || t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
 }
 inline Optional contiguous(const Optional& t) { return t ? Optional(torch::stable::contiguous(*t)) : std::nullopt; }

@@ -25,6 +25,16 @@ void pack_gates(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t p, T
     transpose<S, T>(units, K, {w + (feed.gate[i] * H + p * kLanes) * K, K}, {to + i * kLanes, feed.columns()});
 }
 
+// The same for bfloat16 and an even K, as pairs along K: (K / 2, the feed's slots x 16 units).
+template <class S>
+void pack_gate_pairs(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t p, Pair* to) {
+  const int64_t units = std::min(kLanes, H - p * kLanes);
+  if (units < kLanes) std::fill(to, to + K / 2 * feed.columns(), Pair{});
+  for (int64_t i = 0; i < feed.gates; i++)
+    transpose<Pair, Pair>(units, K / 2, {reinterpret_cast<const Pair*>(w + (feed.gate[i] * H + p * kLanes) * K), K / 2},
+                          {to + i * kLanes, feed.columns()});
+}
+
 // Adds a bias of panel p to the slots that it feeds.
 template <class S, class T>
 void add_bias(const S* bias, const Feed& feed, int64_t H, int64_t p, T* to) {
@@ -47,6 +57,21 @@ void pack_gate_columns(const S* w, const Feed& feed, int64_t H, int64_t K, int64
       const int64_t copied = unit < H ? exist : 0;
       for (int64_t i = 0; i < copied; i++) out[i] = static_cast<T>(row[i]);
       for (int64_t i = copied; i < n; i++) out[i] = T(0);
+    }
+}
+
+// The same for bfloat16, as pairs of neighbouring units.
+template <class S>
+void pack_gate_column_pairs(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, Pair* to) {
+  const uint16_t* const bits = reinterpret_cast<const uint16_t*>(w);
+  const int64_t exist = std::min(n, K - first);
+  for (int64_t slot = 0; slot < feed.gates; slot++)
+    for (int64_t u = 0; u < kLanes; u += 2) {
+      Pair* out = to + ((panel * feed.gates + slot) * kLanes + u) / 2 * n;
+      const int64_t unit = panel * kLanes + u;
+      const uint16_t* row = bits + (feed.gate[slot] * H + unit) * K + first;
+      for (int64_t i = 0; i < n; i++)
+        out[i] = {i < exist && unit < H ? row[i] : uint16_t{0}, i < exist && unit + 1 < H ? row[K + i] : uint16_t{0}};
     }
 }
 

@@ -58,12 +58,20 @@ struct Compute<double> { using type = double; };
 template <class S>
 using compute_t = typename Compute<S>::type;
 
+// bfloat16 as the CPU's instructions see it.
+using torch::headeronly::BFloat16;
+inline uint16_t* bits(BFloat16* p) { return reinterpret_cast<uint16_t*>(p); }
+inline const uint16_t* bits(const BFloat16* p) { return reinterpret_cast<const uint16_t*>(p); }
+inline const Pair* pairs(const BFloat16* p) { return reinterpret_cast<const Pair*>(p); }
+
 struct Sizes {
   int64_t I, H, R;  // R: size of the recurrent state, the projection's where there is one
   bool project;
 
   int64_t panels() const { return blocks(H); }
   static int64_t blocks(int64_t units) { return (units + kLanes - 1) / kLanes; }
+  // Whether rows of inputs and states are whole pairs of bfloat16. (It may depend on nothing but shapes: results would.)
+  bool paired() const { return I % 2 == 0 && R % 2 == 0 && !project; }
 };
 
 // Where the slots of a record are, in elements, and how long records are.

@@ -1,6 +1,7 @@
 """Fast recurrent networks in PyTorch."""
 
-from fastlstm import functional
+from fastlstm import functional, loaders
+from fastlstm.convert import convert, patch, to_torch
 from fastlstm.modules import (
     CIFGLSTM,
     GRU,
@@ -23,5 +24,9 @@ __all__ = [
     "PeepholeLSTM",
     "PeepholeLSTMCell",
     "__version__",
+    "convert",
     "functional",
+    "loaders",
+    "patch",
+    "to_torch",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+
 class Shape(NamedTuple):
     """What a variant's weights look like: gates per weight matrix, peepholes, and whether there may be a projection."""
 
@@ -61,7 +62,9 @@ def check_weights(
     if names is None:
         most = weight_names(shape, 4 + shape.projection + bool(shape.peepholes)) or ()
         least = 2 + bool(shape.peepholes)
-        raise ValueError(f"weights[0] has {len(weights[0])} tensors, expected {least} to {len(most)}: {', '.join(most)}")
+        raise ValueError(
+            f"weights[0] has {len(weights[0])} tensors, expected {least} to {len(most)}: {', '.join(most)}"
+        )
     first = dict(zip(names, weights[0], strict=True))
     w_ih = first["w_ih"]
     R = first["w_hr"].shape[0] if "w_hr" in first else first["w_hh"].shape[-1]
@@ -213,7 +216,9 @@ def check_cell(
         raise RuntimeError(f"input has inconsistent input_size: got {I} expected {w_ih.shape[-1]}")
     for k, s in enumerate(states):
         if s.dim() != 2 or s.shape[0] != B:
-            raise RuntimeError(f"Input batch size {B} doesn't match hidden{k} batch size {s.shape[0] if s.dim() else 1}")
+            raise RuntimeError(
+                f"Input batch size {B} doesn't match hidden{k} batch size {s.shape[0] if s.dim() else 1}"
+            )
         if s.shape[1] != H:
             raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {s.shape[1]}, expected {H}")
     expected = ((rows, I), (rows, H), (rows,), (rows,), (shape.peepholes, H))
@@ -227,7 +232,9 @@ def check_cell(
             raise RuntimeError(f"{name} is {t.dtype} on {t.device}, expected {dtype} on {device}: those of input")
     for name, other in zip(names[2:], others, strict=True):
         if other is not None and (other.dtype != dtype or other.device != device):
-            raise RuntimeError(f"{name} is {other.dtype} on {other.device}, expected {dtype} on {device}: those of input")
+            raise RuntimeError(
+                f"{name} is {other.dtype} on {other.device}, expected {dtype} on {device}: those of input"
+            )
 
 
 def check_gru_hx(hx: object) -> None:
@@ -243,7 +250,9 @@ def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool) -> None
     if reset.shape != shape:
         raise ValueError(f"reset has shape {tuple(reset.shape)}, expected {shape}: the steps and the batch of input")
     if reset.dtype != torch.bool:
-        raise TypeError(f"reset has dtype {reset.dtype}, expected torch.bool: it tells before which steps the state is zeroed")
+        raise TypeError(
+            f"reset has dtype {reset.dtype}, expected torch.bool: it tells before which steps the state is zeroed"
+        )
 
 
 def _short(values: list[int]) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import backends, by_torch, checks, layers
+from fastlstm import backends, by_torch, checks, layers, onnx
 from fastlstm.cells import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
 from fastlstm.ops.gru import gru as gru_layer
 from fastlstm.ops.lstm import lstm as lstm_layer
@@ -127,7 +127,18 @@ def cifg_lstm(
     """
     variant = "cifg_peephole_lstm" if peephole else "cifg_lstm"
     return _lstm_family(
-        variant, input, weights, hx, bidirectional, batch_first, dropout, training, lengths, reset, return_cells, backend
+        variant,
+        input,
+        weights,
+        hx,
+        bidirectional,
+        batch_first,
+        dropout,
+        training,
+        lengths,
+        reset,
+        return_cells,
+        backend,
     )
 
 
@@ -165,11 +176,17 @@ def gru(
     x, hx, weights = _autocast(x, hx, weights)
     directions = 2 if bidirectional else 1
     H, _, names = checks.check_weights("gru", weights, directions, x)
+    drop = dropout if training else 0.0
+    initial = None if hx is None else (hx,)
+    if onnx.exporting():
+        y, finals = onnx.exported(
+            "gru", input, x, weights, names, initial, directions, batch_first, drop, lengths, reset
+        )
+        return y, finals[0]
     batch = time_major(input, x, batch_first, lengths, reset)
-    (h0,) = _initial(None if hx is None else (hx,), batch, [(len(weights), batch.B, H)])
+    (h0,) = _initial(initial, batch, [(len(weights), batch.B, H)])
 
     chosen = backends.choose("gru", x.device, x.dtype, backend, reset is not None).backend
-    drop = dropout if training else 0.0
     if chosen == "torch":
         (y,), finals = by_torch.gru(batch, h0, weights, directions, drop)
     else:
@@ -178,7 +195,9 @@ def gru(
             y, h_n = gru_layer(x, batch_sizes, batch.reset, *states, *weights, reverse=reverse, backend=chosen)
             return (y,), (h_n,)
 
-        (y,), finals = layers.stack(run, batch.x, batch.batch_sizes, (h0,), weights, directions=directions, dropout=drop)
+        (y,), finals = layers.stack(
+            run, batch.x, batch.batch_sizes, (h0,), weights, directions=directions, dropout=drop
+        )
     return batch.output(y), batch.finals(finals)[0]
 
 
@@ -204,12 +223,17 @@ def _lstm_family(
     x, hx, weights = _autocast(x, hx, weights)
     directions = 2 if bidirectional else 1
     H, R, names = checks.check_weights(variant, weights, directions, x)
+    drop = dropout if training else 0.0
+    if onnx.exporting():
+        y, (h_n, c_n) = onnx.exported(
+            variant, input, x, weights, names, hx, directions, batch_first, drop, lengths, reset, return_cells
+        )
+        return y, (h_n, c_n)
     batch = time_major(input, x, batch_first, lengths, reset)
     h0, c0 = _initial(hx, batch, [(len(weights), batch.B, R), (len(weights), batch.B, H)])
 
     beyond_torch = reset is not None or return_cells
     chosen = backends.choose(variant, x.device, x.dtype, backend, beyond_torch).backend
-    drop = dropout if training else 0.0
     if chosen == "torch":
         (y, *cells), finals = by_torch.lstm(batch, (h0, c0), weights, directions, drop)
     else:

@@ -1,62 +1,235 @@
-"""LSTMs as ONNX models."""
+"""Recurrences as ONNX nodes: in what `torch.onnx.export` makes of our modules, and in models made here by hand.
 
-from collections.abc import Mapping
+    torch.onnx.export(model, (x,), "model.onnx", dynamo=True, dynamic_shapes=({0: "T", 1: "B"},))
+
+gives one node per layer, of both directions where there are two, for any number of steps and sequences; `lengths=` becomes its
+`sequence_lens`. It has to be given the module: a program of `torch.export` holds our ops already. ONNX has no projection, no
+cuts (`reset=`), no cell states of every step and no PackedSequence: these raise NotImplementedError, which the exporter
+quotes. ONNX Runtime runs these nodes on the CPU in float32, and in float16 by way of it, but not in float64.
+
+ONNX orders gates i, o, f, g and peepholes i, o, f; of a GRU z, r, n. Its coupled LSTM has the rows of four gates all the same.
+Sources: https://onnx.ai/onnx/operators/onnx__LSTM.html and https://onnx.ai/onnx/operators/onnx__GRU.html.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm import checks
+from fastlstm.sequences import Input, Lengths, time_major
+
+# One direction's weights by their names in `fastlstm.checks`
+Named = Mapping[str, Tensor]
+DTYPES = (torch.float16, torch.float32, torch.float64)
 
 
-def lstm_model(weights: Mapping[str, Tensor], layers: int, directions: int, reverse: bool = False):  # type: ignore[no-untyped-def]
-    """An `onnx.ModelProto` of `layers` x `directions` LSTM, from weights by `torch.nn.LSTM`'s names, float32.
+def exporting() -> bool:
+    """Whether `torch.onnx.export` is tracing. PyTorch's own flag is slow to ask, and importing it the first time slower."""
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+# Asked for real where Dynamo traces for the exporter: it takes PyTorch's flag for False.
+exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def exported(
+    variant: str,
+    input: Input,
+    x: Tensor,
+    weights: Sequence[Sequence[Tensor]],
+    names: Sequence[str],
+    hx: Sequence[Tensor] | None,
+    directions: int,
+    batch_first: bool,
+    dropout: float,
+    lengths: Lengths,
+    reset: Tensor | None,
+    return_cells: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The output and the final states, as `fastlstm.functional` gives them, of nodes that stand in for the computation.
+
+    Arguments are theirs, and checked, but for `hx` and `lengths`. `x` is `input` in the dtype to compute in, `names` those of
+    each entry of `weights`, `hx` a pair or one state or None, `dropout` what is to be done of it.
+    Raises NotImplementedError for what ONNX can't express.
+    """
+    sides = [dict(zip(names, w, strict=True)) for w in weights]
+    _check_exportable(input, x, sides[0], reset, return_cells)
+    batch = time_major(input, x, batch_first, None, None)
+    x = batch.x
+    if hx is not None:
+        shape = (len(sides), batch.B, sides[0]["w_hh"].shape[1])
+        hx = checks.check_states(hx, x, batch.batched, [shape] * len(hx))
+    if lengths is not None:
+        if not batch.batched:
+            checks.check_no_lengths(lengths, "an unbatched input is one sequence, which ends where it ends")
+        lengths = checks.check_lengths(lengths, x.shape[0], batch.B).int()
+    finals = []
+    for k in range(0, len(sides), directions):
+        if k and dropout:
+            x = drop(x, dropout)
+        states = None if hx is None else [s[k : k + directions] for s in hx]
+        x, final = _symbolic_layer(variant, x, sides[k : k + directions], states, lengths)
+        finals.append(final)
+    joined = [torch.cat(layers) if len(layers) > 1 else layers[0] for layers in zip(*finals, strict=True)]
+    output = batch.output(x)
+    assert isinstance(output, Tensor)
+    return output, batch.finals(joined)
+
+
+def _check_exportable(input: Input, x: Tensor, weights: Named, reset: Tensor | None, return_cells: bool) -> None:
+    if isinstance(input, PackedSequence):
+        raise NotImplementedError(
+            "input is a PackedSequence, expected a Tensor and lengths=: ONNX knows no packed sequences"
+        )
+    if "w_hr" in weights:
+        raise NotImplementedError(
+            f"proj_size is {weights['w_hr'].shape[0]}, expected 0 in an export: ONNX's LSTM has no projection"
+        )
+    if reset is not None:
+        raise NotImplementedError("reset is given, expected None in an export: ONNX's recurrences can't be cut")
+    if return_cells:
+        raise NotImplementedError(
+            "return_cells is True, expected False in an export: ONNX's LSTM gives the last cell states only"
+        )
+    if x.dtype not in DTYPES:
+        raise NotImplementedError(
+            f"input has dtype {x.dtype}, expected one of {', '.join(map(str, DTYPES))} in an export: "
+            "ONNX's recurrences know no other before opset 22"
+        )
+
+
+def _symbolic_layer(
+    variant: str, x: Tensor, sides: Sequence[Named], states: Sequence[Tensor] | None, lengths: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """`y` (T, B, D * H) and the final states (D, B, H) of one node; its values are made up, its shapes are right."""
+    T, B, _ = x.shape
+    D, H = len(sides), sides[0]["w_hh"].shape[1]
+    count = 1 if variant == "gru" else 2
+    W, R, bias, P = operands(variant, sides)
+    initial: Sequence[Tensor | None] = [None] * count if states is None else states
+    inputs = [x, W, R, bias, lengths, *initial, P]
+    while inputs[-1] is None:
+        inputs.pop()
+    y, *finals = torch.onnx.ops.symbolic_multi_out(
+        op_type(variant),
+        inputs,
+        attributes(variant, H, D),
+        dtypes=[x.dtype] * (1 + count),
+        shapes=[(T, D, B, H), *[(D, B, H)] * count],
+    )
+    # The made-up values are on the CPU
+    y, finals = y.to(x.device), [s.to(x.device) for s in finals]
+    if states is not None and lengths is not None:
+        # ONNX Runtime gives zeros for a sequence of length 0
+        empty = (lengths == 0).to(x.device)[:, None]
+        finals = [torch.where(empty, s0, s) for s0, s in zip(states, finals, strict=True)]
+    return torch.cat(y.unbind(1), dim=-1) if D == 2 else y.squeeze(1), finals
+
+
+def op_type(variant: str) -> str:
+    return "GRU" if variant == "gru" else "LSTM"
+
+
+def attributes(variant: str, H: int, directions: int, reverse: bool = False) -> dict[str, Any]:
+    """Those of a variant's node; `reverse` runs a single direction from the end."""
+    direction = "bidirectional" if directions == 2 else "reverse" if reverse else "forward"
+    common = {"hidden_size": H, "direction": direction}
+    if variant == "gru":
+        return common | {"linear_before_reset": 1}
+    return common | ({"input_forget": 1} if variant.startswith("cifg") else {})
+
+
+def operands(variant: str, sides: Sequence[Named]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """A node's inputs `W` (D, G*H, I), `R` (D, G*H, H), `B` (D, 2*G*H) and `P` (D, 3*H), or None; G = 4, of a GRU 3."""
+
+    def rows(*names: str) -> Tensor | None:
+        """The directions' weights of these names, one below the other in each."""
+        if names[0] not in sides[0]:
+            return None
+        return torch.stack([torch.cat([reordered(variant, name, side[name]) for name in names]) for side in sides])
+
+    W, R = rows("w_ih"), rows("w_hh")
+    assert W is not None
+    assert R is not None
+    P = rows("w_peephole")
+    return W, R, rows("b_ih", "b_hh"), None if P is None else P.flatten(1)
+
+
+def reordered(variant: str, name: str, weight: Tensor) -> Tensor:
+    """The gates' rows of a weight, or the peepholes', in ONNX's order."""
+    count = weight.shape[0] if name == "w_peephole" else checks.SHAPES[variant].gates
+    H = weight.shape[0] // count
+    # Slices, since the exporter evaluates no split of a constant beforehand
+    gates = [weight[k * H : (k + 1) * H] for k in range(count)]
+    if variant == "gru":
+        r, z, n = gates
+        return torch.cat([z, r, n])
+    # i, then f where it has its own, then g where these aren't peepholes, then o
+    i, *others, o = gates
+    if variant.startswith("cifg"):
+        # Honoured or not, `input_forget` then gives f = 1 - i, which is σ(-i)
+        others = [-i, *others]
+    return torch.cat([i, o, *others])
+
+
+def recurrent_model(
+    variant: str, weights: Mapping[str, Tensor], layers: int, directions: int, reverse: bool = False
+) -> Any:
+    """An `onnx.ModelProto` of `layers` x `directions` of a variant, from weights by the names of its module, float32.
 
     Inputs: x (T, B, I), lengths (B) int32, h0 and c0 (L*D, B, H). Outputs: y (T, B, D*H), zero past each sequence's end,
-    h_n and c_n (L*D, B, H). `reverse` runs a single direction from each sequence's end. ONNX knows no projection.
-    The gates are reordered from PyTorch's i, f, g, o to ONNX's i, o, f, c (https://onnx.ai/onnx/operators/onnx__LSTM.html).
+    h_n and c_n (L*D, B, H); a GRU has no c0 and c_n. `reverse` runs a single direction from each sequence's end.
+
+    >>> import fastlstm
+    >>> model = recurrent_model("gru", fastlstm.GRU(3, 5).state_dict(), layers=1, directions=1)
+    >>> [node.op_type for node in model.graph.node]
+    ['Split', 'GRU', 'Transpose', 'Reshape', 'Concat']
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    direction = "bidirectional" if directions == 2 else "reverse" if reverse else "forward"
     H = weights["weight_hh_l0"].shape[1]
+    initials, finals = (("h0",), ("h_n",)) if variant == "gru" else (("h0", "c0"), ("h_n", "c_n"))
     constants = {"shape": torch.tensor([0, 0, -1])}
     nodes = [
         helper.make_node("Split", [state], [f"{state}_l{k}" for k in range(layers)], axis=0, num_outputs=layers)
-        for state in ("h0", "c0")
+        for state in initials
     ]
     x = "x"
     for k in range(layers):
-        suffixes = (f"_l{k}", f"_l{k}_reverse")[:directions]
-        constants[f"W_l{k}"] = torch.stack([onnx_gates(weights["weight_ih" + s]) for s in suffixes])
-        constants[f"R_l{k}"] = torch.stack([onnx_gates(weights["weight_hh" + s]) for s in suffixes])
-        bias = ""
-        if f"bias_ih_l{k}" in weights:
-            bias = f"B_l{k}"
-            both = [onnx_gates(weights[name + s]) for s in suffixes for name in ("bias_ih", "bias_hh")]
-            constants[bias] = torch.cat(both).view(directions, 8 * H)
-        inputs = [x, f"W_l{k}", f"R_l{k}", bias, "lengths", f"h0_l{k}", f"c0_l{k}"]
-        outputs = [f"y_l{k}", f"h_n_l{k}", f"c_n_l{k}"]
-        nodes.append(helper.make_node("LSTM", inputs, outputs, hidden_size=H, direction=direction))
+        sides = [_named(weights, suffix) for suffix in (f"_l{k}", f"_l{k}_reverse")[:directions]]
+        of_layer = dict(zip((f"W_l{k}", f"R_l{k}", f"B_l{k}", f"P_l{k}"), operands(variant, sides), strict=True))
+        constants |= {name: t for name, t in of_layer.items() if t is not None}
+        W, R, B, P = ("" if t is None else name for name, t in of_layer.items())
+        inputs = [x, W, R, B, "lengths", *(f"{state}_l{k}" for state in initials), *([P] if P else [])]
+        outputs = [f"{name}_l{k}" for name in ("y", *finals)]
+        nodes.append(helper.make_node(op_type(variant), inputs, outputs, **attributes(variant, H, directions, reverse)))
         # ONNX gives (T, D, B, H).
         nodes.append(helper.make_node("Transpose", [f"y_l{k}"], [f"yt_l{k}"], perm=[0, 2, 1, 3]))
         x = "y" if k == layers - 1 else f"x_l{k + 1}"
         nodes.append(helper.make_node("Reshape", [f"yt_l{k}", "shape"], [x]))
-    for state in ("h_n", "c_n"):
+    for state in finals:
         nodes.append(helper.make_node("Concat", [f"{state}_l{k}" for k in range(layers)], [state], axis=0))
 
-    def value(name: str, kind: int, dims: int):  # type: ignore[no-untyped-def]
+    def value(name: str, kind: int, dims: int) -> Any:
         return helper.make_tensor_value_info(name, kind, [None] * dims)
 
     graph = helper.make_graph(
         nodes,
-        "lstm",
-        [value("lengths", TensorProto.INT32, 1), *(value(name, TensorProto.FLOAT, 3) for name in ("x", "h0", "c0"))],
-        [value(name, TensorProto.FLOAT, 3) for name in ("y", "h_n", "c_n")],
+        variant,
+        [value("lengths", TensorProto.INT32, 1), *(value(name, TensorProto.FLOAT, 3) for name in ("x", *initials))],
+        [value(name, TensorProto.FLOAT, 3) for name in ("y", *finals)],
         [numpy_helper.from_array(tensor.detach().numpy(), name) for name, tensor in constants.items()],
     )
     # IR 10 and opset 18: old enough for every ONNX Runtime that the package supports.
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def onnx_gates(weight: Tensor) -> Tensor:
-    """Rows i, f, g, o as i, o, f, g."""
-    i, f, g, o = weight.chunk(4)
-    return torch.cat([i, o, f, g])
+def _named(weights: Mapping[str, Tensor], suffix: str) -> Named:
+    """A module's weights of one layer and direction, by their names in `fastlstm.checks`."""
+    names = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh"}
+    names["weight_peephole"] = "w_peephole"
+    return {short: weights[long + suffix] for long, short in names.items() if long + suffix in weights}

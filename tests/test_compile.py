@@ -6,6 +6,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
+from fastlstm.backends import VARIANTS, extension_status
+from fastlstm.training.model import build_model
 
 I, H, T, B = 3, 5, 6, 4
 LENGTHS = torch.tensor([3, 6, 0, 4])
@@ -46,6 +48,23 @@ def test_compile_whole_and_once():
 
 
 @quiet_compiler
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compile_a_whole_model_once(variant):
+    model = build_model(variant, "fastlstm", vocabulary=7, embedding=I, hidden=H, layers=2, seed=0).double()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled(torch.randint(7, (T, B)))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for steps, batch in ((6, 4), (9, 4), (5, 7), (17, 3)):
+            characters = torch.randint(7, (steps, batch))
+            results = []
+            for run in (compiled, model):
+                logits, state = run(characters)
+                goal = logits.square().sum() + sum(s.square().sum() for s in state)
+                results.append([logits, *state, *torch.autograd.grad(goal, [*model.parameters()])])
+            assert_same(*results)
+
+
+@quiet_compiler
 def test_compile_with_states_and_lengths():
     ours = module(batch_first=True)
     compiled = torch.compile(ours, fullgraph=True, dynamic=True)
@@ -78,23 +97,63 @@ def test_export(strict):
         assert_same(program.module()(x, hx=None, lengths=n), ours(x, lengths=n))
 
 
-OPCHECKED = {
-    "dense": ((T, B, I), None, False),
-    "packed": ((9, I), [4, 3, 2], False),
-    "padded": ((4, B, I), [4, 3, 2, 0], True),
+# layout: shape of x, batch_sizes
+LAYOUTS = {
+    "dense": ((T, B, I), None),
+    "packed": ((9, I), [4, 3, 2]),
+    "padded": ((4, B, I), [4, 3, 2, 0]),
+    "step": ((B, I), None),
+}
+# layout, projection, peepholes, coupled gates, resets, cells
+LSTM_OPS = {
+    "dense": ("dense", False, False, False, False, False),
+    "dense, peepholes, coupled": ("dense", False, True, True, False, True),
+    "packed": ("packed", False, False, False, False, False),
+    "packed, coupled, resets": ("packed", False, False, True, True, False),
+    "padded, projection": ("padded", True, False, False, False, False),
+    "padded, everything": ("padded", True, True, True, True, True),
+    "step, peepholes": ("step", False, True, False, True, True),
 }
 
 
-@pytest.mark.parametrize(("shape", "batch_sizes", "projected"), OPCHECKED.values(), ids=OPCHECKED)
+def inputs(layout: str, resets: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    shape, batch_sizes = LAYOUTS[layout]
+    reset = torch.rand(shape[:-1]) < 0.3 if resets else None
+    return random(*shape), None if batch_sizes is None else torch.tensor(batch_sizes), reset
+
+
+@pytest.mark.skipif(extension_status() != "built", reason="the ops are those of the C++ extension")
+@pytest.mark.parametrize(
+    ("layout", "projected", "peepholes", "coupled", "resets", "cells"), LSTM_OPS.values(), ids=LSTM_OPS
+)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_opcheck(shape, batch_sizes, projected, reverse):
-    R = 2 if projected else H
-    x, h0, c0, w_ih, w_hh = random(*shape), random(B, R), random(B, H), random(4 * H, I), random(4 * H, R)
-    biases, w_hr = (random(4 * H), random(4 * H)), random(R, H) if projected else None
-    steps = None if batch_sizes is None else torch.tensor(batch_sizes)
-    args = (x, steps, h0, c0, w_ih, w_hh, *biases, w_hr, reverse, True)
+def test_opcheck_lstm(layout, projected, peepholes, coupled, resets, cells, reverse):
+    R, G = 2 if projected else H, 3 if coupled else 4
+    x, steps, reset = inputs(layout, resets)
+    h0, c0, w_ih, w_hh = random(B, R), random(B, H), random(G * H, I), random(G * H, R)
+    biases, w_hr = (random(G * H), random(G * H)), random(R, H) if projected else None
+    w_peephole = random(G - 1, H) if peepholes else None
+    args = (x, steps, reset, h0, c0, w_ih, w_hh, *biases, w_hr, w_peephole, coupled, reverse, cells, True)
     torch.library.opcheck(torch.ops.fastlstm.lstm_fwd.default, args)
-    y, h_n, c_n, saved = torch.ops.fastlstm.lstm_fwd(*args)
-    gradients = [torch.randn_like(t) for t in (y, h_n, c_n)]
-    args = (*gradients, x, steps, h0, c0, w_ih, w_hh, w_hr, y, saved, reverse, True, True)
-    torch.library.opcheck(torch.ops.fastlstm.lstm_bwd.default, args)
+    *results, saved = torch.ops.fastlstm.lstm_fwd(*args)
+    gradients = [torch.randn_like(t) for t in results]
+    if not cells:
+        gradients[-1] = None
+    args = (*gradients, x, steps, reset, h0, c0, w_ih, w_hh, w_hr, w_peephole, results[0], saved)
+    for flags in ((True, True), (False, True), (True, False)):
+        torch.library.opcheck(torch.ops.fastlstm.lstm_bwd.default, (*args, coupled, reverse, *flags))
+
+
+@pytest.mark.skipif(extension_status() != "built", reason="the ops are those of the C++ extension")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_opcheck_gru(layout, resets, reverse):
+    x, steps, reset = inputs(layout, resets)
+    h0, w_ih, w_hh, b_ih, b_hh = random(B, H), random(3 * H, I), random(3 * H, H), random(3 * H), random(3 * H)
+    args = (x, steps, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, True)
+    torch.library.opcheck(torch.ops.fastlstm.gru_fwd.default, args)
+    y, h_n, saved = torch.ops.fastlstm.gru_fwd(*args)
+    args = (torch.randn_like(y), torch.randn_like(h_n), x, steps, reset, h0, w_ih, w_hh, y, saved, reverse)
+    for flags in ((True, True), (False, True), (True, False)):
+        torch.library.opcheck(torch.ops.fastlstm.gru_bwd.default, (*args, *flags))

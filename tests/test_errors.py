@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import fastlstm
-from fastlstm import functional
+from fastlstm.backends import VARIANTS
+from fastlstm.modules import build
 
 I, H, T, B = 3, 5, 4, 2
 
@@ -79,37 +80,59 @@ BAD_OPTIONS = [
 ]
 
 
+each_kind = pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+
+
+@each_kind
 @pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
-def test_bad_options_are_refused_as_pytorch_does(options):
+def test_bad_options_are_refused_as_pytorch_does(kind, options):
     sizes = {"input_size": I, "hidden_size": H, "num_layers": 2}
-    ours, theirs = (outcome(kind, **(sizes | options)) for kind in (fastlstm.LSTM, nn.LSTM))
-    strip = "RNNBase.__init__", "LSTM.__init__"
-    assert ours.replace(strip[1], "") == theirs.replace(strip[0], "")
+    ours, theirs = (outcome(getattr(library, kind), **(sizes | options)) for library in (fastlstm, nn))
+    assert ours.replace("Recurrent.__init__", "") == theirs.replace("RNNBase.__init__", "")
 
 
-def test_missing_and_surplus_arguments():
+@pytest.mark.parametrize("cls", [fastlstm.PeepholeLSTM, fastlstm.CIFGLSTM])
+@pytest.mark.parametrize("options", BAD_OPTIONS, ids=str)
+def test_bad_options_are_refused_by_every_variant(cls, options):
+    sizes = {"input_size": I, "hidden_size": H, "num_layers": 2}
+    ours, theirs = (outcome(kind, **(sizes | options)) for kind in (cls, nn.LSTM))
+    ours = re.sub(r"(Recurrent|CIFGLSTM)\.__init__", "", ours).replace(cls.__name__, "LSTM")
+    assert ours == theirs.replace("RNNBase.__init__", "")
+
+
+def test_a_peephole_that_is_no_bool():
+    with pytest.raises(TypeError, match="peephole should be of type bool, got: int"):
+        fastlstm.CIFGLSTM(I, H, peephole=1)
+
+
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.GRU, fastlstm.PeepholeLSTM, fastlstm.CIFGLSTM])
+def test_missing_and_surplus_arguments(cls):
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'hidden_size'"):
-        fastlstm.LSTM(3)
+        cls(3)
     with pytest.raises(TypeError, match="positional arguments but"):
-        fastlstm.LSTM(3, 5, 2, True, False, 0.0, False, 0, None, None, "auto")
+        cls(3, 5, 2, True, False, 0.0, False, 0, None, None, "auto")
 
 
-def test_dropout_without_a_second_layer_warns_as_pytorch_does():
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.GRU, fastlstm.PeepholeLSTM, fastlstm.CIFGLSTM])
+def test_dropout_without_a_second_layer_warns_as_pytorch_does(cls):
     messages = []
-    for kind in (nn.LSTM, fastlstm.LSTM):
+    for kind in (nn.GRU if cls is fastlstm.GRU else nn.LSTM, cls):
         with pytest.warns(UserWarning, match="dropout option adds dropout after all but last") as caught:
             kind(I, H, dropout=0.5)
         messages.append([str(w.message) for w in caught])
     assert messages[0] == messages[1]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("backend", ["cuda", "", None, 3, "Auto"])
-def test_unknown_backend(backend):
+def test_unknown_backend(variant, backend):
     expected = f"backend is {backend!r}, expected one of 'auto', 'numba', 'triton', 'reference'"
     with pytest.raises(ValueError, match=re.escape(expected)):
-        fastlstm.LSTM(I, H, backend=backend)
+        build(variant, I, H, backend=backend)
+    module = build(variant, I, H)
+    module.backend = backend
     with pytest.raises(ValueError, match=re.escape(expected)):
-        functional.lstm(X, fastlstm.LSTM(I, H).all_weights, backend=backend)
+        module(X)
 
 
 SAME_AS_PYTORCH = {
@@ -145,14 +168,40 @@ SAME_AS_PYTORCH = {
 }
 
 
-@pytest.mark.parametrize(("options", "args"), SAME_AS_PYTORCH.values(), ids=SAME_AS_PYTORCH)
-def test_bad_input_is_refused_as_pytorch_does(options, args):
+def refusals(cls: type, peer: type, options: dict, args: tuple) -> list[str]:
     words = []
-    for module in (nn.LSTM(I, H, **options), fastlstm.LSTM(I, H, **options)):
+    for module in (peer(I, H, **options), cls(I, H, **options)):
         with pytest.raises((ValueError, RuntimeError)) as error:
             module(*args)
         words.append(f"{error.type.__name__}: {error.value}")
-    assert words[1] == words[0]
+    return words
+
+
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.PeepholeLSTM, fastlstm.CIFGLSTM])
+@pytest.mark.parametrize(("options", "args"), SAME_AS_PYTORCH.values(), ids=SAME_AS_PYTORCH)
+def test_bad_input_is_refused_as_pytorch_does(cls, options, args):
+    theirs, ours = refusals(cls, nn.LSTM, options, args)
+    assert ours == theirs
+
+
+# What a GRU can refuse: it has no c0 and no projection
+OF_A_GRU = {
+    name: (options, (args[0], args[1][0]) if len(args) == 2 else args)
+    for name, (options, args) in SAME_AS_PYTORCH.items()
+    if "c0" not in name and "proj_size" not in options
+}
+
+
+@pytest.mark.parametrize(("options", "args"), OF_A_GRU.values(), ids=OF_A_GRU)
+def test_bad_input_is_refused_as_pytorchs_gru_does(options, args):
+    theirs, ours = refusals(fastlstm.GRU, nn.GRU, options, args)
+    assert ours == theirs
+
+
+def test_a_gru_has_no_projection():
+    for library in (nn, fastlstm):
+        with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM, not RNN or GRU"):
+            library.GRU(I, H, proj_size=2)
 
 
 def packed(*sizes: int, rows: int = 6, order: list[int] | None = None, dtype=torch.int64) -> PackedSequence:
@@ -211,10 +260,28 @@ OUR_OWN = {
 }
 
 
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.PeepholeLSTM, fastlstm.CIFGLSTM])
 @pytest.mark.parametrize(("error", "args"), OUR_OWN.values(), ids=OUR_OWN)
-def test_bad_input_is_refused_with_a_reason(error, args):
+def test_bad_input_is_refused_with_a_reason(cls, error, args):
     with pytest.raises(error[0], match=re.escape(error[1])):
-        fastlstm.LSTM(I, H)(*args)
+        cls(I, H)(*args)
+
+
+GRUS_OWN = {name: (error, args) for name, (error, args) in OUR_OWN.items() if len(args) == 1} | {
+    "two states": ((TypeError, "hx is of type tuple, expected a Tensor: a GRU has one state"), (X, hx(2))),
+    "a number for a state": ((TypeError, "hx is of type int, expected a Tensor: a GRU has one state"), (X, 3)),
+    "h0 dtype": (
+        (RuntimeError, "hidden has dtype torch.float64, expected torch.float32: the dtype of input and weights"),
+        (X, hx(2)[0].double()),
+    ),
+    "packed h0": ((RuntimeError, "Expected hidden size (1, 2, 5), got [1, 3, 5]"), (PACKED, hx(3)[0])),
+}
+
+
+@pytest.mark.parametrize(("error", "args"), GRUS_OWN.values(), ids=GRUS_OWN)
+def test_bad_input_of_a_gru_is_refused_with_a_reason(error, args):
+    with pytest.raises(error[0], match=re.escape(error[1])):
+        fastlstm.GRU(I, H)(*args)
 
 
 LENGTHS = {
@@ -233,57 +300,33 @@ LENGTHS = {
 }
 
 
+@each_kind
 @pytest.mark.parametrize(("input", "lengths", "error", "words"), LENGTHS.values(), ids=LENGTHS)
-def test_bad_lengths(input, lengths, error, words):
+def test_bad_lengths(kind, input, lengths, error, words):
     with pytest.raises(error, match=re.escape(words)):
-        fastlstm.LSTM(I, H)(input, lengths=lengths)
+        getattr(fastlstm, kind)(I, H)(input, lengths=lengths)
 
 
-def test_lengths_count_steps_where_the_batch_is_first():
+@each_kind
+def test_lengths_count_steps_where_the_batch_is_first(kind):
     with pytest.raises(ValueError, match=re.escape("lengths holds 4, expected values from 0 to 2")):
-        fastlstm.LSTM(I, H, batch_first=True)(X, lengths=[4, 1, 1, 1])
+        getattr(fastlstm, kind)(I, H, batch_first=True)(X, lengths=[4, 1, 1, 1])
 
 
-def test_ours_is_keyword_only():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ours_is_keyword_only(variant):
     with pytest.raises(TypeError, match="positional arguments but"):
-        fastlstm.LSTM(I, H)(X, None, [4, 2])
+        build(variant, I, H)(X, None, [4, 2])
 
 
-W = [torch.ones(4 * H, I), torch.ones(4 * H, H)]
-BIASES = [torch.ones(4 * H), torch.ones(4 * H)]
-WEIGHTS = {
-    "none": ([], {}, "weights has 0 entries, expected a multiple of 1: one per layer and direction"),
-    "odd": ([W], {"bidirectional": True}, "weights has 1 entries, expected a multiple of 2"),
-    "one tensor": ([W[:1]], {}, "weights[0] has 1 tensors, expected 2 to 5: w_ih, w_hh, b_ih, b_hh, w_hr"),
-    "uneven": ([W, W[:1]], {}, "weights[1] has 1 tensors, expected 2: as many as weights[0]"),
-    "w_ih rows": ([[W[0][1:], W[1]]], {}, "w_ih of weights[0] has shape (19, 3), expected (20, 3): input size 3"),
-    "w_hh": ([[W[0], W[1].t()]], {}, "w_ih of weights[0] has shape (20, 3), expected (80, 3)"),
-    "w_hh of the second": ([W, [W[1], W[0]]], {}, "w_hh of weights[1] has shape (20, 3), expected (20, 5)"),
-    "w_ih above": ([W, W], {}, "w_ih of weights[1] has shape (20, 3), expected (20, 5): input size 5, hidden size 5"),
-    "bias": ([[*W, BIASES[0], BIASES[0][:7]]], {}, "b_hh of weights[0] has shape (7,), expected (20,)"),
-    "w_hr": ([[*W, torch.ones(2, H)]], {}, "w_hh of weights[0] has shape (20, 5), expected (20, 2)"),
-    "dtype": ([[W[0], W[1].double()]], {}, "w_hh of weights[0] is torch.float64 on cpu, expected torch.float32 on cpu"),
-    "device": ([[W[0], W[1].to("meta")]], {}, "w_hh of weights[0] is torch.float32 on meta, expected torch.float32"),
-    "dropout": ([W], {"dropout": 1.5}, "dropout should be a number in range [0, 1]"),
-    "dropout nan": ([W], {"dropout": NAN}, "dropout should be a number in range [0, 1]"),
-}
+def test_a_gru_has_no_cells():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'return_cells'"):
+        fastlstm.GRU(I, H)(X, return_cells=True)
 
 
-@pytest.mark.parametrize(("weights", "options", "words"), WEIGHTS.values(), ids=WEIGHTS)
-def test_bad_weights(weights, options, words):
-    with pytest.raises(ValueError, match=re.escape(words)):
-        functional.lstm(X, weights, **options)
-
-
-def test_a_weight_of_the_wrong_shape_put_into_a_module():
-    module = fastlstm.LSTM(I, H, 2)
-    module.bias_hh_l1 = nn.Parameter(torch.zeros(3))
-    with pytest.raises(ValueError, match=re.escape("b_hh of weights[1] has shape (3,), expected (20,)")):
-        module(X)
-
-
-def test_an_error_leaves_nothing_half_done():
-    module = fastlstm.LSTM(I, H, 2, dropout=0.5)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_error_leaves_nothing_half_done(variant):
+    module = build(variant, I, H, 2, dropout=0.5)
     before, random = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
     with pytest.raises(ValueError, match="lengths holds 9"):
         module(X, lengths=[9, 1])

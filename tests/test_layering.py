@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = ("modules", "functional", "checks", "layers", "ops", "backends", "kernels", "_C")
+ORDER = (
+    "convert", "loaders", "modules", "functional", "cells", "onnx", "by_torch", "sequences", "checks", "layers", "ops",
+    "backends", "kernels", "_C",
+)  # fmt: skip
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm.kernels", "benchmarks": "fastlstm.benchmarks"}
 # Kernel files by their name: what they may import beside the standard library
 KERNEL_NEEDS = {"cpu": {"numba", "numpy"}, "gpu": {"triton", "torch"}, "reference": {"torch"}, "__init__": set()}

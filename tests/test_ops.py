@@ -1,5 +1,6 @@
 """The op pair at its edges: transforms that see past `requires_grad`, foreign shapes, infinities, empty inputs, memory."""
 
+import re
 import subprocess
 import sys
 
@@ -13,14 +14,18 @@ from torch.func import functional_call, grad, jvp, vmap
 
 import fastlstm
 from fastlstm import backends
-from fastlstm.kernels.lstm import cpu
+from fastlstm.kernels.gru import cpu as gru_cpu
+from fastlstm.kernels.lstm import cpu as lstm_cpu
 
-fwd, bwd = torch.ops.fastlstm.lstm_fwd.default, torch.ops.fastlstm.lstm_bwd.default
+
+@pytest.fixture(params=["LSTM", "GRU"])
+def kind(request) -> str:
+    return request.param
 
 
 @pytest.fixture
-def lstm() -> fastlstm.LSTM:
-    return fastlstm.LSTM(3, 17, dtype=torch.float64)
+def module(kind) -> nn.RNNBase:
+    return getattr(fastlstm, kind)(3, 17, dtype=torch.float64)
 
 
 @pytest.fixture
@@ -28,19 +33,19 @@ def x() -> torch.Tensor:
     return torch.randn(4, 5, 2, 3, dtype=torch.float64)
 
 
-def loss(lstm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    frozen = {name: p.detach() for name, p in lstm.named_parameters()}
-    return functional_call(lstm, frozen, (x,))[0].square().sum()
+def loss(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    frozen = {name: p.detach() for name, p in module.named_parameters()}
+    return functional_call(module, frozen, (x,))[0].square().sum()
 
 
-def test_double_backward_raises(lstm, x):
+def test_double_backward_raises(module, x):
     x = x[0].requires_grad_()
-    value = lstm(x)[0].square().sum()
+    value = module(x)[0].square().sum()
     (dx,) = torch.autograd.grad(value, x, create_graph=True)
     with pytest.raises(RuntimeError, match="can't be differentiated twice"):
-        torch.autograd.grad(value + dx.square().sum(), list(lstm.parameters()))
+        torch.autograd.grad(value + dx.square().sum(), list(module.parameters()))
     with pytest.raises(RuntimeError, match="can't be differentiated twice"):
-        grad(lambda x: grad(lambda x: loss(lstm, x))(x).square().sum())(x.detach())
+        grad(lambda x: grad(lambda x: loss(module, x))(x).square().sum())(x.detach())
 
 
 def penalty(f, x):
@@ -56,96 +61,146 @@ SECOND = {
 
 
 @pytest.mark.parametrize("derive", SECOND.values(), ids=SECOND)
-def test_second_derivative_of_a_sum_raises(lstm, x, derive):
+def test_second_derivative_of_a_sum_raises(module, x, derive):
     """The gradient of a sum is a constant: nothing that reaches the backward requires a gradient but its inputs."""
     with pytest.raises(RuntimeError, match="can't be differentiated twice"):
-        derive(lambda x: lstm(x)[0], x[0].requires_grad_())
+        derive(lambda x: module(x)[0], x[0].requires_grad_())
 
 
-def test_grad_of_vmap(lstm, x):
-    peer = nn.LSTM(3, 17, dtype=torch.float64)
-    peer.load_state_dict(lstm.state_dict())
-    mapped = grad(lambda xs: vmap(lambda x: loss(lstm, x))(xs).sum())(x)
+def test_grad_of_vmap(kind, module, x):
+    peer = getattr(nn, kind)(3, 17, dtype=torch.float64)
+    peer.load_state_dict(module.state_dict())
+    mapped = grad(lambda xs: vmap(lambda x: loss(module, x))(xs).sum())(x)
     expected = torch.stack([torch.autograd.grad(loss(peer, one), one)[0] for one in x.requires_grad_().unbind()])
     torch.testing.assert_close(mapped, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_vmap_of_nothing(lstm, x):
+def test_vmap_of_nothing(module, x):
     with pytest.raises(ValueError, match="dimension of size 0"):
-        vmap(lambda x: loss(lstm, x))(x[:0])
+        vmap(lambda x: loss(module, x))(x[:0])
 
 
 # torch.jit.script, which PyTorch's forward mode uses itself, is deprecated
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-def test_forward_mode_raises(lstm, x):
+def test_forward_mode_raises(module, x):
     with pytest.raises(NotImplementedError, match="jvp"):
-        jvp(lambda x: loss(lstm, x), (x[0],), (x[0],))
-    lstm.requires_grad_(False)
+        jvp(lambda x: loss(module, x), (x[0],), (x[0],))
+    module.requires_grad_(False)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        lstm(forward_ad.make_dual(x[0], x[0]))
+        module(forward_ad.make_dual(x[0], x[0]))
 
 
-def test_saved_tensors_of_other_strides(lstm, x):
+def test_saved_tensors_of_other_strides(module, x):
     x = x[0].requires_grad_()
-    (expected,) = torch.autograd.grad(lstm(x)[0].sum(), x)
+    (expected,) = torch.autograd.grad(module(x)[0].sum(), x)
     with saved_tensors_hooks(
         lambda t: t.t().contiguous() if t.dim() == 2 else t, lambda t: t.t() if t.dim() == 2 else t
     ):
-        y = lstm(x)[0]
+        y = module(x)[0]
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], expected)
 
 
-def test_no_inputs():
+def test_no_inputs(kind):
     """I = 0: the recurrence alone."""
-    weights = [torch.zeros(64, 0, dtype=torch.float64), torch.randn(64, 16, dtype=torch.float64, requires_grad=True)]
+    gates = 64 if kind == "LSTM" else 48
+    weights = [torch.zeros(gates, 0).double(), torch.randn(gates, 16, dtype=torch.float64, requires_grad=True)]
     states = torch.randn(1, 8, 16, dtype=torch.float64), torch.randn(1, 8, 16, dtype=torch.float64)
+    run, hx = (fastlstm.functional.lstm, states) if kind == "LSTM" else (fastlstm.functional.gru, states[0])
     results = []
     for backend in ("numba", "reference"):
-        y, _ = fastlstm.functional.lstm(torch.zeros(5, 8, 0, dtype=torch.float64), [weights], states, backend=backend)
+        y, _ = run(torch.zeros(5, 8, 0, dtype=torch.float64), [weights], hx, backend=backend)
         results += [y, *torch.autograd.grad(y.sum(), weights[1])]
     for ours, expected in zip(results[:2], results[2:], strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_infinite_input_stays_where_it_is():
+def test_infinite_input_stays_where_it_is(kind):
     """Units that pad the last panel don't turn infinity into NaN."""
-    lstm, peer = fastlstm.LSTM(1, 5), nn.LSTM(1, 5)
-    peer.load_state_dict(lstm.state_dict())
+    ours, peer = getattr(fastlstm, kind)(1, 5), getattr(nn, kind)(1, 5)
+    peer.load_state_dict(ours.state_dict())
     x = torch.zeros(5, 3, 1)
     x[2, 1] = float("inf")
-    for module in (lstm, peer):
+    for module in (ours, peer):
         module(x)[0].sum().backward()
-    for ours, expected in zip(list(lstm.parameters())[1:], list(peer.parameters())[1:], strict=True):
-        torch.testing.assert_close(ours.grad, expected.grad)
+    for got, expected in zip(list(ours.parameters())[1:], list(peer.parameters())[1:], strict=True):
+        torch.testing.assert_close(got.grad, expected.grad)
 
 
-GIVEN = {"x": (3, 2, 5), "batch_sizes": None, "h0": (2, 4), "c0": (2, 4), "w_ih": (16, 5), "w_hh": (16, 4)}
+# Sizes: T = 3, B = 2, I = 5, H = 4; the LSTM has peepholes. None: no such argument is given.
+GIVEN = {
+    "lstm": {
+        "x": (3, 2, 5), "batch_sizes": None, "reset": None, "h0": (2, 4), "c0": (2, 4), "w_ih": (16, 5), "w_hh": (16, 4),
+        "b_ih": (16,), "b_hh": (16,), "w_hr": None, "w_peephole": (3, 4),
+    },
+    "gru": {
+        "x": (3, 2, 5), "batch_sizes": None, "reset": None, "h0": (2, 4), "w_ih": (12, 5), "w_hh": (12, 4),
+        "b_ih": (12,), "b_hh": (12,),
+    },
+}  # fmt: skip
+FORWARD_FLAGS = {"lstm": (False, False, False), "gru": (False,)}
+# a shape that doesn't fit, and what is said; where nothing is, the argument's own shape
+NOT_LIKE_X = "reset must be bool, contiguous, on the CPU, and have the leading dimensions of x"
+FOREIGN = [
+    ("lstm", "h0", (2, 5), ""),
+    ("lstm", "c0", (3, 4), ""),
+    ("lstm", "w_ih", (16, 5, 1), ""),
+    ("lstm", "w_hh", (15, 4), ""),
+    ("lstm", "w_ih", (16, 6), ""),
+    ("lstm", "b_ih", (15,), ""),
+    ("lstm", "b_hh", (16, 1), ""),
+    ("lstm", "w_hr", (4, 5), ""),
+    ("lstm", "w_peephole", (2, 4), ""),
+    ("lstm", "w_peephole", (3, 5), ""),
+    ("lstm", "reset", (3, 3), NOT_LIKE_X),
+    ("lstm", "reset", (2,), NOT_LIKE_X),
+    ("gru", "h0", (3, 4), "x and h0 differ in their batch size"),
+    ("gru", "h0", (2, 5), "w_ih has shape (12, 5), expected (15, 5)"),
+    ("gru", "w_ih", (12, 5, 1), ""),
+    ("gru", "w_hh", (16, 4), ""),
+    ("gru", "w_ih", (12, 6), ""),
+    ("gru", "b_ih", (15,), ""),
+    ("gru", "b_hh", (12, 1), ""),
+    ("gru", "reset", (3, 3), NOT_LIKE_X),
+    ("gru", "reset", (2,), NOT_LIKE_X),
+]
+
+
+def op(name: str):
+    return getattr(torch.ops.fastlstm, name).default
+
+
+def given(variant: str, **foreign: tuple[int, ...]) -> dict[str, torch.Tensor | None]:
+    shapes = GIVEN[variant] | foreign
+    return {k: s and (torch.zeros(s, dtype=torch.bool) if k == "reset" else torch.randn(s)) for k, s in shapes.items()}
+
+
+@pytest.mark.parametrize(("variant", "name", "shape", "words"), FOREIGN)
+def test_foreign_shapes_in_the_forward(variant, name, shape, words):
+    with pytest.raises(RuntimeError, match=re.escape(words) or rf"{name} has shape .*, expected"):
+        op(f"{variant}_fwd")(*given(variant, **{name: shape}).values(), *FORWARD_FLAGS[variant], False)
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"),
-    [("h0", (2, 5)), ("c0", (3, 4)), ("w_ih", (16, 5, 1)), ("w_hh", (15, 4)), ("w_ih", (16, 6))],
+    ("variant", "place"), [("lstm", 0), ("lstm", 1), ("lstm", 2), ("lstm", 3), ("gru", 0), ("gru", 1)]
 )
-def test_foreign_shapes_in_the_forward(name, shape):
-    given = [s and torch.randn(shape if key == name else s) for key, s in GIVEN.items()]
-    with pytest.raises(RuntimeError, match=rf"{name} has shape .*, expected"):
-        fwd(*given, None, None, None, False, False)
-
-
-@pytest.mark.parametrize("place", [0, 1, 2], ids=["dy", "dh_n", "dc_n"])
-def test_foreign_shapes_in_the_backward(place):
-    given = [s and torch.randn(s) for s in GIVEN.values()]
-    y, _, _, saved = fwd(*given, None, None, None, False, True)
-    gradients = [torch.randn(1, 1) if i == place else None for i in range(3)]
+def test_foreign_shapes_in_the_backward(variant, place):
+    """`place` counts dy, dh_n, dc_n and dcells."""
+    args = given(variant)
+    *outputs, saved = op(f"{variant}_fwd")(*args.values(), *FORWARD_FLAGS[variant], True)
+    args = [t for name, t in args.items() if not name.startswith("b_")]
+    flags = (False, False) if variant == "lstm" else (False,)
+    gradients = [torch.randn(1, 1) if i == place else None for i in range(len(outputs))]
+    bwd = op(f"{variant}_bwd")
     with pytest.raises(RuntimeError, match=r"has shape \(1, 1\), expected"):
-        bwd(*gradients, *given, None, y, saved, False, True, True)
-    with pytest.raises(RuntimeError, match="saved is not what lstm_fwd returned"):
-        bwd(None, None, None, *given, None, y, saved[1:], False, True, True)
+        bwd(*gradients, *args, outputs[0], saved, *flags, True, True)
+    with pytest.raises(RuntimeError, match=f"saved is not what {variant}_fwd returned"):
+        bwd(*[None] * len(outputs), *args, outputs[0], saved[1:], *flags, True, True)
 
 
-def test_nowhere_to_cache(monkeypatch):
+@pytest.mark.parametrize(("cpu", "kernel"), [(lstm_cpu, "lstm_fwd_f32"), (gru_cpu, "gru_fwd_f32")])
+def test_nowhere_to_cache(monkeypatch, cpu, kernel):
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
-    assert cpu.compile_kernel("lstm_fwd_f32").address
+    assert cpu.compile_kernel(kernel).address
 
 
 def test_numba_that_does_not_import():
@@ -155,22 +210,25 @@ def test_numba_that_does_not_import():
         from fastlstm import backends
         sys.modules["numba"] = None
         assert backends.explain("lstm", "cpu", torch.float32).backend == "torch"
+        assert backends.explain("peephole_lstm", "cpu", torch.float32).backend == "reference"
         fastlstm.LSTM(3, 4)(torch.randn(2, 1, 3))
+        fastlstm.PeepholeLSTM(3, 4)(torch.randn(2, 1, 3))
         fastlstm.LSTM(3, 4, backend="numba")(torch.randn(2, 1, 3))
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "LSTM" not in run.stdout
     assert "backend 'numba' can't run lstm here: numba can't be imported" in run.stderr
-    assert "runs on PyTorch's own op" in run.stderr
+    assert "lstm in torch.float32 on cpu runs on PyTorch's own op" in run.stderr
+    assert "peephole_lstm in torch.float32 on cpu runs on the reference, a loop in Python" in run.stderr
 
 
-def test_pool_gives_back(lstm):
+def test_pool_gives_back(module):
     """Results stay right when the memory of earlier calls is used again, or was returned."""
     sizes = [(40, 64), (90, 64), (40, 64), (10, 64)]
     inputs = [torch.randn(T, B, 3, dtype=torch.float64, requires_grad=True) for T, B in sizes]
     rounds = []
     for _ in range(2):
-        rounds.append([torch.autograd.grad(lstm(x)[0].sum(), x)[0] for x in inputs])
+        rounds.append([torch.autograd.grad(module(x)[0].sum(), x)[0] for x in inputs])
         backends.empty_pool()
     for first, second in zip(*rounds, strict=True):
         assert torch.equal(first, second)

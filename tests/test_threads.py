@@ -8,17 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import fastlstm
+from fastlstm.backends import VARIANTS
+from fastlstm.modules import build
+
+each_drop_in = pytest.mark.parametrize("variant", ["lstm", "gru"])
 
 
-def train_once(lstm: nn.Module, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-    y, finals = lstm(x, lengths=lengths)
-    gradients = torch.autograd.grad(y.square().sum() + finals[0].sum(), list(lstm.parameters()))
+def train_once(module: nn.Module, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+    y, finals = module(x, lengths=lengths)
+    finals = (finals,) if isinstance(finals, Tensor) else finals
+    gradients = torch.autograd.grad(y.square().sum() + finals[0].sum(), list(module.parameters()))
     return [y.detach(), *(s.detach() for s in finals), *gradients]
 
 
-def test_several_python_threads_at_once():
-    ours = fastlstm.LSTM(64, 64, num_layers=2, bidirectional=True)
+@each_drop_in
+def test_several_python_threads_at_once(variant):
+    ours = build(variant, 64, 64, num_layers=2, bidirectional=True)
     inputs = [torch.randn(20, 3 + n, 64) for n in range(4)]
     expected = [train_once(ours, x) for x in inputs]
     results: list = [[] for _ in inputs]
@@ -41,9 +46,11 @@ def test_several_python_threads_at_once():
             torch.testing.assert_close(result, expected[n], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("batch", [2, 24])
-def test_the_same_bits_for_any_number_of_threads(batch):
-    ours = fastlstm.LSTM(48, 80, num_layers=2, bidirectional=True, proj_size=33)
+def test_the_same_bits_for_any_number_of_threads(variant, batch):
+    options = {} if variant == "gru" else {"proj_size": 33}
+    ours = build(variant, 48, 80, num_layers=2, bidirectional=True, **options)
     x = torch.randn(30, batch, 48)
     lengths = torch.arange(batch) + 30 - batch
     results = []
@@ -59,9 +66,10 @@ def send_results(pipe, ours: nn.Module, x: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_after_a_fork():
+@each_drop_in
+def test_after_a_fork(variant):
     torch.set_num_threads(2)
-    ours, x = fastlstm.LSTM(64, 64, num_layers=2), torch.randn(20, 8, 64)
+    ours, x = build(variant, 64, 64, num_layers=2), torch.randn(20, 8, 64)
     expected = train_once(ours, x)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -80,8 +88,9 @@ def resident_bytes() -> int:
         return int(statm.read().split()[1]) * 4096
 
 
-def test_memory_does_not_grow():
-    ours = fastlstm.LSTM(8, 16, num_layers=2)
+@each_drop_in
+def test_memory_does_not_grow(variant):
+    ours = build(variant, 8, 16, num_layers=2)
     optimizer = torch.optim.SGD(ours.parameters(), lr=1e-3)
 
     def steps(count: int) -> None:

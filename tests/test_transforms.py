@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize
 
-import fastlstm
+from fastlstm.backends import VARIANTS
+from fastlstm.modules import build
 
 I, H, T, B = 3, 5, 6, 4
 LENGTHS = torch.tensor([3, 6, 0, 4])
@@ -20,9 +21,20 @@ def random(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
-def module(kind: type = fastlstm.LSTM, **options) -> nn.RNNBase:
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+each_kind = pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+
+
+def module(variant: str, **options) -> nn.RNNBase:
     torch.manual_seed(1)
-    return kind(I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
+    return build(variant, I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
+
+
+def pair(kind: str) -> tuple[nn.RNNBase, nn.RNNBase]:
+    """PyTorch's module and ours, of the same weights."""
+    torch.manual_seed(1)
+    theirs = getattr(nn, kind)(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+    return theirs, module(kind.lower())
 
 
 def assert_same(ours: object, theirs: object) -> None:
@@ -42,7 +54,8 @@ def through_file(lstm: nn.Module) -> nn.Module:
 def through_weights_file(lstm: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(lstm.state_dict(), file)
-    fresh = fastlstm.LSTM(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+    fresh = copy.deepcopy(lstm)
+    fresh.reset_parameters()
     fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
     return fresh
 
@@ -68,30 +81,36 @@ COPIES = {
 }
 
 
+@each_variant
 @pytest.mark.parametrize("through", COPIES.values(), ids=COPIES)
-def test_copies_compute_the_same(through):
-    ours = module(backend="auto").eval()
+def test_copies_compute_the_same(variant, through):
+    ours = module(variant, backend="auto").eval()
     copied = through(ours)
+    assert type(copied) is type(ours)
     assert repr(copied) == repr(ours)
+    assert list(copied.state_dict()) == list(ours.state_dict())
     x = random(T, B, I)
     assert_same(copied(x), ours(x))
     assert_same(copied._flat_weights, list(copied.parameters()))
 
 
-def test_copies_keep_their_backend():
-    assert copy.deepcopy(module(backend="reference")).backend == "reference"
-    assert through_pickle(module(backend="reference")).backend == "reference"
+@each_variant
+def test_copies_keep_their_backend(variant):
+    assert copy.deepcopy(module(variant, backend="reference")).backend == "reference"
+    assert through_pickle(module(variant, backend="reference")).backend == "reference"
 
 
+@each_variant
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_casting_casts_the_results(dtype):
-    ours = module().to(dtype)
-    y, (h_n, c_n) = ours(torch.randn(T, B, I, dtype=dtype))
-    assert {t.dtype for t in (y, h_n, c_n)} == {dtype}
+def test_casting_casts_the_results(variant, dtype):
+    ours = module(variant).to(dtype)
+    y, finals = ours(torch.randn(T, B, I, dtype=dtype))
+    assert {t.dtype for t in (y, *finals)} == {dtype}
 
 
-def test_edited_data_is_used_at_the_next_call():
-    theirs, ours = module(nn.LSTM), module()
+@each_kind
+def test_edited_data_is_used_at_the_next_call(kind):
+    theirs, ours = pair(kind)
     x = random(T, B, I)
     ours(x)
     with torch.no_grad():
@@ -104,8 +123,9 @@ def test_edited_data_is_used_at_the_next_call():
     assert_same(ours(x), theirs(x))
 
 
-def test_an_optimizer_step_is_used_at_the_next_call():
-    theirs, ours = module(nn.LSTM), module()
+@each_kind
+def test_an_optimizer_step_is_used_at_the_next_call(kind):
+    theirs, ours = pair(kind)
     x = random(T, B, I)
     for lstm in (theirs, ours):
         optimizer = torch.optim.SGD(lstm.parameters(), lr=0.5)
@@ -116,16 +136,19 @@ def test_an_optimizer_step_is_used_at_the_next_call():
     assert_same(ours(x), theirs(x))
 
 
-def test_functional_call():
-    ours, other = module(), fastlstm.LSTM(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+@each_variant
+def test_functional_call(variant):
+    ours, other = module(variant), module(variant)
+    other.reset_parameters()
     x = random(T, B, I)
     before = ours(x)
     assert_same(functional_call(ours, dict(other.named_parameters()), (x,)), other(x))
     assert_same(ours(x), before)
 
 
-def test_a_parameter_replaced_by_a_plain_tensor():
-    theirs, ours = module(nn.LSTM), module()
+@each_kind
+def test_a_parameter_replaced_by_a_plain_tensor(kind):
+    theirs, ours = pair(kind)
     x = random(T, B, I)
     for lstm in (theirs, ours):
         w = lstm.weight_hh_l0.detach() * 2
@@ -155,11 +178,12 @@ REPARAMETRISED = {
 }
 
 
+@each_variant
 @pytest.mark.parametrize("reparametrise", REPARAMETRISED.values(), ids=REPARAMETRISED)
-def test_reparametrised_weights(reparametrise):
-    plain, ours = module(), module()
+def test_reparametrised_weights(variant, reparametrise):
+    plain, ours = module(variant), module(variant)
     x = random(T, B, I)
-    reparametrise(ours, "weight_hh_l0")
+    reparametrise(ours, "weight_peephole_l0" if "peephole" in variant else "weight_hh_l0")
     optimizer = torch.optim.SGD(ours.parameters(), lr=0.1)
     ours(x)[0].square().sum().backward()
     assert sum(p.grad is not None for p in ours.parameters()) == len(optimizer.param_groups[0]["params"])
@@ -169,57 +193,71 @@ def test_reparametrised_weights(reparametrise):
     assert_same(result, plain(x))
 
 
-def test_gradcheck():
-    ours = module(proj_size=2, batch_first=True)
-    inputs = [t.requires_grad_() for t in (random(2, 3, I), random(4, 2, 2), random(4, 2, H))]
+@each_variant
+def test_gradcheck(random_states, variant):
+    projected = {} if variant == "gru" else {"proj_size": 2}
+    ours = module(variant, batch_first=True, **projected)
+    inputs = [t.requires_grad_() for t in (random(2, 3, I), *random_states(ours, 2))]
 
-    def run(x, h0, c0, lengths, *weights):
-        y, finals = functional_call(ours, dict(zip(ours.state_dict(), weights, strict=True)), (x, (h0, c0)), lengths)
-        return y, *finals
+    def run(options, x, *rest):
+        hx, weights = rest[: len(inputs) - 1], dict(zip(ours.state_dict(), rest[len(inputs) - 1 :], strict=True))
+        y, finals = functional_call(ours, weights, (x, hx[0] if variant == "gru" else hx), options)
+        return (y, finals) if variant == "gru" else (y, *finals)
 
-    for lengths in ({}, {"lengths": [1, 3]}, {"lengths": [0, 2]}):
-        assert torch.autograd.gradcheck(run, (*inputs, lengths, *ours.parameters()), fast_mode=True)
-
-
-def test_second_derivatives_of_the_reference_are_right():
-    inputs = [t.requires_grad_() for t in (random(3, 2, I), random(4, 2, H), random(4, 2, H))]
-    ours = module(backend="reference")
-    assert torch.autograd.gradgradcheck(lambda x, h0, c0: ours(x, (h0, c0))[0], inputs, fast_mode=True)
+    for options in ({}, {"lengths": [1, 3]}, {"lengths": [0, 2]}):
+        assert torch.autograd.gradcheck(run, (options, *inputs, *ours.parameters()), fast_mode=True)
 
 
-def test_second_derivatives_of_the_kernels_are_refused():
+@each_variant
+def test_second_derivatives_of_the_reference_are_right(call, random_states, variant):
+    ours = module(variant, backend="reference")
+    inputs = [t.requires_grad_() for t in (random(3, 2, I), *random_states(ours, 2))]
+    assert torch.autograd.gradgradcheck(lambda x, *hx: call(ours, "dense", [], x, list(hx))[0], inputs, fast_mode=True)
+
+
+@each_variant
+def test_second_derivatives_of_the_kernels_are_refused(variant):
     x = random(T, B, I).requires_grad_()
-    (dx,) = torch.autograd.grad(module(backend="numba")(x)[0].square().sum(), x, create_graph=True)
+    (dx,) = torch.autograd.grad(module(variant, backend="numba")(x)[0].square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="can't be differentiated twice"):
         dx.sum().backward()
 
 
 def loss(weights: dict[str, Tensor], lstm: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-    y, (h_n, c_n) = functional_call(lstm, weights, (x,), {"lengths": lengths})
+    y, finals = functional_call(lstm, weights, (x,), {"lengths": lengths})
+    h_n, c_n = (finals, finals) if isinstance(finals, Tensor) else finals
     return y.square().sum() + h_n.sum() + c_n.sin().sum()
 
 
+@each_variant
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["dense", "lengths"])
-def test_func_grad(lengths):
-    ours = module()
+def test_func_grad(variant, lengths):
+    ours = module(variant)
     x, weights = random(T, B, I), dict(ours.named_parameters())
     expected = torch.autograd.grad(loss(weights, ours, x, lengths), list(weights.values()))
     detached = {name: w.detach() for name, w in weights.items()}
     assert_same(list(torch.func.grad(loss)(detached, ours, x, lengths).values()), list(expected))
 
 
-def test_vmap_of_grad_is_the_gradient_of_each_sample():
-    ours = module()
+@each_variant
+def test_vmap_of_grad_is_the_gradient_of_each_sample(variant):
+    ours = module(variant)
     x, weights = random(7, T, B, I), {name: w.detach() for name, w in ours.named_parameters()}
     grads = torch.vmap(torch.func.grad(loss), (None, None, 0))(weights, ours, x)
     for n in range(len(x)):
         assert_same({name: g[n] for name, g in grads.items()}, torch.func.grad(loss)(weights, ours, x[n]))
 
 
-def test_vmap_over_weights_is_an_ensemble():
-    members = [fastlstm.LSTM(I, H, dtype=torch.float64) for _ in range(3)]
+@each_variant
+def test_vmap_over_weights_is_an_ensemble(variant):
+    members = [build(variant, I, H, dtype=torch.float64) for _ in range(3)]
     weights, _ = torch.func.stack_module_state(members)
     x = random(T, B, I)
-    y, (h_n, c_n) = torch.vmap(lambda w: functional_call(members[0], w, (x,)))(weights)
+    y, finals = torch.vmap(lambda w: functional_call(members[0], w, (x,)))(weights)
     for n, member in enumerate(members):
-        assert_same((y[n], (h_n[n], c_n[n])), member(x))
+        expected_finals = member(x)[1]
+        assert_same(y[n], member(x)[0])
+        if variant == "gru":
+            assert_same(finals[n], expected_finals)
+        else:
+            assert_same([s[n] for s in finals], list(expected_finals))

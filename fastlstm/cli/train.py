@@ -7,14 +7,15 @@ import torch
 import typer
 from rich.console import Console
 
+from fastlstm.backends import VARIANTS
 from fastlstm.cli.checks import MOST_THREADS
+from fastlstm.training import processes
 from fastlstm.training.checkpoint import prepare_folder
 from fastlstm.training.errors import TrainError
-from fastlstm.training.model import VARIANTS
 from fastlstm.training.options import DTYPES, NAMES, Options
 from fastlstm.training.progress import train_with_progress
 from fastlstm.training.report import print_report
-from fastlstm.training.run import begin, resume
+from fastlstm.training.run import Run, begin, resume
 
 DEFAULT = Options()
 
@@ -50,11 +51,15 @@ def train(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the picture losses.png.")] = Path("runs"),
     threads: Annotated[int | None, typer.Option(help="CPU threads; without it, PyTorch's choice.")] = None,
 ) -> None:
-    """Train a character model on real text; with --compare torch, beside PyTorch's own module."""
+    """Train a character model on real text; with --compare torch, beside PyTorch's own module.
+
+    Started by torchrun, each process trains on its share of the --batch streams.
+    """
     values = {name: context.params[name] for name in NAMES}
     given = {name: value for name, value in values.items() if _is_given(context, name)}
-    console = Console()
-    try:
+    console = Console(quiet=processes.rank() > 0)
+
+    def start() -> Run:
         for name, value, least in (("save-every", save_every, 1), ("sample", sample, 0), ("threads", threads, 1)):
             if value is not None and value < least:
                 raise TrainError(f"--{name} is {value}, expected at least {least}")
@@ -69,11 +74,18 @@ def train(
         else:
             run = resume(checkpoint, given)
         prepare_folder(out)
-        if not train_with_progress(run, save_every, console):
-            raise typer.Exit(130)
-        print_report(run, sample, out, console)
+        return run
+
+    try:
+        with processes.joined():
+            run = processes.together(start)
+            if not train_with_progress(run, save_every, console):
+                raise typer.Exit(130)
+        if processes.rank() == 0:
+            print_report(run, sample, out, console)
     except TrainError as error:
-        typer.echo(f"fastlstm train: {error}", err=True)
+        if processes.rank() == 0:
+            typer.echo(f"fastlstm train: {error}", err=True)
         raise typer.Exit(error.exit_code) from None
 
 

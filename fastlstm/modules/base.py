@@ -32,7 +32,7 @@ class Recurrent(nn.RNNBase):
         backend: str = "auto",
     ) -> None:
         check_backend(backend)
-        if proj_size and self.of_mode == "GRU":
+        if self.of_mode == "GRU" and proj_size != 0:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__(
             self.of_mode,

@@ -81,9 +81,21 @@ class CIFGLSTMCell(LSTMCell):
 
     gates = 3
 
-    def __init__(self, *args: Any, peephole: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        if not isinstance(peephole, bool):
+            raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
         self.peepholes = 2 if peephole else 0
-        super().__init__(*args, **kwargs)
+        super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
 
     def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         weights: Any = self._weights()

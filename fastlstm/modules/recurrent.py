@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastlstm import functional
@@ -86,11 +87,29 @@ class CIFGLSTM(Recurrent):
 
     gates = 3
 
-    def __init__(self, *args: Any, peephole: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = False,
+        backend: str = "auto",
+    ) -> None:
         if not isinstance(peephole, bool):
             raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
         self.peepholes = 2 if peephole else 0
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
+            backend=backend,
+        )  # fmt: skip
 
     @property
     def peephole(self) -> bool:

@@ -60,9 +60,9 @@ class LSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, batch_sizes, reset, h0, c0, w_ih, w_hh, _, _, w_hr, w_peephole, ctx.coupled, ctx.reverse, cells = inputs
+        x, batch_sizes, reset, h0, c0, w_ih, w_hh, _, _, w_hr, w_peephole, ctx.coupled, ctx.reverse, ctx.cells = inputs
         y, _, _, no_cells, saved = output
-        ctx.mark_non_differentiable(*((saved,) if cells else (no_cells, saved)))
+        ctx.mark_non_differentiable(*((saved,) if ctx.cells else (no_cells, saved)))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, batch_sizes, reset, h0, c0, w_ih, w_hh, w_hr, w_peephole, y, saved)
 
@@ -72,6 +72,8 @@ class LSTMFunction(torch.autograd.Function):
         # Gradients are enabled here where a gradient of the gradient may be asked for. (A compiled backward refuses by itself.)
         twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         flags = ctx.coupled, ctx.reverse, need_dx, any(need_dw)
+        # a compiled backward has an empty gradient for the cells that nobody asked for
+        dcells = dcells if ctx.cells else None
         dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr, dw_peephole = (LSTMBackward.apply if twice else lstm_bwd)(
             dy, dh_n, dc_n, dcells, *ctx.saved_tensors, *flags
         )
@@ -126,7 +128,9 @@ def _register() -> None:
     """What C++ can't say about the ops: the shapes of their results, and how they are mapped over a new dimension."""
 
     @torch.library.register_fake("fastlstm::lstm_fwd")
-    def _(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole, coupled, reverse, return_cells, save):
+    def _(
+        x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole, coupled, reverse, return_cells, save
+    ):
         y = x.new_empty(*x.shape[:-1], h0.shape[1])
         cells = x.new_empty(*x.shape[:-1], c0.shape[1]) if return_cells else x.new_empty(0)
         slots = 4 + (not coupled) + (w_hr is not None)

@@ -1,18 +1,24 @@
 """One model in training: its optimizer, the state it carries from step to step, and its curves."""
 
 import time
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fastlstm.training import processes
 from fastlstm.training.errors import TrainingFailed
 from fastlstm.training.model import CharModel, State
 
 
 class Learner:
-    """`losses` (nats) and `seconds` have one entry per step, `heldout` one `(step, loss)` per evaluation."""
+    """`losses` (nats) and `seconds` have one entry per step, `heldout` one `(step, loss)` per evaluation.
+
+    Of several processes each sees its own share of the streams, and `state` is that of its share. Weights, losses and what
+    `tensors` gives are those of all, and the same in all.
+    """
 
     def __init__(self, name: str, model: CharModel) -> None:
         self.name = name
@@ -23,6 +29,11 @@ class Learner:
         self.seconds: list[float] = []
         self.heldout: list[tuple[int, float]] = []
 
+    @cached_property
+    def replica(self) -> nn.Module:
+        # made at the first step, which all processes take together; an error before that may be one process's own
+        return processes.replicated(self.model)
+
     def step(self, inputs: Tensor, targets: Tensor, fresh: bool, lr: float, clip: float) -> None:
         """One update from `(T, B)` characters; the state before them is carried over, unless `fresh`."""
         began = time.perf_counter()
@@ -30,14 +41,14 @@ class Learner:
             group["lr"] = lr
         self.model.train()
         self.optimizer.zero_grad()
-        logits, state = self.model(inputs, None if fresh else self.state)
+        logits, state = self.replica(inputs, None if fresh else self.state)
         loss = cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
         loss.backward()
         if clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.optimizer.step()
         self.state = tuple(s.detach() for s in state)
-        value = loss.item()
+        value = processes.summed(loss.item())[0] / processes.count()
         self.seconds.append(time.perf_counter() - began)
         if not value < float("inf"):
             raise TrainingFailed(f"the loss is {value} at step {len(self.losses) + 1}: try a lower --lr or --clip")
@@ -49,9 +60,13 @@ class Learner:
         self.model.eval()
         state, total = None, 0.0
         for inputs, targets in batches:
+            # so few streams that this process has none of them
+            if not inputs.numel():
+                continue
             logits, state = self.model(inputs, state)
             total += cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").item()
-        self.heldout.append((len(self.losses), total / sum(targets.numel() for _, targets in batches)))
+        total, characters = processes.summed(total, sum(targets.numel() for _, targets in batches))
+        self.heldout.append((len(self.losses), total / characters))
 
     def curves(self) -> dict[str, Any]:
         return {"losses": self.losses, "seconds": self.seconds, "heldout": self.heldout}
@@ -61,11 +76,14 @@ class Learner:
         self.heldout = [(step, loss) for step, loss in curves["heldout"]]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, by name. No random state: batches depend on seed and step only."""
+        """Everything that the next step depends on, by name. No random state: batches depend on seed and step only.
+
+        Processes call it together.
+        """
         found = {f"model.{name}": p for name, p in self.model.state_dict().items()}
         for name, p in self.model.named_parameters():
             found |= {f"optimizer.{name}.{key}": value for key, value in self.optimizer.state[p].items()}
-        found |= {f"state.{k}": s for k, s in enumerate(self.state or ())}
+        found |= {f"state.{k}": processes.gathered(s) for k, s in enumerate(self.state or ())}
         return {f"{self.name}.{key}": value.detach().to("cpu", copy=True).contiguous() for key, value in found.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -85,4 +103,5 @@ class Learner:
                 "param_groups": self.optimizer.state_dict()["param_groups"],
             }
         )
-        self.state = tuple(s.to(device) for _, s in sorted(under("state").items())) or None
+        carried = [s for _, s in sorted(under("state").items())]
+        self.state = tuple(processes.mine(s).contiguous().to(device) for s in carried) or None

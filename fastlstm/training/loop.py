@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 
+from fastlstm.training import processes
 from fastlstm.training.learner import Learner
 from fastlstm.training.options import Options
 from fastlstm.training.run import Run
@@ -19,29 +20,36 @@ EVALUATIONS = 20
 
 
 def train_steps(run: Run, save_every: int, stop: threading.Event, on_step: Callable[[Learner], None]) -> None:
-    """Trains to the last step, or to the end of the block in which `stop` is set; saves on the way and at the end."""
+    """Trains to the last step, or to the end of the block in which `stop` is set; saves on the way and at the end.
+
+    Of several processes each trains on its own streams; `stop` of any of them stops them all.
+    """
     options, data = run.options, run.corpus.train
     device = torch.device(options.device)
-    heldout = [
-        (x.to(device), y.to(device)) for x, y in heldout_batches(run.corpus.heldout, options.batch, options.length)
-    ]
+
+    def put(x: torch.Tensor) -> torch.Tensor:
+        return processes.mine(x).to(device)
+
+    heldout = [(put(x), put(y)) for x, y in heldout_batches(run.corpus.heldout, options.batch, options.length)]
     evaluate_every = math.ceil(options.steps / EVALUATIONS)
     # From here on a killed run can be resumed.
     if run.step == 0:
         run.save()
-    while run.step < options.steps and not stop.is_set():
+    stopping = processes.any_of(stop.is_set())
+    while run.step < options.steps and not stopping:
         first = run.step
         last = min(options.steps, *(first - first % n + n for n in (BLOCK, save_every, evaluate_every)))
         for learner in run.learners:
             for step in range(first, last):
                 x, y, fresh = training_batch(data, options.seed, step, options.batch, options.length)
-                learner.step(x.to(device), y.to(device), fresh, learning_rate(options, step), options.clip)
+                learner.step(put(x), put(y), fresh, learning_rate(options, step), options.clip)
                 on_step(learner)
         ended = last == options.steps
         if last % evaluate_every == 0 or ended:
             for learner in run.learners:
                 learner.evaluate(heldout)
-        if last % save_every == 0 or ended or stop.is_set():
+        stopping = processes.any_of(stop.is_set())
+        if last % save_every == 0 or ended or stopping:
             run.save()
 
 

@@ -1,26 +1,16 @@
-"""The character model: embedding, recurrent layers, linear. One table says which modules it is built from."""
+"""The character model: embedding, recurrent layers, linear."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-import fastlstm
+from fastlstm.modules import build
 
 State = tuple[Tensor, ...]
-
-
-class Variant(NamedTuple):
-    """Our module and PyTorch's with the same parameters, where it has one. Both: (input, hidden, num_layers)."""
-
-    ours: Callable[..., nn.Module]
-    torch: Callable[..., nn.Module] | None
-
-
-VARIANTS = {
-    "lstm": Variant(fastlstm.LSTM, nn.LSTM),
-}
+# with the same parameters as ours
+PYTORCHS = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
 class CharModel(nn.Module):
@@ -45,8 +35,7 @@ def build_model(
     variant: str, library: str, vocabulary: int, embedding: int, hidden: int, layers: int, seed: int
 ) -> CharModel:
     """A model of `library` ("fastlstm" or "torch"); the seed gives both the same weights."""
-    rnn = VARIANTS[variant].ours if library == "fastlstm" else VARIANTS[variant].torch
-    assert rnn is not None
+    rnn = partial(build, variant) if library == "fastlstm" else PYTORCHS[variant]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CharModel(rnn, vocabulary, embedding, hidden, layers)

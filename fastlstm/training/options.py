@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from fastlstm.backends import VARIANTS
 from fastlstm.training.errors import TrainError
-from fastlstm.training.model import VARIANTS
+from fastlstm.training.model import PYTORCHS
 
 # What may differ on resuming; the text itself is compared by its digest.
 FREE = ("steps", "device", "text")
@@ -48,8 +49,10 @@ class Options:
         _check_choice("dtype", self.dtype, DTYPES)
         if self.compare is not None:
             _check_choice("compare", self.compare, ("torch",))
-            if VARIANTS[self.variant].torch is None:
-                raise TrainError(f"--compare is 'torch', but PyTorch has no {self.variant} to compare with")
+            if self.variant not in PYTORCHS:
+                raise TrainError(
+                    f"--compare is 'torch', but --variant is {self.variant!r}: PyTorch has {' and '.join(PYTORCHS)} only"
+                )
         _check_device(self.device)
 
     def differs(self, **given: Any) -> str | None:

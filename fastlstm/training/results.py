@@ -29,7 +29,8 @@ class Comparison:
 
 def title(run: Run) -> str:
     o = run.options
-    return f"{o.variant.upper()}, {o.layers} x {o.hidden}, {o.dtype}, batch {o.batch} x {o.length} characters"
+    variant = o.variant.replace("_", " ").upper()
+    return f"{variant}, {o.layers} x {o.hidden}, {o.dtype}, batch {o.batch} x {o.length} characters"
 
 
 def label(learner: Learner) -> str:

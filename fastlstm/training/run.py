@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm.training import processes
 from fastlstm.training.checkpoint import load_checkpoint, newest_checkpoint, prepare_folder, save_checkpoint
 from fastlstm.training.errors import TrainError
 from fastlstm.training.learner import Learner
@@ -29,11 +30,14 @@ class Run:
         return min(len(learner.losses) for learner in self.learners)
 
     def save(self) -> None:
+        """Processes call it together; the first one writes."""
         if self.folder is None:
             return
         tensors: dict[str, Tensor] = {}
         for learner in self.learners:
             tensors |= learner.tensors()
+        if processes.rank() > 0:
+            return
         record = {
             "options": self.options.to_json(),
             "text": {"name": self.corpus.name, "sha256": self.corpus.digest},
@@ -91,6 +95,7 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
 
 def _build(options: Options, folder: Path | None) -> Run:
     options.check()
+    processes.check(options.batch, options.device)
     corpus = load_corpus(Path(options.text) if options.text is not None else None, options.batch, options.length)
     learners = []
     for library in ("fastlstm",) if options.compare is None else (options.compare, "fastlstm"):

@@ -1,0 +1,196 @@
+"""PyTorch's recurrent modules made ours, and back: those of a model that exists, or those that a library is about to build."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fastlstm.modules import GRU, LSTM, GRUCell, LSTMCell
+from fastlstm.modules.base import Recurrent, check_backend
+from fastlstm.modules.cells import Cell
+
+__all__ = ["Conversion", "convert", "patch", "to_torch"]
+
+# PyTorch's classes as they were at import: `patch` may change the names later
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.LSTM: LSTM, nn.GRU: GRU, nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell,
+}  # fmt: skip
+TORCHS = {ours: torchs for torchs, ours in OURS.items()}
+KINDS = {cls.__name__ for cls in OURS}
+NAMESPACES = (nn, nn.modules, nn.modules.rnn)
+
+
+class Conversion(NamedTuple):
+    """What became of a model's recurrent modules, by their names in it; a model that is one itself has the name ""."""
+
+    converted: list[str]
+    skipped: dict[str, str]  # name: the reason why it was left as it was
+
+
+def convert(model: nn.Module, *, backend: str = "auto") -> Conversion:
+    """Make every `nn.LSTM`, `nn.GRU`, `nn.LSTMCell` and `nn.GRUCell` of `model` ours, in place.
+
+    Each stays the same object, only of another class: its Parameters, hooks, attributes, parametrizations and every reference
+    to it are untouched, so an optimizer made before goes on, and there is nothing to assign. What can't be converted is left
+    as it was, and told under `skipped` with the reason: subclasses of PyTorch's modules (their code relies on PyTorch's),
+    modules whose `forward` was replaced, `nn.RNN`, quantized and scripted ones. What is ours already is in neither list.
+
+    Only registered submodules are found: not one that is kept in a plain list or in a closure. `torch.compile` compiles anew,
+    but what `torch.jit` or `torch.export` made of a model before keeps its code. A converted model that is pickled as a whole
+    needs fastlstm to be loaded; a `state_dict` does not. Code that asks `isinstance(module, nn.LSTM)` gets False afterwards.
+
+    backend: "auto", or the name of the one that must run, for all of them; as in `fastlstm.LSTM`.
+    Raises TypeError if `model` is no module, and ValueError for an unknown backend; nothing is converted then.
+
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.LSTM(3, 5), torch.nn.RNN(5, 2))
+    >>> convert(model)
+    Conversion(converted=['1'], skipped={'2': 'torch.nn.modules.rnn.RNN has no counterpart in fastlstm'})
+    >>> model[1]
+    LSTM(3, 5)
+    """
+    check_backend(backend)
+    reasons: dict[nn.Module, str | None] = {}
+    for module in _modules(model):
+        if _is_recurrent(module) and not isinstance(module, (Recurrent, Cell)):
+            reasons[module] = _why_not_ours(module)
+            if reasons[module] is None:
+                _change_class(module, OURS)
+                module.backend = backend  # type: ignore[assignment]
+                if isinstance(module, Cell):
+                    module.weight_peephole = None
+    return _report(model, reasons)
+
+
+def to_torch(model: nn.Module) -> Conversion:
+    """The way back: every `fastlstm.LSTM`, `GRU`, `LSTMCell` and `GRUCell` of `model` becomes PyTorch's, in place.
+
+    For what takes PyTorch's modules only, such as `torch.jit.script` and ONNX export. As with `convert`, objects and Parameters
+    stay the same. Subclasses, and variants that PyTorch lacks, are left and told under `skipped`. Keyword arguments that only
+    ours have (`lengths`, `reset`, `return_cells`) raise TypeError afterwards.
+    Raises TypeError if `model` is no module.
+
+    >>> model = torch.nn.ModuleDict({"a": LSTM(3, 5), "b": torch.nn.Linear(5, 2)})
+    >>> to_torch(model)
+    Conversion(converted=['a'], skipped={})
+    >>> type(model["a"])
+    <class 'torch.nn.modules.rnn.LSTM'>
+    """
+    reasons: dict[nn.Module, str | None] = {}
+    for module in _modules(model):
+        if isinstance(module, (Recurrent, Cell)):
+            reasons[module] = _why_not_torchs(module)
+            if reasons[module] is None:
+                _change_class(module, TORCHS)
+                for name in ("backend", "weight_peephole"):
+                    vars(module).pop(name, None)
+    return _report(model, reasons)
+
+
+_patching = threading.Lock()
+_patches = 0
+_originals: dict[tuple[Any, str], Any] = {}
+
+
+@contextmanager
+def patch() -> Iterator[None]:
+    """While it is active, `torch.nn.LSTM`, `GRU`, `LSTMCell` and `GRUCell` are ours: for libraries that build them inside.
+
+    It works where code looks up `nn.LSTM` or `torch.nn.modules.rnn.LSTM` (or another of the four) when it builds: a name that
+    was imported before by `from torch.nn import LSTM` is still PyTorch's. A library's class that derives from `nn.LSTM` derives
+    from ours if it is imported inside. The names are those of the whole process, so other threads see them too; uses may nest
+    and overlap, and the last to end restores the names, on exceptions as well. Keep it around construction only: inside,
+    `isinstance(module, nn.LSTM)` asks for ours, and PyTorch's modules can't be pickled or unpickled: their names are taken.
+
+    >>> with patch():
+    ...     lstm = torch.nn.LSTM(3, 5)
+    >>> isinstance(lstm, LSTM), torch.nn.LSTM is LSTM
+    (True, False)
+    """
+    global _patches
+    with _patching:
+        if _patches == 0:
+            for space in NAMESPACES:
+                for ours in OURS.values():
+                    _originals[space, ours.__name__] = getattr(space, ours.__name__)
+                    setattr(space, ours.__name__, ours)
+        _patches += 1
+    try:
+        yield
+    finally:
+        with _patching:
+            _patches -= 1
+            if _patches == 0:
+                for (space, name), original in _originals.items():
+                    setattr(space, name, original)
+                _originals.clear()
+
+
+def _modules(model: nn.Module) -> Iterator[nn.Module]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is of type {type(model).__name__}, expected an nn.Module: its submodules are changed in place"
+        )
+    return model.modules()
+
+
+def _report(model: nn.Module, reasons: dict[nn.Module, str | None]) -> Conversion:
+    """`reasons` by name: None for what was converted. A module in two places has two names."""
+    named = [(name, reasons[m]) for name, m in model.named_modules(remove_duplicate=False) if m in reasons]
+    return Conversion(
+        [name for name, why in named if why is None], {name: why for name, why in named if why is not None}
+    )
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    """Whether `module` is a recurrent one of PyTorch's or ours, of any kind; not one that only has such a name or parts."""
+    cls = type(module)
+    of_torch = cls.__module__.startswith("torch.") and KINDS & {cls.__name__, getattr(module, "original_name", "")}
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or bool(of_torch)
+
+
+def _why_not_ours(module: nn.Module) -> str | None:
+    cls = _own_class(module)
+    if cls in OURS:
+        if "forward" in vars(module):
+            return "its forward was replaced on the instance: that would go on to run PyTorch's"
+        if "backend" in vars(module):
+            return "it has an attribute 'backend' of its own, a name that fastlstm needs"
+        return None
+    if isinstance(module, torch.jit.ScriptModule):
+        return f"{module.original_name} was compiled by torch.jit: convert before that"
+    if isinstance(module, tuple(OURS)):
+        return f"{_full_name(cls)} is a subclass of PyTorch's module: its code may rely on what it inherits"
+    return f"{_full_name(cls)} has no counterpart in fastlstm"
+
+
+def _why_not_torchs(module: nn.Module) -> str | None:
+    cls = _own_class(module)
+    if cls in TORCHS:
+        return "its forward was replaced on the instance" if "forward" in vars(module) else None
+    if isinstance(module, tuple(TORCHS)) and not cls.__module__.startswith("fastlstm."):
+        return f"{_full_name(cls)} is a subclass of fastlstm's module: its code may rely on what it inherits"
+    return f"{_full_name(cls)} has no counterpart in torch.nn with the same Parameters"
+
+
+def _own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of `module` as it was written: `parametrize` puts one of its own in front, for this module alone."""
+    cls = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+
+
+def _change_class(module: nn.Module, table: dict[type[nn.Module], type[nn.Module]]) -> None:
+    cls = type(module)
+    if not parametrize.is_parametrized(module):
+        module.__class__ = table[cls]
+        return
+    # parametrized weights are properties of that class: a new one, since copies of the module share the old one
+    own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(cls.__name__, (table[cls.__bases__[0]],), own)
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

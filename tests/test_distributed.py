@@ -1,0 +1,228 @@
+"""Several processes do what one does: DDP and FSDP2 over every variant, and `fastlstm train` under torchrun.
+
+Run as a script, `test_distributed.py RANK FOLDER`, this file is one of the two processes that `results` starts.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from typer.testing import CliRunner
+
+from fastlstm.backends import VARIANTS
+from fastlstm.cli import app
+from fastlstm.modules import build
+from fastlstm.training import processes
+from fastlstm.training.checkpoint import load_checkpoint, newest_checkpoint
+from fastlstm.training.errors import TrainError
+
+T, B, I, H = 7, 6, 3, 5
+PROCESSES = 2
+# loopback only: gloo otherwise looks up the machine's name
+ALONE = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+
+
+def model(variant: str) -> nn.RNNBase:
+    torch.manual_seed(0)
+    return build(variant, I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
+
+
+def loss(rnn: nn.Module, x: Tensor) -> Tensor:
+    y, finals = rnn(x)
+    finals = finals if isinstance(finals, tuple) else (finals,)
+    return y.square().mean() + sum(s.square().mean() for s in finals)
+
+
+def batch() -> Tensor:
+    return torch.randn(T, B, I, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def update(rnn: nn.Module, x: Tensor, whole=lambda tensor: tensor) -> dict[str, Tensor]:
+    """The gradients of all parameters, and their values after a step of SGD; `whole` puts together what is distributed."""
+    optimizer = torch.optim.SGD(rnn.parameters(), lr=0.1)
+    loss(rnn, x).backward()
+    found = {f"grad {name}": whole(p.grad) for name, p in rnn.named_parameters()}
+    optimizer.step()
+    return found | {name: whole(p.detach()) for name, p in rnn.named_parameters()}
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    x = batch().chunk(PROCESSES, dim=1)[rank]
+    results = {}
+    for variant in VARIANTS:
+        replicated = DistributedDataParallel(model(variant))
+        found = {f"ddp {key.replace('module.', '')}": value for key, value in update(replicated, x).items()}
+        sharded = fully_shard(model(variant), mesh=mesh)
+        found |= {f"fsdp {key}": value for key, value in update(sharded, x, lambda t: t.full_tensor()).items()}
+        results |= {f"{variant} {key}": value.contiguous() for key, value in found.items()}
+    safetensors.torch.save_file(results, f"{folder}/results-{rank}")
+    dist.destroy_process_group()
+
+
+def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def outputs(*started: subprocess.Popen) -> list[str]:
+    return [process.communicate(timeout=120)[0] for process in started]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> list[dict[str, Tensor]]:
+    folder = tmp_path_factory.mktemp("processes")
+    command = [sys.executable, "-W", "error", __file__]
+    started = [start([*command, str(rank), str(folder)], ALONE) for rank in range(PROCESSES)]
+    said = outputs(*started)
+    assert [process.returncode for process in started] == [0, 0], "".join(said)
+    return [safetensors.torch.load_file(folder / f"results-{rank}") for rank in range(PROCESSES)]
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_and_update(results: list[dict[str, Tensor]], variant: str, way: str) -> None:
+    expected = update(model(variant), batch())
+    for found in results:
+        ours = {key: found[f"{variant} {way} {key}"] for key in expected}
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-15)
+
+
+# --- fastlstm train
+
+OPTIONS = ["--hidden", "8", "--embedding", "4", "--batch", "4", "--length", "5", "--layers", "2", "--dtype", "float64"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the cat sat on the mat, über 3 € [b]and[/b] ate.\n" * 20, encoding="utf-8")
+    return path
+
+
+def by_one(folder: Path, *arguments: str) -> None:
+    result = CliRunner().invoke(app, ["train", "--checkpoint", str(folder), "--out", str(folder / "out"), *arguments])
+    assert result.exit_code == 0, result.output
+
+
+def by_two(folder: Path, *arguments: str) -> str:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(PROCESSES)]
+    command = ["-m", "fastlstm", "train", "--checkpoint", str(folder), "--out", str(folder / "out"), *arguments]
+    process = start([*torchrun, "--master-addr", "127.0.0.1", "--master-port", str(free_port()), *command], ALONE)
+    (output,) = outputs(process)
+    assert process.returncode == 0, output
+    return output
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    (tensors, record), (others, other_record) = (load_checkpoint(newest_checkpoint(folder)) for folder in (one, other))
+    torch.testing.assert_close(tensors, others, rtol=1e-9, atol=1e-12)
+    curves, other_curves = (r.pop("curves")["fastlstm"] for r in (record, other_record))
+    # the loss is computed in float32
+    for key in ("losses", "heldout"):
+        torch.testing.assert_close(torch.tensor(curves[key]), torch.tensor(other_curves[key]), rtol=1e-6, atol=0)
+    assert {**record, "sha256": ""} == {**other_record, "sha256": ""}
+
+
+def test_train_by_two_is_train_by_one(text: Path, tmp_path: Path) -> None:
+    first = ["--text", str(text), *OPTIONS, "--steps", "3", "--sample", "10"]
+    more = ["--resume", "--steps", "6", "--sample", "0"]
+    one, from_two, from_one = tmp_path / "one", tmp_path / "from-two", tmp_path / "from-one"
+    by_one(one, *first)
+    by_one(from_one, *first)
+    output = by_two(from_two, *first)
+    assert output.count("10 generated characters") == 1
+    assert output.count("losses.png") == 1
+    assert_same_run(one, from_two)
+
+    by_one(one, *more)
+    by_one(from_two, *more)
+    by_two(from_one, *more)
+    assert_same_run(one, from_two)
+    assert_same_run(one, from_one)
+
+
+def as_torchrun(rank: int, port: int) -> dict[str, str]:
+    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(PROCESSES)}
+    return ALONE | places | {"TORCHELASTIC_RUN_ID": "test"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_to_one_ends_both(text: Path, tmp_path: Path, number: signal.Signals) -> None:
+    port, folder = free_port(), tmp_path / "run"
+    command = [sys.executable, "-m", "fastlstm", "train", "--text", str(text), *OPTIONS, "--steps", "100000"]
+    command += ["--checkpoint", str(folder), "--save-every", "3", "--out", str(tmp_path)]
+    first, second = (start(command, as_torchrun(rank, port)) for rank in range(PROCESSES))
+    while first.poll() is None and not any(folder.glob("step-*[1-9]")):
+        time.sleep(0.01)
+    second.send_signal(number)
+    output, silent = outputs(first, second)
+    codes = (first.returncode, second.returncode)
+    step = load_checkpoint(newest_checkpoint(folder))[1]["step"]
+    if number == signal.SIGINT:
+        assert codes == (130, 130), output + silent
+        assert f"Stopped at step {step:,} of 100,000; go on with" in output
+    else:
+        assert codes == (1, -signal.SIGKILL), output + silent
+        assert output.endswith("fastlstm train: another process of this run has ended\n")
+    assert silent == ""
+
+
+def test_an_error_in_one_is_an_error_in_all(tmp_path: Path) -> None:
+    # only the second process finds no text
+    port = free_port()
+    command = [sys.executable, "-m", "fastlstm", "train", *OPTIONS, "--out", str(tmp_path)]
+    second = [*command, "--text", str(tmp_path / "none")]
+    started = [start(line, as_torchrun(rank, port)) for rank, line in enumerate((command, second))]
+    output, silent = outputs(*started)
+    assert [process.returncode for process in started] == [2, 2], output + silent
+    assert output == f"fastlstm train: cannot read --text {tmp_path / 'none'}: No such file or directory\n"
+    assert silent == ""
+
+
+@pytest.mark.parametrize(
+    ("batch", "device", "message"),
+    [
+        (3, "cpu", "--batch is 3, expected a multiple of 2: each of the 2 processes takes as many streams"),
+        (4, "cuda:0", "--device is 'cuda:0', expected 'cpu': several processes train on the CPU only"),
+    ],
+)
+def test_what_processes_cannot_share(monkeypatch: pytest.MonkeyPatch, batch: int, device: str, message: str) -> None:
+    for name, value in as_torchrun(0, 0).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainError, match=message):
+        processes.check(batch, device)
+
+
+def test_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.arange(10).view(2, 5)
+    assert processes.mine(x).data_ptr() == x.data_ptr()
+    shares = []
+    for rank in range(PROCESSES):
+        for name, value in as_torchrun(rank, 0).items():
+            monkeypatch.setenv(name, value)
+        shares.append(processes.mine(x))
+    assert [s.shape[1] for s in shares] == [2, 3]
+    assert torch.equal(torch.cat(shares, dim=1), x)
+
+
+if __name__ == "__main__":
+    one_of_two(int(sys.argv[1]), sys.argv[2])
