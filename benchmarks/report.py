@@ -21,6 +21,14 @@ MODULES = {
     "cifg_peephole_lstm": "CIFGLSTM(peephole=True)",
 }
 MODES = {"train": "training", "infer": "inference"}
+# What each is for, and its parameters per layer and direction
+PURPOSES = {
+    "lstm": ("the default; a drop-in for nn.LSTM", "4H(I + H + 2)"),
+    "gru": ("fewer weights, one state; a drop-in for nn.GRU", "3H(I + H + 2)"),
+    "peephole_lstm": ("gates that see the cell: precise timing and counting", "4H(I + H + 2) + 3H"),
+    "cifg_lstm": ("f = 1 - i: a quarter fewer weights, seldom worse", "3H(I + H + 2)"),
+    "cifg_peephole_lstm": ("both", "3H(I + H + 2) + 2H"),
+}
 
 
 def peer(row: dict) -> str:
@@ -87,6 +95,24 @@ def summary(result: dict) -> Tables:
             for (one, against), modes in sorted(lines.items(), key=lambda item: order(item[0][0]))
         ],
     )
+
+
+def variants_table(result: dict) -> Tables:
+    """What each variant is for and costs: parameters, and time per step beside our own LSTM of the same size."""
+    lines = []
+    for variant, (purpose, parameters) in PURPOSES.items():
+        costs = [cost(result, variant, mode) for mode in MODES]
+        lines.append([f"`fastlstm.{MODULES[variant]}`", purpose, parameters, *costs])
+    return Tables(["module", "for", "parameters", "time per step, training", "inference"], lines)
+
+
+def cost(result: dict, variant: str, mode: str) -> str:
+    if variant == "lstm":
+        return "1"
+    rows = [r for r in chosen(result, variant, mode, "lstm") if "ratios" in r and CASES[r["case"]].layout != "cell"]
+    if not rows:
+        return "–"
+    return f"{1 / statistics.geometric_mean(spread(row).median for row in rows):.2f}"
 
 
 def order(name: str) -> int:
@@ -160,6 +186,13 @@ def markdown(result: dict, picture: str) -> str:
     """The README's section."""
     about, _, *missed = notes(result)
     parts = [
+        "## Variants",
+        table(variants_table(result)),
+        "Time per step: beside `fastlstm.LSTM` of the same size, the mean over the cases measured. Each has layers, two "
+        "directions, dropout, packed and padded input, resets and, but for the GRU, projections and all cell states; each has "
+        "a cell, and a stateless function in `fastlstm.functional`. On a GPU the LSTM and the GRU run on PyTorch's own ops, "
+        "the others as a loop in Python, until there are kernels for it. GPU speed is not yet measured.",
+        "## Speed",
         f"![Speed-up over PyTorch's modules]({picture})",
         "Speed-up over each peer: the geometric mean over the cases, and the case where it is lowest. "
         f"Every case: [{DETAILS}]({DETAILS}).",

@@ -1,8 +1,8 @@
-"""One step of each variant: the functions behind the cells. Few checks, each cheap: they run once per time step of a user's loop."""
+"""One step of each variant, behind the cells. Few checks, each cheap: they run once per time step of a loop of one's own."""
 
 from torch import Tensor
 
-from fastlstm import backends, checks
+from fastlstm import backends, checks, onnx
 from fastlstm.ops.gru import gru
 from fastlstm.ops.lstm import lstm
 from fastlstm.sequences import autocast
@@ -77,8 +77,7 @@ def gru_cell(
     """
     x, h0, w_ih, w_hh, b_ih, b_hh = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
     checks.check_cell("gru", x, (h0,), w_ih, w_hh, b_ih, b_hh, None)
-    # PyTorch's own op has no advantage for one step: without kernels, the reference is as good
-    chosen = backends.choose("gru", x.device, x.dtype, backend, True).backend
+    chosen = _choose("gru", x, backend)
     return gru(x, None, None, h0, w_ih, w_hh, b_ih, b_hh, backend=chosen)[0]
 
 
@@ -93,10 +92,16 @@ def _lstm_cell(
     w_peephole: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
+    checks.check_lstm_hx(hx, "lstm_cell")
     x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole = autocast(input, *hx, w_ih, w_hh, b_ih, b_hh, w_peephole)
     checks.check_cell(variant, x, (h0, c0), w_ih, w_hh, b_ih, b_hh, w_peephole)
-    chosen = backends.choose(variant, x.device, x.dtype, backend, True).backend
+    chosen = _choose(variant, x, backend)
     h, _, c, _ = lstm(
         x, None, None, h0, c0, w_ih, w_hh, b_ih, b_hh, None, w_peephole, coupled=variant.startswith("cifg"), backend=chosen,
     )  # fmt: skip
     return h, c
+
+
+def _choose(variant: str, x: Tensor, backend: str) -> str:
+    """The reference where there are no kernels, as good as PyTorch's own op for one step; and for ONNX, which knows no cells."""
+    return "reference" if onnx.exporting() else backends.choose(variant, x.device, x.dtype, backend, True).backend

@@ -164,11 +164,11 @@ def check_no_lengths(lengths: object, why: str) -> None:
         raise ValueError(f"lengths is given, expected None: {why}")
 
 
-def check_lstm_hx(hx: Sequence[Tensor]) -> None:
+def check_lstm_hx(hx: Sequence[Tensor], name: str = "lstm") -> None:
     """`hx` is a pair of tensors; `check_states` looks at what they are."""
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         got = f"of length {len(hx)}" if isinstance(hx, (tuple, list)) else f"of type {type(hx).__name__}"
-        raise RuntimeError(f"lstm expects two hidden states: hx is {got}, expected a tuple (h0, c0)")
+        raise RuntimeError(f"{name} expects two hidden states: hx is {got}, expected a tuple (h0, c0)")
     for k, s in enumerate(hx):
         if not isinstance(s, Tensor):
             raise TypeError(f"hx[{k}] is of type {type(s).__name__}, expected a Tensor: hx is a tuple (h0, c0)")
@@ -208,6 +208,8 @@ def check_cell(
     """One step's arguments fit each other: `others` are `b_ih`, `b_hh` and `w_peephole`, or None."""
     if x.dim() != 2:
         raise ValueError(f"input has {x.dim()} dimensions, expected 2: (batch, input_size)")
+    if x.layout is not torch.strided:
+        raise RuntimeError(f"input has layout {x.layout}, expected torch.strided: the batch is read as dense rows")
     B, I = x.shape
     H = w_hh.shape[-1]
     shape = SHAPES[variant]
@@ -215,19 +217,21 @@ def check_cell(
     if w_ih.dim() != 2 or w_ih.shape[1] != I:
         raise RuntimeError(f"input has inconsistent input_size: got {I} expected {w_ih.shape[-1]}")
     for k, s in enumerate(states):
-        if s.dim() != 2 or s.shape[0] != B:
+        if s.dim() == 0 or s.shape[0] != B:
             raise RuntimeError(
                 f"Input batch size {B} doesn't match hidden{k} batch size {s.shape[0] if s.dim() else 1}"
             )
-        if s.shape[1] != H:
-            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {s.shape[1]}, expected {H}")
+        if s.dim() == 1 or s.shape[1] != H:
+            raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {[*s.shape, None][1]}, expected {H}")
+        if s.dim() != 2:
+            raise RuntimeError(f"hidden{k} has {s.dim()} dimensions, expected 2: (batch, hidden_size)")
     expected = ((rows, I), (rows, H), (rows,), (rows,), (shape.peepholes, H))
     names = ("w_ih", "w_hh", "b_ih", "b_hh", "w_peephole")
     for name, w, size in zip(names, (w_ih, w_hh, *others), expected, strict=True):
         if w is not None and w.shape != size:
             raise ValueError(f"{name} has shape {tuple(w.shape)}, expected {size}: input size {I} and hidden size {H}")
     dtype, device = x.dtype, x.device
-    for name, t in zip(("w_ih", "w_hh", "hx"), (w_ih, w_hh, *states), strict=False):
+    for name, t in zip(("w_ih", "w_hh", "hidden0", "hidden1"), (w_ih, w_hh, *states), strict=False):
         if t.dtype != dtype or t.device != device:
             raise RuntimeError(f"{name} is {t.dtype} on {t.device}, expected {dtype} on {device}: those of input")
     for name, other in zip(names[2:], others, strict=True):

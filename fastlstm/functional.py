@@ -160,7 +160,7 @@ def gru(
         r = σ(W_ir x + b_ir + W_hr h' + b_hr)   z alike   n = tanh(W_in x + b_in + r * (W_hn h' + b_hn))
         h = (1 - z) * n + z * h'
 
-    Arguments are those of `lstm`, with three gates, in the order r, z, n: `w_ih` (3H, I), `w_hh` (3H, H), then `b_ih` and `b_hh`
+    Arguments are those of `lstm`, with three gates in the order r, z, n: `w_ih` (3H, I), `w_hh` (3H, H), then `b_ih` and `b_hh`
     (3H) or neither. `hx` and `h_n` are one tensor (L * D, B, H).
 
     >>> w_ih, w_hh = torch.randn(6, 3), torch.randn(6, 2)

@@ -1,7 +1,7 @@
 """From what users hand over (padded, packed, unbatched, batch first, unsorted) to the layouts of `fastlstm.ops`, and back."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,16 +70,16 @@ def time_major(input: Input, x: Tensor, batch_first: bool, lengths: Lengths, res
         x = x.transpose(0, 1)
     T, B, _ = x.shape
     checks.check_steps(T)
-    order = restore = batch_sizes = None
+    sizes = order = restore = None
     if lengths is not None:
         lengths, order = checks.check_lengths(lengths, T, B).sort(descending=True, stable=True)
-        batch_sizes = (torch.arange(T, device="cpu")[:, None] < lengths).sum(1)
+        sizes = (torch.arange(T, device="cpu")[:, None] < lengths).sum(1)
         order = order.to(x.device)
         restore = order.argsort()
         x = x.index_select(1, order)
     if reset is not None:
         reset = _reset(reset, T, B if batched else None, batch_first, order, x)
-    return Batch(x, batch_sizes, reset, B, order, restore, False, batched, batch_first)
+    return Batch(x, sizes, reset, B, order, restore, False, batched, batch_first)
 
 
 def _reset(reset: Tensor, T: int, B: int | None, batch_first: bool, order: Tensor | None, x: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def _reset(reset: Tensor, T: int, B: int | None, batch_first: bool, order: Tenso
     return (reset if order is None else reset.index_select(1, order)).contiguous()
 
 
-def autocast(*tensors: Tensor | None) -> Sequence[Tensor | None]:
+def autocast(*tensors: Tensor | None) -> Sequence[Any]:
     """The same in the dtype of autocast where that is on; like PyTorch's, it leaves float64 and integers alone.
 
     The first one tells the device.

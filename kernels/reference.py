@@ -5,7 +5,8 @@ from torch import Tensor
 
 
 def time_steps(x: Tensor, batch_sizes: Tensor | None) -> list[Tensor]:
-    """The valid rows of each step: `x` is dense (T, B, I), packed (N, I), padded (T, B, I) with `batch_sizes`, or one step (B, I)."""
+    """The valid rows of each step: `x` is dense (T, B, I), one step (B, I), or packed (N, I) or padded (T, B, I) with
+    `batch_sizes`."""
     if batch_sizes is None:
         return list(x.unbind(0)) if x.dim() == 3 else [x]
     if x.dim() == 2:

@@ -99,7 +99,7 @@ def test_bad_weights_of_the_family(run, weights, words):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_weight_of_the_wrong_shape_put_into_a_module(variant):
-    module = build(variant, I, H, 2)
+    module = build(variant, I, H, num_layers=2)
     rows = len(module.bias_hh_l1)
     module.bias_hh_l1 = nn.Parameter(torch.zeros(3))
     with pytest.raises(ValueError, match=re.escape(f"b_hh of weights[1] has shape (3,), expected ({rows},)")):

@@ -326,7 +326,7 @@ def test_a_gru_has_no_cells():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_error_leaves_nothing_half_done(variant):
-    module = build(variant, I, H, 2, dropout=0.5)
+    module = build(variant, I, H, num_layers=2, dropout=0.5)
     before, random = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
     with pytest.raises(ValueError, match="lengths holds 9"):
         module(X, lengths=[9, 1])

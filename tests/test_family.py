@@ -1,5 +1,7 @@
 """`PeepholeLSTM` and `CIFGLSTM`: the kernels against the reference, and what the equations say they are equal to."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -105,6 +107,37 @@ def test_zero_peepholes_change_no_bit(run, random_states, variant, plain, option
     for name, expected in results[1].items():
         torch.testing.assert_close(results[0].pop(name), expected, rtol=0, atol=0)
     assert all("peephole" in name and d.any() for name, d in results[0].items())
+
+
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("coupled", [False, True])
+def test_two_steps_by_hand(coupled, backend):
+    """i and f look at the old cell, o at the new one: one unit that hears nothing but its biases and itself."""
+    gates = {"i": (0.3, 2.0), "f": (-0.4, -3.0), "g": (0.7, None), "o": (0.2, 5.0)}  # bias, peephole
+    order = "igo" if coupled else "ifgo"
+    ours = build("cifg_peephole_lstm" if coupled else "peephole_lstm", 1, 1, dtype=torch.float64, backend=backend)
+    with torch.no_grad():
+        for w in ours.parameters():
+            w.zero_()
+        ours.bias_ih_l0.copy_(torch.tensor([gates[name][0] for name in order], dtype=torch.float64))
+        ours.weight_peephole_l0.copy_(
+            torch.tensor([[gates[name][1]] for name in order if name != "g"], dtype=torch.float64)
+        )
+
+    def gate(name: str, c: float) -> float:
+        bias, peephole = gates[name]
+        return 1 / (1 + math.exp(-bias - peephole * c))
+
+    c, expected = 0.25, []
+    for _ in range(2):
+        i = gate("i", c)
+        c = (1 - i if coupled else gate("f", c)) * c + i * math.tanh(gates["g"][0])
+        expected.append(gate("o", c) * math.tanh(c))
+    y, (_, c_n) = ours(
+        torch.zeros(2, 1, 1).double(), (torch.zeros(1, 1, 1).double(), torch.full((1, 1, 1), 0.25).double())
+    )
+    assert y.flatten().tolist() == pytest.approx(expected, rel=1e-12)
+    assert c_n.item() == pytest.approx(c, rel=1e-12)
 
 
 def uncoupled(name: str, w: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastlstm.backends import choose
+from fastlstm.backends import VARIANTS, choose
 from fastlstm.cli import app
+from fastlstm.cli.info import chosen, joined
 from fastlstm.version import __version__
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -20,15 +21,33 @@ def test_info_json() -> None:
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["machine"]["threads"] == 1
     assert facts["machine"]["gpus"] == [] or torch.cuda.is_available()
-    on_cpu = {row["dtype"]: (row["backend"], row["reason"]) for row in facts["backends"] if row["device"] == "cpu"}
-    assert on_cpu == {name: choose("lstm", torch.device("cpu"), getattr(torch, name)) for name in DTYPES}
+    rows = [row for row in facts["backends"] if row["device"] == "cpu"]
+    on_cpu = {(row["variant"], row["dtype"]): (row["backend"], row["reason"]) for row in rows}
+    expected = {(v, d): choose(v, torch.device("cpu"), getattr(torch, d)) for v in VARIANTS for d in DTYPES}
+    assert on_cpu == expected
+    assert len(rows) == len(expected)
 
 
 def test_info_fits_80_columns() -> None:
     said = CliRunner().invoke(app, ["info"], env={"COLUMNS": "80"}, catch_exceptions=False)
     assert all(len(line) <= 80 for line in said.stdout.splitlines())
-    for word in ("extension", "AVX2", "GEMM", "Triton", *DTYPES):
+    for word in ("extension", "AVX2", "GEMM", "Triton", *DTYPES, *VARIANTS):
         assert word in said.stdout
+
+
+def test_rows_that_say_the_same_are_joined() -> None:
+    rows = [chosen(variant, "cpu", dtype) for variant in ("lstm", "gru") for dtype in (torch.float32, torch.float64)]
+    (row,) = joined(joined(rows, "dtype"), "variant")
+    assert row == rows[0] | {"variant": "lstm\ngru", "dtype": "float32\nfloat64"}
+    rows[3] |= {"reason": "another"}
+    by_dtype = joined(rows, "dtype")
+    assert [(r["variant"], r["dtype"]) for r in by_dtype] == [
+        ("lstm", row["dtype"]),
+        ("gru", "float32"),
+        ("gru", "float64"),
+    ]
+    assert joined(by_dtype, "variant") == by_dtype
+    assert [r["dtype"] for r in rows] == ["float32", "float64"] * 2
 
 
 @pytest.mark.parametrize("command", ["info", "parity", "bench", "train"])

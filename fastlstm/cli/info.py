@@ -13,7 +13,6 @@ import typer
 from fastlstm import backends
 from fastlstm.version import __version__
 
-VARIANTS = ("lstm",)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # What a kernel of ours or of PyTorch's GEMM may use, by the names of torch.cpu.get_capabilities()
 CPU_FEATURES = {
@@ -52,7 +51,7 @@ def gather() -> dict[str, dict[str, object] | list[dict[str, str]]]:
             "gpus": gpus(),
             "triton": triton_status(),
         },
-        "backends": [chosen(*row) for row in itertools.product(VARIANTS, devices(), DTYPES)],
+        "backends": [chosen(*row) for row in itertools.product(backends.VARIANTS, devices(), DTYPES)],
     }
 
 
@@ -104,7 +103,7 @@ def chosen(variant: str, device: str, dtype: torch.dtype) -> dict[str, str]:
 def show(facts: dict) -> None:
     """The facts of `gather` as two tables, readable at 80 columns and in a pipe."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     machine = facts["machine"]
     rows = {name: version or "not installed" for name, version in facts["versions"].items()}
@@ -122,7 +121,21 @@ def show(facts: dict) -> None:
         here.add_row(name, value)
     console.print(here)
 
-    auto = Table("variant", "device", "dtype", "backend", "why", title='What "auto" runs', title_justify="left")
-    for row in facts["backends"]:
-        auto.add_row(*row.values())
+    # only the reason may be broken into lines
+    names = [Column(name, no_wrap=True) for name in ("variant", "device", "dtype", "backend")]
+    auto = Table(*names, "why", title='What "auto" runs', title_justify="left")
+    for row in joined(joined(facts["backends"], "dtype"), "variant"):
+        auto.add_row(*row.values(), end_section=True)
     console.print(auto)
+
+
+def joined(rows: list[dict[str, str]], key: str) -> list[dict[str, str]]:
+    """One row, with a line for each value of `key`, in the place of several that differ in nothing else."""
+    groups: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        others = tuple(value for name, value in row.items() if name != key)
+        if others in groups:
+            groups[others][key] += "\n" + row[key]
+        else:
+            groups[others] = dict(row)
+    return list(groups.values())

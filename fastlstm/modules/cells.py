@@ -36,7 +36,7 @@ class Cell(nn.RNNCellBase):
         else:
             self.weight_peephole = None
 
-    def _weights(self) -> tuple[Tensor | None, ...]:
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
     def extra_repr(self) -> str:
@@ -60,7 +60,7 @@ class LSTMCell(Cell):
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
 
     def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return functional.lstm_cell(x, hx, *self._weights(), backend=self.backend)  # type: ignore[arg-type]
+        return functional.lstm_cell(x, hx, *self._weights(), backend=self.backend)
 
 
 class PeepholeLSTMCell(LSTMCell):
@@ -69,8 +69,8 @@ class PeepholeLSTMCell(LSTMCell):
     peepholes = 3
 
     def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        weights: Any = self._weights()
-        return functional.peephole_lstm_cell(x, hx, *weights, self.weight_peephole, backend=self.backend)
+        weights: Any = (*self._weights(), self.weight_peephole)
+        return functional.peephole_lstm_cell(x, hx, *weights, backend=self.backend)
 
 
 class CIFGLSTMCell(LSTMCell):
@@ -98,8 +98,7 @@ class CIFGLSTMCell(LSTMCell):
         super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
 
     def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        weights: Any = self._weights()
-        return functional.cifg_lstm_cell(x, hx, *weights, self.weight_peephole, backend=self.backend)
+        return functional.cifg_lstm_cell(x, hx, *self._weights(), self.weight_peephole, backend=self.backend)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", peephole=True" if self.peepholes else "")
@@ -124,7 +123,7 @@ class GRUCell(Cell):
             hx = torch.zeros(len(x), self.hidden_size, dtype=x.dtype, device=x.device)
         elif not batched:
             hx = hx.unsqueeze(0)
-        h = functional.gru_cell(x, hx, *self._weights(), backend=self.backend)  # type: ignore[arg-type]
+        h = functional.gru_cell(x, hx, *self._weights(), backend=self.backend)
         return h if batched else h.squeeze(0)
 
 
@@ -145,5 +144,4 @@ def _pair(cell: Cell, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[
     for k, s in enumerate(hx):
         if s.dim() not in (1, 2):
             raise ValueError(f"{type(cell).__name__}: Expected hx[{k}] to be 1D or 2D, got {s.dim()}D instead")
-    h0, c0 = hx
-    return x, ((h0, c0) if batched else (h0.unsqueeze(0), c0.unsqueeze(0)))
+    return x, hx if batched else tuple(s.unsqueeze(0) for s in hx)  # type: ignore[return-value]

@@ -161,13 +161,13 @@ class GRU(Recurrent):
         return functional.gru(input, self.all_weights, hx, **self._options(), lengths=lengths, reset=reset)
 
 
-def build(variant: str, *sizes: int, **options: Any) -> nn.RNNBase:
-    """The module of a variant by its name in `fastlstm.backends.VARIANTS`.
+def build(variant: str, *args: Any, **options: Any) -> nn.RNNBase:
+    """The module of a variant by its name in `fastlstm.backends.VARIANTS`, from the arguments that it takes.
 
     >>> build("cifg_peephole_lstm", 3, 5)
     CIFGLSTM(3, 5, peephole=True)
     """
-    kinds = {"lstm": LSTM, "gru": GRU, "peephole_lstm": PeepholeLSTM, "cifg_lstm": CIFGLSTM}
     if variant == "cifg_peephole_lstm":
-        return CIFGLSTM(*sizes, peephole=True, **options)
-    return kinds[variant](*sizes, **options)
+        return CIFGLSTM(*args, peephole=True, **options)
+    kinds: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "peephole_lstm": PeepholeLSTM, "cifg_lstm": CIFGLSTM}
+    return kinds[variant](*args, **options)

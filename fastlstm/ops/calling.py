@@ -19,8 +19,8 @@ def differentiable(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
-def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    """The reference; in float32 for half dtypes, as the arithmetic of every backend is."""
+def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *others: Any) -> Any:
+    """What the reference returns; in float32 for half dtypes, as the arithmetic of every backend is."""
     if x.dtype not in (torch.float16, torch.bfloat16):
         return reference(x, *others)
     wide = [t.float() if isinstance(t, Tensor) and t.is_floating_point() else t for t in others]

@@ -1,0 +1,177 @@
+"""The scripts in `examples/`: their short forms learn, print their table and write what they say; bad options are one line."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SCRIPTS = ("timing", "tagger", "forecast")
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """As `python examples/name.py` finds it; its name stays free for others."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    module = importlib.import_module(name)
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "_shared")
+    return module
+
+
+def short(name: str, out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, dict]:
+    """What the short form printed, and the numbers that it wrote; the picture has been looked at."""
+    ran = CliRunner().invoke(load(name, monkeypatch).app, ["--short", "--out", str(out), *options])
+    assert ran.exit_code == 0, ran.output
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    return ran.output, json.loads((out / f"{name}.json").read_text())
+
+
+def fell(losses: list[float], to: float) -> bool:
+    first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
+    return last < to * first
+
+
+def test_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed, results = short("timing", tmp_path, monkeypatch)
+    sizes = {name: one["parameters"] for name, one in results.items()}
+    assert sizes == {"LSTM": 361, "PeepholeLSTM": 385, "CIFGLSTM": 401, "CIFGLSTM, peephole=True": 421, "GRU": 401}
+    for name, one in results.items():
+        assert name.split(",")[0] in printed
+        (run,) = one["seeds"]
+        assert len(run["losses"]) == run["steps"][-1] == 40
+        assert fell(run["losses"], 0.97)
+        assert all(0 <= value <= 1 for value in run["until_error"] + run["exact"])
+
+
+def test_timed_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = load("timing", monkeypatch)
+    x, y = timing.streams(4, 6, torch.Generator().manual_seed(0))
+    assert x.shape == (90, 4, 1)
+    assert y.shape == (90, 4)
+    for b in range(4):
+        before = -1
+        for t in y[:, b].nonzero().flatten().tolist():
+            offsets = x[before + 1 : t + 1, b, 0].unique().tolist()
+            assert [t - before] == [15 + int(offset) for offset in offsets]
+            before = t
+
+
+def test_time_is_right_until_the_first_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = load("timing", monkeypatch)
+    y = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    said = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [1.0, -1.0]])
+    assert timing.evaluate(lambda x: said, y, y) == (0.75, 0.5)
+
+
+def test_tagger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed, results = short("tagger", tmp_path, monkeypatch)
+    forward, both = results["forward only"], results["both directions"]
+    assert abs(forward["parameters"] - both["parameters"]) < 0.1 * both["parameters"]
+    assert fell(forward["losses"], 0.6)
+    assert fell(both["losses"], 0.6)
+    assert both["heldout"][-1][1] < forward["heldout"][-1][1]
+    # these two depend on what follows the name
+    for tag in ("called", "bound"):
+        assert both["wrong"][tag] < forward["wrong"][tag]
+    for row in ("keyword", "called", "bound", "operator", "all"):
+        assert f"│ {row} " in printed
+
+
+def test_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    tagger = load("tagger", monkeypatch)
+    source = "# alone\nif ab:\n    cd = f(x=1,\n      y='é')  # why\n\n\ndef g(): pass\n"
+    letters = dict(enumerate("kdcbonszp")) | {tagger.NO_TAG: " "}  # z: comment, p: operator, o: another name
+    lines = {line.text: "".join(letters[tag] for tag in line.tags.tolist()) for line in tagger.lines_of(source)}
+    assert lines == {
+        "if ab:": "kk oop",
+        "cd = f(x=1,\n      y='é')  # why": "bb p cpbpnp       bpsssp  zzzzz",
+        "def g(): pass": "kkk dppp kkkk",
+    }
+
+
+def test_tagger_ignores_padding_and_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    tagger = load("tagger", monkeypatch)
+    model = tagger.Tagger(5, True)
+    lines = tagger.lines_of("a = 1\nfor each in range(30): print(each)\npass\n")
+    characters, lengths, _ = tagger.batch_of(lines)
+    together = model(characters, lengths)
+    for k, line in enumerate(lines):
+        alone = model(line.characters[:, None], lengths[k : k + 1])
+        torch.testing.assert_close(together[: lengths[k], k], alone[:, 0])
+
+
+def test_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed, results = short("forecast", tmp_path, monkeypatch, "--steps", "120")
+    (losses,) = results["losses"]
+    assert len(losses) == 120
+    assert fell(losses, 0.7)
+    errors = results["errors"]
+    assert [round(errors["as the last year"][k], 1) for k in (0, 4, -1)] == [35.6, 100.9, 73.5]
+    assert round(errors["11 years before"][-1], 1) == 39.2
+    assert round(errors["linear, from 22 years"][0], 1) == 18.7
+    assert errors["two-layer LSTM"][-1] < errors["as the last year"][-1]
+    for row in errors:
+        assert f"│ {row} " in printed
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_same_seed_same_numbers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for folder, seed in (("once", "1"), ("again", "1"), ("other", "2")):
+        results = short(name, tmp_path / folder, monkeypatch, "--steps", "2", "--seed", seed)[1]
+        results.pop("errors", None)  # the linear forecast is LAPACK's, whose last bits may differ
+        runs.append(results)
+    once, again, other = runs
+    assert once == again != other
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "--steps is 0, expected at least 1"),
+        (["--seed", "-1"], "--seed is -1, expected 0 to 2^32 - 1"),
+        (["--out", __file__], f"cannot make --out {__file__}: File exists"),
+    ],
+)
+def test_bad_options(name: str, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = CliRunner().invoke(load(name, monkeypatch).app, options)
+    assert (ran.exit_code, ran.stderr) == (2, f"{name}.py: {message}\n")
+
+
+@pytest.mark.parametrize(("name", "option"), [("timing", "seeds"), ("forecast", "members")])
+def test_bad_numbers_of_networks(name: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = CliRunner().invoke(load(name, monkeypatch).app, [f"--{option}", "0"])
+    assert (ran.exit_code, ran.stderr) == (2, f"{name}.py: --{option} is 0, expected at least 1\n")
+
+
+@pytest.mark.parametrize(("name", "missing"), [("timing", "matplotlib.figure"), ("forecast", "statsmodels.datasets")])
+def test_missing_package(name: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    ran = CliRunner().invoke(load(name, monkeypatch).app, ["--short", "--out", str(tmp_path)])
+    package = missing.partition(".")[0]
+    assert (ran.exit_code, ran.stderr) == (
+        2,
+        f"{name}.py: {package} is missing; run: pip install 'fastlstm[examples]'\n",
+    )
+
+
+def test_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tagger = load("tagger", monkeypatch)
+    monkeypatch.setattr(tagger.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    ran = CliRunner().invoke(tagger.app, ["--out", str(tmp_path)])
+    assert ran.exit_code == 2
+    assert ran.stderr == f"tagger.py: {tmp_path} has 0 Python files, expected the standard library's sources\n"
+
+
+def test_runs_as_a_script(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLES / "forecast.py", "--short", "--steps", "1"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["forecast.json", "forecast.png"]
