@@ -50,6 +50,7 @@ class Backward {
   void peephole_gradients(int64_t p, int64_t rows);
   void write_products(int64_t p, int64_t rows);
   void multiply(const Combine<T>& product) const;
+  bool few() const { return seq.rows() <= 4; }  // not of a tile: results may not depend on how rows were split
   void input_gradients(const Place& place, const Chunk& chunk);
   void input_gradients_direct(const Place& place, const Chunk& chunk);
   void combine(const Feed& feed, int64_t row, int64_t rows, const S* w, int64_t size, Range columns, Block<T> to);

@@ -158,22 +158,32 @@ void Backward<S>::input_gradients_direct(const Place& place, const Chunk& chunk)
 template <class S>
 void Backward<S>::combine(const Feed& feed, int64_t row, int64_t rows, const S* w, int64_t size, Range columns, Block<T> to) {
   if constexpr (kSameType) {
-    bool begun = false;
-    for (int64_t i = 0; i < feed.gates; i++)
-      for (int64_t p = 0; p < P; p++, begun = true)
-        multiply({.m = rows, .n = columns.size(), .k = std::min(kLanes, H - p * kLanes),
-                  .a = dgates_of(p, row) + feed.offset() + i * kLanes, .a_m = gates, .a_k = 1,
-                  .w = w + (feed.gate[i] * H + p * kLanes) * size + columns.begin, .w_k = size, .c = to.p + columns.begin,
-                  .c_m = to.row, .accumulate = begun});
+    // Whole panels of a gate are one product over segments where there are rows enough; else, and the last, one by one
+    const int64_t n = columns.size(), segments = few() ? 0 : H / kLanes, whole = segments ? n / kLanes * kLanes : 0;
+    for (int64_t i = 0; i < feed.gates; i++) {
+      const T* const dg = dgates_of(0, row) + feed.offset() + i * kLanes;
+      const S* const of_gate = w + feed.gate[i] * H * size + columns.begin;
+      for (int64_t at = 0; at < whole; at += kMaxBlock)
+        path.gemm({.m = rows, .n = std::min(kMaxBlock, whole - at), .k = kLanes, .segments = segments, .a = dg, .a_m = gates,
+                   .a_segment = chunk_rows * gates, .b = of_gate + at, .b_k = size, .c = to.p + columns.begin + at, .c_m = to.row,
+                   .accumulate = i > 0});
+      for (int64_t p = 0; p < P; p++) {
+        const int64_t done = p < segments ? whole : 0;
+        if (done < n)
+          multiply({.m = rows, .n = n - done, .k = std::min(kLanes, H - p * kLanes), .a = dg + p * chunk_rows * gates, .a_m = gates,
+                    .a_k = 1, .w = of_gate + p * kLanes * size + done, .w_k = size, .c = to.p + columns.begin + done, .c_m = to.row,
+                    .accumulate = i > 0 || p > 0});
+      }
+    }
   }
 }
 
 // A product with weights, or gradients of weights, as they stand in memory: whole blocks of columns by the micro-kernels where
-// there are terms enough to use a block in registers well.
+// there are rows and terms enough to use a block in registers well.
 template <class S>
 void Backward<S>::multiply(const Combine<T>& product) const {
   Combine<T> rest = product;
-  const int64_t whole = product.m > 4 && product.k > 4 ? product.n / kLanes * kLanes : 0;
+  const int64_t whole = !few() && product.k > 4 ? product.n / kLanes * kLanes : 0;
   for (int64_t n = 0; n < whole; n += kMaxBlock)
     path.gemm({.m = product.m, .n = std::min(kMaxBlock, whole - n), .k = product.k, .a = product.a, .a_m = product.a_m,
                .a_k = product.a_k, .b = product.w + n, .b_k = product.w_k, .c = product.c + n, .c_m = product.c_m,
@@ -185,8 +195,8 @@ void Backward<S>::multiply(const Combine<T>& product) const {
 template <class S>
 void Backward<S>::finish(const Place& place) {
   if (place.worker == 0) {  // done with, and as large as the gradients that are written now
-    for (Buffer<T>* buffer : {&packed_ih, &packed_hh, &dgates, &joined}) *buffer = Buffer<T>();
-    for (Buffer<Pair>* buffer : {&pairs_ih, &pairs_hh, &dgate_pairs, &joined_pairs}) *buffer = Buffer<Pair>();
+    for (Buffer<T>* buffer : {&packed_ih, &packed_hh, &dgates, &joined}) buffer->drop();
+    for (Buffer<Pair>* buffer : {&pairs_ih, &pairs_hh, &dgate_pairs, &joined_pairs}) buffer->drop();
   }
   const Range panels = place.mine(P), rows = place.mine(seq.B);
   for (int64_t b = rows.begin; b < rows.end; b++) {

@@ -60,12 +60,16 @@ class Pool {
   }
 
   // False where the block is not from here.
-  bool give_back(void* p) {
+  bool give_back(void* p, bool keep) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto it = used_.find(p);
     if (it == used_.end()) return false;
-    kept_.push_back({p, it->second});
-    kept_bytes_ += it->second;
+    if (keep) {
+      kept_.push_back({p, it->second});
+      kept_bytes_ += it->second;
+    } else {
+      std::free(p);
+    }
     used_bytes_ -= it->second;
     used_.erase(it);
     if (++returns_ % kMemory == 0) most_before_ = std::exchange(most_, used_bytes_);
@@ -119,7 +123,11 @@ Pool& pool() {
 void* take_block(size_t bytes) { return bytes < kLarge ? allocate(bytes, 64) : pool().take(bytes); }
 
 void give_back_block(void* block) {
-  if (block && !pool().give_back(block)) std::free(block);
+  if (block && !pool().give_back(block, true)) std::free(block);
+}
+
+void drop_block(void* block) {
+  if (block && !pool().give_back(block, false)) std::free(block);
 }
 
 void empty_pool() { pool().empty(); }

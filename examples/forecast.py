@@ -166,6 +166,7 @@ def main(
     check_seed(seed)
     steps = steps or (30 if short else 500)
     members = members or (1 if short else 5)
+    torch.set_num_threads(1)  # the networks are too small to be shared among threads
     series = load()
     values, seen = series.values, int((series.years < SPLIT).sum())
     at = torch.arange(seen, len(values) - AHEAD + 1)

@@ -154,6 +154,7 @@ def main(
     check_seed(seed)
     steps = steps or (40 if short else 1000)
     seeds = seeds or (1 if short else 7)
+    torch.set_num_threads(1)  # the networks are too small to be shared among threads
     curves: dict[str, list[Curve]] = {name: [] for name in NETWORKS}
     sizes: dict[str, int] = {}
     with bar() as progress:

@@ -61,6 +61,23 @@ def test_the_same_bits_for_any_number_of_threads(variant, batch):
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
 
 
+SHAPES = {"one step": (1, 6), "one step of many": (1, 70), "few rows": (2, 3), "some": (9, 5)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("steps", "batch"), SHAPES.values(), ids=SHAPES)
+def test_the_same_bits_without_packing_and_in_half_precision(variant, dtype, steps, batch):
+    ours = build(variant, 134, 202, dtype=dtype)
+    x = torch.randn(steps, batch, 134).to(dtype)
+    results = []
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        results.append(train_once(ours, x))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
 def send_results(pipe, ours: nn.Module, x: Tensor) -> None:
     pipe.send([t.numpy() for t in train_once(ours, x)])
 
