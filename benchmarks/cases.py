@@ -90,5 +90,6 @@ CASES = {
     "proj": Case(H=512, P=256, I=80, T=100, B=32, stands_for="speech, projected"),
     "cell-1": Case(H=256, I=256, T=1, B=1, layout="cell", stands_for="a cell, one row"),
     "cell-16": Case(H=256, I=256, T=1, B=16, layout="cell", stands_for="a cell, a small batch"),
+    "cell-64": Case(H=256, I=256, T=1, B=64, layout="cell", stands_for="a cell, a batch"),
     "cell-256": Case(H=256, I=256, T=1, B=256, layout="cell", stands_for="a cell, a large batch"),
 }

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kMaxBlock = 4 * kLanes;  // columns of a product at once
 // With no more rows than this in all, packing the weights would not pay; in a single step it takes longer to
-constexpr int64_t kDirectRows = 8, kDirectStepRows = 64;
+constexpr int64_t kDirectRows = 8, kDirectStepRows = 32;
 
 template <class S>
 class Forward {

@@ -73,6 +73,8 @@ struct GemmPath {
   // to = from and to += from, over `rows` rows of `n` elements, n a multiple of kLanes.
   void (*copy)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);
   void (*add)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);
+  // to[j][i] = from[i][j], for any number of rows and columns.
+  void (*transpose)(int64_t rows, int64_t columns, Block<const T> from, Block<T> to);
   // sum[i] += sum over `rows` of a[m][i] * b[m][i], for i < kLanes, in blocks of 16 rows.
   void (*dots)(int64_t rows, Block<const T> a, Block<const T> b, T* sum);
 };

@@ -262,6 +262,50 @@ void move(int64_t rows, int64_t n, Block<const T> from, Block<T> to) {
     }
 }
 
+// A square block of `lanes` rows: rows j and j + lanes / 2 are zipped, over and over.
+template <class T>
+[[gnu::always_inline]] inline void transpose_block(Block<const T> from, Block<T> to) {
+  using S = Simd<T>;
+  constexpr int n = S::lanes;
+  typename S::V v[n], w[n];
+#pragma GCC unroll 16
+  for (int j = 0; j < n; j++) v[j] = S::load(from.p + j * from.row);
+#if !defined(__clang__)
+  typename S::I low, high;
+  for (int i = 0; i < n; i++) {
+    low[i] = i / 2 + (i % 2) * n;
+    high[i] = low[i] + n / 2;
+  }
+#pragma GCC unroll 4
+  for (int stage = 1; stage < n; stage *= 2) {
+#pragma GCC unroll 16
+    for (int j = 0; j < n / 2; j++) {
+      w[2 * j] = __builtin_shuffle(v[j], v[j + n / 2], low);
+      w[2 * j + 1] = __builtin_shuffle(v[j], v[j + n / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < n; j++) v[j] = w[j];
+  }
+#else
+  for (int j = 0; j < n; j++)
+    for (int i = 0; i < n; i++) w[j][i] = v[i][j];
+  for (int j = 0; j < n; j++) v[j] = w[j];
+#endif
+#pragma GCC unroll 16
+  for (int j = 0; j < n; j++) S::store(to.p + j * to.row, v[j]);
+}
+
+template <class T>
+void transpose(int64_t rows, int64_t columns, Block<const T> from, Block<T> to) {
+  constexpr int64_t n = Simd<T>::lanes;
+  const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
+  for (int64_t i = 0; i < whole_rows; i += n)
+    for (int64_t j = 0; j < whole_columns; j += n)
+      transpose_block<T>({from.p + i * from.row + j, from.row}, {to.p + j * to.row + i, to.row});
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; j++) to.p[j * to.row + i] = from.p[i * from.row + j];
+}
+
 template <class T>
 void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
   using S = Simd<T>;
@@ -281,7 +325,7 @@ void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
 #ifndef PAIRS
 template <class T>
 GemmPath<T> path() {
-  return {gemm<T>, dot<T>, combine<T>, move<T, false>, move<T, true>, dots<T>};
+  return {gemm<T>, dot<T>, combine<T>, move<T, false>, move<T, true>, transpose<T>, dots<T>};
 }
 template GemmPath<float> path<float>();
 template GemmPath<double> path<double>();

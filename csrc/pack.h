@@ -1,14 +1,16 @@
 // Weights rearranged for gemm.h: blocks of columns, each a contiguous (k, n) matrix, zero where units don't exist.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "recurrence.h"
 
 namespace fastlstm {
 
-// to[j][i] = from[i][j], in blocks whose lines stay in the cache.
+// to[j][i] = from[i][j]; where types differ, in blocks whose lines stay in the cache.
 template <class From, class To>
 void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> to) {
+  if constexpr (std::is_same_v<From, To> && std::is_floating_point_v<To>) return gemm_path<To>().transpose(rows, columns, from, to);
   for (int64_t i0 = 0; i0 < rows; i0 += kLanes)
     for (int64_t j0 = 0; j0 < columns; j0 += kLanes)
       for (int64_t i = i0; i < std::min(rows, i0 + kLanes); i++)

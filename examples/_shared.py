@@ -78,7 +78,7 @@ def save(figure: Any, results: dict[str, Any], out: Path, name: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     try:
         figure.savefig(out / f"{name}.png", dpi=100)
-        (out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+        (out / f"{name}.json").write_text(json.dumps(results) + "\n")
     except OSError as error:
         raise ExampleError(f"cannot write {error.filename}: {error.strerror}") from None
     typer.echo(f"Picture: {out / name}.png; its numbers: {out / name}.json")

@@ -135,7 +135,7 @@ def picture(series: Series, forecasts: dict[str, Tensor], found: dict[str, list[
     above, below = figure.subplots(2, 1)
     shown = series.years >= SPLIT - 2 * AHEAD
     above.fill_between(
-        series.years[shown], series.sunspots(series.values[shown]), color="0.88", label="what came", linewidth=0
+        series.years[shown], series.sunspots(series.values[shown]), color="0.88", label="observed", linewidth=0
     )
     for ahead, color in ((1, "#053061"), (5, "#d6604d")):
         values = series.sunspots(forecasts[network][:, ahead - 1])
@@ -143,12 +143,12 @@ def picture(series: Series, forecasts: dict[str, Tensor], found: dict[str, list[
         above.plot(series.years[at] + ahead - 1, values, color=color, marker=".", linewidth=1.2, label=label)
     above.axvline(SPLIT - 0.5, color="0.4", linewidth=1, linestyle=":")
     above.set(ylabel="sunspot number", xlim=(SPLIT - 2 * AHEAD, 2009), ylim=(0, None))
-    above.legend(frameon=False, loc="upper left", fontsize="small")
+    above.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize="small")
     colors = ("#f4a582", "#d6604d", "0.5", "#053061")
     for (name, row), color in zip(found.items(), colors, strict=True):
         below.plot(range(1, AHEAD + 1), row[:AHEAD], marker="o", color=color, label=name)
     below.set(xlabel="years ahead", ylabel="error (RMSE) in sunspots", xticks=range(1, AHEAD + 1), ylim=(0, None))
-    below.legend(frameon=False, fontsize="small")
+    below.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize="small")
     return figure
 
 

@@ -191,6 +191,7 @@ def picture(results: dict[str, dict]):
         places = [place + 0.4 * k - 0.2 for place in range(len(NAMES))]
         right.barh(places, list(one["wrong"].values()), height=0.4, color=color, label=name)
     left.set(xlabel="training step", ylabel="held-out characters tagged wrong, %", yscale="log")
+    left.yaxis.set_major_formatter("{x:g}")
     right.set(xlabel="of the characters with this tag, tagged wrong, %", yticks=range(len(NAMES)), yticklabels=NAMES)
     right.invert_yaxis()
     left.legend(frameon=False)
