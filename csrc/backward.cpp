@@ -39,10 +39,13 @@ void Backward<S>::set_up(const Plan& plan, int64_t workers) {
     dgates = Buffer<T>(chunk_rows * P * gates);
     if (f.need_dw) joined = Buffer<T>(chunk_rows * joined_row);
   }
-  if (f.need_dw && !direct) dw = Buffer<T>(P * dw_panel());
+  if (f.need_dw && !direct) {
+    dw = Buffer<T>(P * dw_panel());
+    db_total = Buffer<double>(P * gates);
+  }
   if (v.peepholes) {
     peepholes = Buffer<T>(P * v.peepholes * kLanes);
-    dpeepholes = Buffer<T>(P * v.peepholes * kLanes);
+    dpeepholes = Buffer<double>(P * v.peepholes * kLanes);
     seen_cells = Buffer<T>(P * chunk_rows * 2 * kLanes);
   }
   state_row = padded_row<T>(units * kLanes);
@@ -89,7 +92,7 @@ void Backward<S>::pack(const Place& place) {
     if (v.peepholes) {
       const int64_t size = v.peepholes * kLanes;
       pack_columns<false>(f.w.peephole, v.peepholes, H, p * kLanes, kLanes, peepholes + p * size);
-      std::fill_n(dpeepholes + p * size, size, T(0));
+      std::fill_n(dpeepholes + p * size, size, 0.0);
     }
     if (direct) continue;
     if (f.dx)
@@ -110,7 +113,10 @@ void Backward<S>::pack(const Place& place) {
           pack_gate_columns(f.w.hh, v.hh, H, R, p, block * kLanes, count * kLanes, packed_hh + at);
       });
     }
-    if (f.need_dw) std::fill(dw + p * dw_panel(), dw + (p + 1) * dw_panel(), T(0));
+    if (f.need_dw) {
+      std::fill(dw + p * dw_panel(), dw + (p + 1) * dw_panel(), T(0));
+      std::fill_n(db_total + p * gates, gates, 0.0);
+    }
     if (!f.size.project) continue;
     pack_columns<false>(f.w.hr, R, H, p * kLanes, kLanes, packed_hr + p * R * kLanes);
     std::fill(dw_hr + p * R * kLanes, dw_hr + (p + 1) * R * kLanes, T(0));

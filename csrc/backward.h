@@ -14,7 +14,7 @@ class Backward {
   using T = compute_t<S>;
   static constexpr bool kSameType = std::is_same_v<S, T>, kHalf = std::is_same_v<S, BFloat16>;
   static constexpr int64_t kWeightRows = 48;  // rows of a weight gradient per job
-  static constexpr int64_t kBiasBlock = 16;   // a bias sums terms of either sign and any size, to little in the end
+  static constexpr int64_t kBiasBlock = 16;   // terms of a bias' gradient at a time
   static constexpr int64_t kInputRows = 24;   // rows of an input gradient at a time
   static constexpr int64_t kMaxBlock = 4 * kLanes;
   // With no more rows than this in all, or a single step, packing weights and gradients would not pay
@@ -57,9 +57,10 @@ class Backward {
   template <class F>
   void scatter(const Chunk& chunk, int64_t row, int64_t rows, const F& put);
   void finish(const Place& place);
+  void write_bias(const Feed& feed, int64_t p, int64_t n, S* to);
   void write(const Feed& feed, const T* from, int64_t depth, int64_t p, int64_t n, S* to);
 
-  // A panel's accumulators: dw_ih.T (I, columns), dw_hh.T (R, columns), and both biases' in one row of all slots.
+  // A panel's accumulators: dw_ih.T (I, columns), dw_hh.T (R, columns), and both those of a chunk's biases in one row of all slots.
   int64_t dw_panel() const { return I * v.ih.columns() + R * v.hh.columns() + gates; }
   T* dgates_of(int64_t p, int64_t row) const { return dgates + (p * chunk_rows + row) * gates; }
   BFloat16* half_dgates_of(int64_t p, int64_t row) const { return half_dgates + (p * chunk_rows + row) * gates; }
@@ -83,7 +84,9 @@ class Backward {
   Buffer<Pair> pairs_ih, pairs_hh, dgate_pairs, joined_pairs;
   Buffer<BFloat16> half_dgates, half_joined, half_zeros;
   int64_t state_row = 0, joined_row = 0, chunk_rows = 0, tile_size = 0;
-  Buffer<T> packed_ih, packed_hh, packed_hr, peepholes, dpeepholes, seen_cells;
+  Buffer<T> packed_ih, packed_hh, packed_hr, peepholes, seen_cells;
+  // Sums over all rows, of either sign and any size, to little in the end: by chunks, and over chunks in float64
+  Buffer<double> db_total, dpeepholes;
   Buffer<T> dh, dc, c0, dgates, joined, dw, dprojected, hidden, dw_hr, tiles;
 };
 

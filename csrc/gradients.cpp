@@ -31,10 +31,12 @@ void Backward<S>::weight_gradients(const Place& place, int64_t rows) {
       add_product(v.hh, p, rows, I, R, k - of_x, dw_hh(p));
     else if (half)
       half->gemm({.m = 1, .n = gates, .k = (rows + 1) / 2, .a = &kOnes, .a_m = 0, .a_k = 0, .b = dgate_pairs_of(p),
-                  .c = reinterpret_cast<float*>(db(p)), .c_m = gates, .accumulate = true, .block = kBiasBlock / 2});
+                  .c = reinterpret_cast<float*>(db(p)), .c_m = gates, .block = kBiasBlock / 2});
     else
       path.gemm({.m = 1, .n = gates, .k = rows, .a = &kOne, .a_m = 0, .a_k = 0, .b = dgates_of(p, 0), .c = db(p), .c_m = gates,
-                 .accumulate = true, .block = kBiasBlock});
+                 .block = kBiasBlock});
+    if (k == of_x + of_h)
+      for (int64_t i = 0; i < gates; i++) db_total[p * gates + i] += db(p)[i];
   }
 }
 
@@ -43,9 +45,10 @@ void Backward<S>::peephole_gradients(int64_t p, int64_t rows) {
   for (int64_t k = 0; k < v.peepholes; k++) {
     const bool output = k == v.peepholes - 1;  // o sees the new cell, the gates before it the old one
     const int64_t slot = output ? v.slots - 1 : k;
+    T of_chunk[kLanes] = {};
     path.dots(rows, {dgates_of(p, 0) + slot * kLanes, gates},
-              {seen_cells + p * chunk_rows * 2 * kLanes + (output ? 0 : kLanes), 2 * kLanes},
-              dpeepholes + (p * v.peepholes + k) * kLanes);
+              {seen_cells + p * chunk_rows * 2 * kLanes + (output ? 0 : kLanes), 2 * kLanes}, of_chunk);
+    for (int64_t i = 0; i < kLanes; i++) dpeepholes[(p * v.peepholes + k) * kLanes + i] += of_chunk[i];
   }
 }
 
@@ -213,11 +216,11 @@ void Backward<S>::finish(const Place& place) {
     if (!direct) {
       write(v.ih, dw_ih(p), I, p, n, f.dw_ih);
       write(v.hh, dw_hh(p), R, p, n, f.dw_hh);
-      write(v.ih, db(p) + v.ih.offset(), 1, p, n, f.db_ih);
-      if (f.db_hh) write(v.hh, db(p) + v.hh.offset(), 1, p, n, f.db_hh);
+      write_bias(v.ih, p, n, f.db_ih);
+      if (f.db_hh) write_bias(v.hh, p, n, f.db_hh);
     }
     if (v.peepholes)
-      convert<T, S>(v.peepholes, n, {dpeepholes + p * v.peepholes * kLanes, kLanes}, {f.dw_peephole + p * kLanes, H});
+      convert<double, S>(v.peepholes, n, {dpeepholes + p * v.peepholes * kLanes, kLanes}, {f.dw_peephole + p * kLanes, H});
     if (f.size.project)
       convert<T, S>(R, n, {dw_hr + p * R * kLanes, kLanes}, {f.dw_hr + p * kLanes, H});
   }
@@ -228,6 +231,13 @@ template <class S>
 void Backward<S>::write(const Feed& feed, const T* from, int64_t depth, int64_t p, int64_t n, S* to) {
   for (int64_t i = 0; i < feed.gates; i++)
     transpose<T, S>(depth, n, {from + i * kLanes, feed.columns()}, {to + (feed.gate[i] * H + p * kLanes) * depth, depth});
+}
+
+template <class S>
+void Backward<S>::write_bias(const Feed& feed, int64_t p, int64_t n, S* to) {
+  const double* const from = db_total + p * gates + feed.offset();
+  for (int64_t i = 0; i < feed.gates; i++)
+    convert<double, S>(1, n, {from + i * kLanes, 0}, {to + feed.gate[i] * H + p * kLanes, 0});
 }
 
 template class Backward<float>;

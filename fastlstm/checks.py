@@ -38,15 +38,17 @@ def check_input(x: Tensor, packed: bool, name: str = "LSTM") -> None:
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead")
 
 
-def weight_names(shape: Shape, count: int) -> tuple[str, ...] | None:
-    """The names of a layer's `count` weights, in order; None where no layer of this shape has so many."""
-    peephole = ("w_peephole",) if shape.peepholes else ()
+def _weight_names(shape: Shape) -> dict[int, tuple[str, ...]]:
+    """The names of a layer's weights, in order, by how many there are."""
+    found = {}
     for biases in ((), ("b_ih", "b_hh")):
         for projection in ((), ("w_hr",))[: 1 + shape.projection]:
-            names = ("w_ih", "w_hh", *biases, *projection, *peephole)
-            if len(names) == count:
-                return names
-    return None
+            names = ("w_ih", "w_hh", *biases, *projection, *(("w_peephole",) if shape.peepholes else ()))
+            found[len(names)] = names
+    return found
+
+
+WEIGHT_NAMES = {variant: _weight_names(shape) for variant, shape in SHAPES.items()}
 
 
 def check_weights(
@@ -58,34 +60,33 @@ def check_weights(
         raise ValueError(
             f"weights has {len(weights)} entries, expected a multiple of {directions}: one per layer and direction"
         )
-    names = weight_names(shape, len(weights[0]))
+    names = WEIGHT_NAMES[variant].get(len(weights[0]))
     if names is None:
-        most = weight_names(shape, 4 + shape.projection + bool(shape.peepholes)) or ()
-        least = 2 + bool(shape.peepholes)
-        raise ValueError(
-            f"weights[0] has {len(weights[0])} tensors, expected {least} to {len(most)}: {', '.join(most)}"
-        )
-    first = dict(zip(names, weights[0], strict=True))
-    w_ih = first["w_ih"]
-    R = first["w_hr"].shape[0] if "w_hr" in first else first["w_hh"].shape[-1]
-    H = first["w_hr"].shape[-1] if "w_hr" in first else R
+        least, most = min(WEIGHT_NAMES[variant]), max(WEIGHT_NAMES[variant])
+        words = ", ".join(WEIGHT_NAMES[variant][most])
+        raise ValueError(f"weights[0] has {len(weights[0])} tensors, expected {least} to {most}: {words}")
+    w_ih, w_hh, *_ = weights[0]
+    H = R = w_hh.shape[-1]
+    if "w_hr" in names:
+        R, H = weights[0][names.index("w_hr")].shape
     _check_input_fits(x, w_ih)
-    rows = shape.gates * H
+    rows, dtype, device = shape.gates * H, w_ih.dtype, w_ih.device
     for k, tensors in enumerate(weights):
         if len(tensors) != len(names):
             raise ValueError(f"weights[{k}] has {len(tensors)} tensors, expected {len(names)}: as many as weights[0]")
         I = w_ih.shape[-1] if k < directions else R * directions
-        shapes = {"w_ih": (rows, I), "w_hh": (rows, R), "b_ih": (rows,), "b_hh": (rows,), "w_hr": (R, H)}
-        shapes["w_peephole"] = (shape.peepholes, H)
+        shapes: dict[str, tuple[int, ...]] = {"w_ih": (rows, I), "w_hh": (rows, R), "b_ih": (rows,), "b_hh": (rows,)}
+        if len(names) != 4 or names[3] not in shapes:
+            shapes |= {"w_hr": (R, H), "w_peephole": (shape.peepholes, H)}
         for name, w in zip(names, tensors, strict=True):
             if w.shape != shapes[name]:
                 raise ValueError(
                     f"{name} of weights[{k}] has shape {tuple(w.shape)}, expected {shapes[name]}: "
                     f"input size {I}, hidden size {H} and output size {R} of its layer"
                 )
-            if w.dtype != w_ih.dtype or w.device != w_ih.device:
+            if w.dtype is not dtype or w.device != device:
                 raise ValueError(
-                    f"{name} of weights[{k}] is {w.dtype} on {w.device}, expected {w_ih.dtype} on {w_ih.device}: "
+                    f"{name} of weights[{k}] is {w.dtype} on {w.device}, expected {dtype} on {device}: "
                     "all weights are alike"
                 )
     return H, R, names
@@ -205,7 +206,44 @@ def _check_state_fits(s: Tensor, name: str, x: Tensor) -> None:
 def check_cell(
     variant: str, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *others: Tensor | None
 ) -> None:
-    """One step's arguments fit each other: `others` are `b_ih`, `b_hh` and `w_peephole`, or None."""
+    """One step's arguments fit each other: `others` are `b_ih`, `b_hh` and `w_peephole`, or None.
+
+    What is right passes the first look, which costs a third of finding out what is wrong: a loop calls this at every step.
+    """
+    if not _cell_fits(SHAPES[variant], x, states, w_ih, w_hh, others):
+        _check_cell(variant, x, states, w_ih, w_hh, *others)
+
+
+def _cell_fits(
+    shape: Shape, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, others: Sequence[Tensor | None]
+) -> bool:
+    if x.dim() != 2 or x.layout is not torch.strided:
+        return False
+    B, I = x.shape
+    H = w_hh.shape[-1]
+    rows, dtype, device = shape.gates * H, x.dtype, x.device
+    if w_ih.shape != (rows, I) or w_hh.shape != (rows, H):
+        return False
+    for s in states:
+        if s.shape != (B, H) or s.dtype is not dtype or s.device != device:
+            return False
+    b_ih, b_hh, w_peephole = others
+    if b_ih is not None and b_hh is not None:
+        if b_ih.shape != (rows,) or b_ih.dtype is not dtype or b_ih.device != device:
+            return False
+        if b_hh.shape != (rows,) or b_hh.dtype is not dtype or b_hh.device != device:
+            return False
+    elif b_ih is not b_hh:
+        return False
+    if w_peephole is not None:
+        if w_peephole.shape != (shape.peepholes, H) or w_peephole.dtype is not dtype or w_peephole.device != device:
+            return False
+    return w_ih.dtype is dtype and w_hh.dtype is dtype and w_ih.device == device and w_hh.device == device
+
+
+def _check_cell(
+    variant: str, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *others: Tensor | None
+) -> None:
     if x.dim() != 2:
         raise ValueError(f"input has {x.dim()} dimensions, expected 2: (batch, input_size)")
     if x.layout is not torch.strided:
