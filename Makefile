@@ -34,10 +34,19 @@ lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch.compile of a loop, the fifth peer, takes minutes a case to compile: ask fastlstm bench for it
-PEERS := torch cell onnx dense
-bench: $(VENV)/dev.stamp  ## measure every case: JSON in benchmarks/results, and the README's tables and picture from it
-	$(BIN)/fastlstm bench $(PEERS:%=--against %) --json benchmarks/results
+# PyTorch's own modules at every case; other peers, and what PyTorch lacks, at some. torch.compile of a loop takes minutes: one case
+BENCH := $(BIN)/fastlstm bench --json benchmarks/results
+OWN := --variant peephole_lstm --variant cifg_lstm
+SOME := $(patsubst %,--case %,darts deepar ppo codec translate square)
+bench: $(VENV)/dev.stamp  ## measure speed: JSON in benchmarks/results, and the README's tables and picture from it
+	$(BENCH) --variant lstm --variant gru --case square --case translate --dtype bf16 --against fp32 --against torch
+	$(BENCH) --variant lstm --variant gru
+	$(BENCH) --add --variant gru $(OWN) --variant cifg_peephole_lstm $(SOME) --against lstm
+	$(BENCH) --add --variant lstm --variant gru $(OWN) $(SOME) --against cell
+	$(BENCH) --add --variant lstm --variant gru --case ppo-resets --against cut
+	$(BENCH) --add --variant lstm --variant gru --case packed --case tagger-lengths --against dense
+	$(BENCH) --add --variant lstm --variant gru $(OWN) --case darts --case ppo --case square --against onnx --mode infer
+	$(BENCH) --add $(OWN) --case darts --against compile --against compile-ours --mode train
 	$(BIN)/fastlstm bench --readme "$$(ls -t benchmarks/results/*.json | head -n 1)"
 
 wheel: $(VENV)/dev.stamp  ## build dist/fastlstm-*.whl

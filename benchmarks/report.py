@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -182,8 +183,8 @@ def notes(result: dict) -> list[str]:
     ]
 
 
-def markdown(result: dict, picture: str) -> str:
-    """The README's section."""
+def markdown(result: dict, picture: str, half: dict | None = None) -> str:
+    """The README's section; `half` is a result of the same machine in half precision."""
     about, _, *missed = notes(result)
     parts = [
         "## Variants",
@@ -197,12 +198,13 @@ def markdown(result: dict, picture: str) -> str:
         "Speed-up over each peer: the geometric mean over the cases, and the case where it is lowest. "
         f"Every case: [{DETAILS}]({DETAILS}).",
         table(summary(result)),
+        *([f"In {half['dtype']}:", table(summary(half))] if half else []),
         about,
     ]
     return "\n\n".join([*parts, *missed])
 
 
-def details(result: dict, picture: str) -> str:
+def details(result: dict, picture: str, half: dict | None = None) -> str:
     """The page of all cases."""
     parts = ["# Speed, case by case", "Written by `fastlstm bench --readme` from a result file.", *notes(result)]
     parts.append(f"![Speed-up over PyTorch's modules]({picture})")
@@ -216,6 +218,13 @@ def details(result: dict, picture: str) -> str:
     peers = peer_table(result)
     if peers.rows:
         parts += ["## Other peers", table(peers)]
+    if half:
+        parts += [f"## In {half['dtype']}", *notes(half)]
+        for variant, mode in product(MODULES, MODES):
+            rows = main_table(half, variant, mode)
+            if rows.rows:
+                parts += [f"{MODULES[variant]}, {MODES[mode]}:", table(rows)]
+        parts.append(table(peer_table(half)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -235,10 +244,13 @@ def megabytes(count: int) -> str:
 
 
 def update_readme(file: Path, readme: Path) -> Path:
-    """Writes the README's section between its markers, and the picture; gives the picture's file."""
-    result = json.loads(file.read_text())
-    if not (isinstance(result, dict) and {"machine", "dtype", "pairs", "rows"} <= result.keys() and result["rows"]):
-        raise ValueError(f"{file} lacks the machine, the dtype, the number of pairs or the rows")
+    """Writes the README's section between its markers, the picture and the page of all cases; gives the picture's file.
+
+    A result in half precision is found beside the file, by its name.
+    """
+    result = load(file)
+    beside = file.with_name(f"{file.stem}-bf16.json")
+    half = load(beside) if beside.exists() else None
     if not readme.exists():
         raise ValueError(f"there is no {readme} in this folder to write to")
     text = readme.read_text()
@@ -249,6 +261,13 @@ def update_readme(file: Path, readme: Path) -> Path:
     picture = Path("docs/images") / f"speed-{result['machine']['name']}.png"
     (readme.parent / picture).parent.mkdir(parents=True, exist_ok=True)
     plot(result, readme.parent / picture)
-    (readme.parent / DETAILS).write_text(details(result, f"images/{picture.name}"))
-    readme.write_text(f"{before}{START}\n{markdown(result, picture.as_posix())}\n{END}{after}")
+    (readme.parent / DETAILS).write_text(details(result, f"images/{picture.name}", half))
+    readme.write_text(f"{before}{START}\n{markdown(result, picture.as_posix(), half)}\n{END}{after}")
     return readme.parent / picture
+
+
+def load(file: Path) -> dict:
+    result = json.loads(file.read_text())
+    if not (isinstance(result, dict) and {"machine", "dtype", "pairs", "rows"} <= result.keys() and result["rows"]):
+        raise ValueError(f"{file} lacks the machine, the dtype, the number of pairs or the rows")
+    return result

@@ -103,5 +103,7 @@ def _lstm_cell(
 
 
 def _choose(variant: str, x: Tensor, backend: str) -> str:
-    """The reference where there are no kernels, as good as PyTorch's own op for one step; and for ONNX, which knows no cells."""
-    return "reference" if onnx.exporting() else backends.choose(variant, x.device, x.dtype, backend, True).backend
+    """The reference where there are no kernels, as good as PyTorch's own op for one step; and for ONNX, which has no cells."""
+    if onnx.exporting():
+        return "reference"
+    return backends.choose(variant, x.device, x.dtype, backend, True).backend

@@ -235,10 +235,12 @@ def _cell_fits(
             return False
     elif b_ih is not b_hh:
         return False
-    if w_peephole is not None:
-        if w_peephole.shape != (shape.peepholes, H) or w_peephole.dtype is not dtype or w_peephole.device != device:
-            return False
-    return w_ih.dtype is dtype and w_hh.dtype is dtype and w_ih.device == device and w_hh.device == device
+    if w_peephole is None:
+        peepholes_fit = True
+    else:
+        peepholes_fit = w_peephole.shape == (shape.peepholes, H) and w_peephole.dtype is dtype
+        peepholes_fit = peepholes_fit and w_peephole.device == device
+    return peepholes_fit and w_ih.dtype is dtype and w_hh.dtype is dtype and w_ih.device == device and w_hh.device == device
 
 
 def _check_cell(

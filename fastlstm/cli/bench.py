@@ -78,7 +78,7 @@ def bench(
     machine = runner.machine(device)
     result = {"machine": machine, "dtype": dtype, "pairs": pairs, "rows": []}
     if json_file and json_file.is_dir():
-        json_file = json_file / f"{machine['name']}.json"
+        json_file = json_file / f"{machine['name']}{'' if dtype == 'fp32' else f'-{dtype}'}.json"
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

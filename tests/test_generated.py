@@ -1,0 +1,112 @@
+"""Cases that nobody thought of: any variant, size, layout, direction, resets and threads, the kernels against the reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastlstm import backends
+from fastlstm.ops.gru import gru
+from fastlstm.ops.lstm import lstm
+
+pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the kernels need the C++ extension")
+
+GATES = {"lstm": 4, "gru": 3, "peephole_lstm": 4, "cifg_lstm": 3, "cifg_peephole_lstm": 3}
+PEEPHOLES = {"peephole_lstm": 3, "cifg_peephole_lstm": 2}
+LAYOUTS = ("dense", "packed", "padded", "step")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict:
+    case = {
+        "variant": draw(st.sampled_from(backends.VARIANTS)),
+        "layout": draw(st.sampled_from(LAYOUTS)),
+        "T": draw(st.integers(1, 9)),
+        "B": draw(st.integers(1, 14)),
+        "I": draw(st.sampled_from([1, 2, 3, 16, 20, 65])),
+        "H": draw(st.sampled_from([1, 2, 3, 5, 16, 17, 33, 48])),
+        "bias": draw(st.booleans()),
+        "reset": draw(st.booleans()),
+        "reverse": draw(st.booleans()),
+        "cells": draw(st.booleans()),
+        "threads": draw(st.integers(1, 3)),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+    case["P"] = draw(st.integers(0, case["H"] - 1)) if case["variant"] != "gru" else 0
+    return case
+
+
+def batch(case: dict, random: torch.Generator) -> tuple[tuple[int, ...], Tensor | None]:
+    """The leading dimensions of x, and batch_sizes; lengths of padded sequences may be zero."""
+    T, B = case["T"], case["B"]
+    if case["layout"] in ("dense", "step"):
+        return ((T, B) if case["layout"] == "dense" else (B,)), None
+    least = 1 if case["layout"] == "packed" else 0
+    lengths = torch.randint(least, T + 1, (B,), generator=random).sort(descending=True)[0]
+    sizes = (torch.arange(T)[:, None] < lengths).sum(1)
+    if case["layout"] == "padded":
+        return (T, B), sizes
+    return (int(sizes.sum()),), sizes[sizes > 0]
+
+
+def tensors(case: dict, dtype: torch.dtype) -> tuple[list[Tensor | None], Tensor | None, Tensor | None]:
+    """x, the states and all weights, None for absent ones; batch_sizes; reset."""
+    random = torch.Generator().manual_seed(case["seed"])
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
+
+    variant, B, H, P = case["variant"], case["B"], case["H"], case["P"]
+    leading, sizes = batch(case, random)
+    rows, outputs = GATES[variant] * H, P or H
+    states = [normal(B, outputs)] if variant == "gru" else [normal(B, outputs), normal(B, H)]
+    biases = [normal(rows), normal(rows)] if case["bias"] else [None, None]
+    given = [normal(*leading, case["I"]), *states, normal(rows, case["I"]) / 2, normal(rows, outputs) / 2, *biases]
+    if variant != "gru":
+        given += [normal(P, H) if P else None, normal(PEEPHOLES[variant], H) if variant in PEEPHOLES else None]
+    reset = torch.rand(leading, generator=random) < 0.3 if case["reset"] else None
+    return given, sizes, reset
+
+
+def run(case: dict, dtype: torch.dtype, backend: str) -> list[Tensor]:
+    """Outputs, and the gradients of all that was given."""
+    given, sizes, reset = tensors(case, dtype)
+    x, *others = [None if t is None else t.requires_grad_() for t in given]
+    if case["variant"] == "gru":
+        outputs = gru(x, sizes, reset, *others, reverse=case["reverse"], backend=backend)
+    else:
+        flags = {"coupled": case["variant"].startswith("cifg"), "return_cells": case["cells"]}
+        outputs = lstm(x, sizes, reset, *others, **flags, reverse=case["reverse"], backend=backend)
+        outputs = outputs if case["cells"] else outputs[:3]
+    random = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(t.shape, generator=random, dtype=torch.float64).to(dtype) for t in outputs]
+    return [*outputs, *torch.autograd.grad(outputs, [t for t in (x, *others) if t is not None], upstream)]
+
+
+@settings(max_examples=150)
+@given(cases())
+def test_the_kernels_agree_with_the_reference(case: dict) -> None:
+    torch.set_num_threads(case["threads"])
+    ours, expected = run(case, torch.float64, "numba"), run(case, torch.float64, "reference")
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60)
+@given(cases())
+def test_in_half_precision_they_agree_to_its_digits(case: dict) -> None:
+    torch.set_num_threads(case["threads"])
+    ours, expected = run(case, torch.bfloat16, "numba"), run(case, torch.bfloat16, "reference")
+    for got, want in zip(ours, expected, strict=True):
+        assert (got.double() - want.double()).norm() <= 0.06 * (want.double().norm() + 1e-2)
+
+
+@settings(max_examples=40)
+@given(cases())
+def test_the_same_bits_for_any_number_of_threads(case: dict) -> None:
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(run(case, torch.float32, "numba"))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
