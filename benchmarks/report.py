@@ -26,8 +26,8 @@ MODES = {"train": "training", "infer": "inference"}
 PURPOSES = {
     "lstm": ("the default; a drop-in for nn.LSTM", "4H(I + H + 2)"),
     "gru": ("fewer weights, one state; a drop-in for nn.GRU", "3H(I + H + 2)"),
-    "peephole_lstm": ("gates that see the cell: precise timing and counting", "4H(I + H + 2) + 3H"),
-    "cifg_lstm": ("f = 1 - i: a quarter fewer weights, seldom worse", "3H(I + H + 2)"),
+    "peephole_lstm": ("gates that see the cell; meant for precise timing (see examples)", "4H(I + H + 2) + 3H"),
+    "cifg_lstm": ("f = 1 - i: a quarter fewer weights", "3H(I + H + 2)"),
     "cifg_peephole_lstm": ("both", "3H(I + H + 2) + 2H"),
 }
 

@@ -240,7 +240,13 @@ def _cell_fits(
     else:
         peepholes_fit = w_peephole.shape == (shape.peepholes, H) and w_peephole.dtype is dtype
         peepholes_fit = peepholes_fit and w_peephole.device == device
-    return peepholes_fit and w_ih.dtype is dtype and w_hh.dtype is dtype and w_ih.device == device and w_hh.device == device
+    return (
+        peepholes_fit
+        and w_ih.dtype is dtype
+        and w_hh.dtype is dtype
+        and w_ih.device == device
+        and w_hh.device == device
+    )
 
 
 def _check_cell(
