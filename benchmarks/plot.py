@@ -17,6 +17,8 @@ def plot(result: dict, file: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in result["rows"] if row["against"] == "torch" and "ratios" in row]
+    if not rows:
+        raise ValueError("the result has no row against torch, expected at least one: the picture shows those")
     variants = [v for v in IN_PYTORCH if any(row["variant"] == v for row in rows)] or [rows[0]["variant"]]
     rows = [row for row in rows if row["variant"] in variants]
     names = list(dict.fromkeys(row["case"] for row in rows))
@@ -56,7 +58,9 @@ def draw(axes: Any, rows: list[dict], names: list[str]) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlim(left=0.9 * min(1, low))
-    axes.set_xticks([tick for tick in TICKS if tick == 1 or low / 1.3 <= tick <= high * 1.3])
+    coarse = high / low > 10  # ticks beside 1 would touch it
+    ticks = [tick for tick in TICKS if low / 1.3 <= tick <= high * 1.3 and not (coarse and tick in (0.8, 1.25))]
+    axes.set_xticks(sorted({1, *ticks}))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.01)

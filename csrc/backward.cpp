@@ -17,7 +17,7 @@ void Backward<S>::run() {
 template <class S>
 void Backward<S>::set_up(const Plan& plan, int64_t workers) {
   team.emplace(plan, workers);
-  direct = kSameType && !f.size.project && (seq.T == 1 || seq.rows() <= kDirectRows);
+  direct = kSameType && !f.size.project && seq.T > 0 && (seq.T == 1 || seq.rows() <= kDirectRows);
   if constexpr (kHalf) half = f.size.paired() && !v.peepholes ? half_path() : nullptr;
   chunk_rows = max_chunk_rows(seq);
   joined_row = padded_row<T>(I + R);
@@ -39,10 +39,8 @@ void Backward<S>::set_up(const Plan& plan, int64_t workers) {
     dgates = Buffer<T>(chunk_rows * P * gates);
     if (f.need_dw) joined = Buffer<T>(chunk_rows * joined_row);
   }
-  if (f.need_dw && !direct) {
-    dw = Buffer<T>(P * dw_panel());
-    db_total = Buffer<double>(P * gates);
-  }
+  if (f.need_dw) db_total = Buffer<double>(P * gates);
+  if (f.need_dw && !direct) dw = Buffer<T>(P * dw_panel());
   if (v.peepholes) {
     peepholes = Buffer<T>(P * v.peepholes * kLanes);
     dpeepholes = Buffer<double>(P * v.peepholes * kLanes);

@@ -40,7 +40,7 @@ template const GemmPath<double>& gemm_path<double>();
 const HalfPath* half_path() {
 #if defined(__x86_64__)
   static const bool has = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
-  static const HalfPath path = avx512_bf16::half_path();
+  static const HalfPath path = has ? avx512_bf16::half_path() : HalfPath{};  // compiled for CPUs that have it
   return has ? &path : nullptr;
 #else
   return nullptr;

@@ -56,18 +56,20 @@ void Backward<S>::peephole_gradients(int64_t p, int64_t rows) {
 template <class S>
 void Backward<S>::write_products(int64_t p, int64_t rows) {
   if constexpr (kSameType) {
-    static constexpr T kOne = 1;
     const int64_t n = std::min(kLanes, H - p * kLanes);
     const auto write_product = [&](const Feed& feed, const T* right, int64_t right_row, int64_t width, T* to) {
-      for (int64_t i = 0; to && i < feed.gates; i++)
+      for (int64_t i = 0; i < feed.gates; i++)
         multiply({.m = n, .n = width, .k = rows, .a = dgates_of(p, 0) + feed.offset() + i * kLanes, .a_m = 1, .a_k = gates,
                       .w = right, .w_k = right_row, .c = to + (feed.gate[i] * H + p * kLanes) * width, .c_m = width,
                       .accumulate = false});
     };
     write_product(v.ih, joined, joined_row, I, f.dw_ih);
     write_product(v.hh, joined + I, joined_row, R, f.dw_hh);
-    write_product(v.ih, &kOne, 0, 1, f.db_ih);
-    write_product(v.hh, &kOne, 0, 1, f.db_hh);
+    std::fill_n(db_total + p * gates, gates, 0.0);
+    for (int64_t row = 0; row < rows; row++)
+      for (int64_t i = 0; i < gates; i++) db_total[p * gates + i] += dgates_of(p, row)[i];
+    write_bias(v.ih, p, n, f.db_ih);
+    if (f.db_hh) write_bias(v.hh, p, n, f.db_hh);
   }
 }
 

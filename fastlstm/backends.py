@@ -91,7 +91,7 @@ def extension_status() -> str:
 
 
 def gemm_path() -> str:
-    """The extension's micro-kernels on this CPU: "avx512", "avx2" or "portable"; "none" without the extension."""
+    """The micro-kernels for this CPU: "avx512+bf16", "avx512", "avx2" or "portable"; "none" without the extension."""
     return _C.gemm_path() if _C is not None else "none"
 
 

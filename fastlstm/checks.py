@@ -66,6 +66,9 @@ def check_weights(
         words = ", ".join(WEIGHT_NAMES[variant][most])
         raise ValueError(f"weights[0] has {len(weights[0])} tensors, expected {least} to {most}: {words}")
     w_ih, w_hh, *_ = weights[0]
+    for name, w in zip(names, weights[0], strict=True):
+        if name.startswith("w_") and w.dim() != 2:
+            raise ValueError(f"{name} of weights[0] has shape {tuple(w.shape)}, expected two dimensions")
     H = R = w_hh.shape[-1]
     if "w_hr" in names:
         R, H = weights[0][names.index("w_hr")].shape

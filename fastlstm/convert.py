@@ -68,7 +68,7 @@ def convert(model: nn.Module, *, backend: str = "auto") -> Conversion:
 def to_torch(model: nn.Module) -> Conversion:
     """The way back: every `fastlstm.LSTM`, `GRU`, `LSTMCell` and `GRUCell` of `model` becomes PyTorch's, in place.
 
-    For what takes PyTorch's modules only, such as `torch.jit.script` and ONNX export. As with `convert`, objects and Parameters
+    For what takes PyTorch's modules only, such as `torch.jit.script`. As with `convert`, objects and Parameters
     stay the same. Subclasses, and variants that PyTorch lacks, are left and told under `skipped`. Keyword arguments that only
     ours have (`lengths`, `reset`, `return_cells`) raise TypeError afterwards.
     Raises TypeError if `model` is no module.

@@ -177,7 +177,7 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     more[more.index("--pairs") + 1] = "1"
     refused = CliRunner().invoke(app, ["bench", *more, "--json", str(tmp_path)], env={"COLUMNS": "300"})
     assert refused.exit_code == 2
-    assert "of another machine, dtype or number of pairs" in refused.output
+    assert "of another machine, torch, commit, dtype or number of pairs" in refused.output
 
 
 @pytest.mark.parametrize(

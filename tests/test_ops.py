@@ -232,3 +232,29 @@ def test_pool_gives_back(module):
         backends.empty_pool()
     for first, second in zip(*rounds, strict=True):
         assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_steps_give_zero_gradients(dtype):
+    """The functions refuse T = 0; the ops define it: final states are the initial ones, weights have no gradient."""
+    x, w_ih, w_hh = (torch.randn(s).to(dtype) for s in ((0, 2, 4), (12, 4), (12, 4)))
+    h0 = torch.randn(2, 4).to(dtype)
+    y, h_n, saved = torch.ops.fastlstm.gru_fwd.default(x, None, None, h0, w_ih, w_hh, None, None, False, True)
+    assert torch.equal(h_n, h0)
+    gradients = torch.ops.fastlstm.gru_bwd.default(None, h0, x, None, None, h0, w_ih, w_hh, y, saved, False, True, True)
+    assert torch.equal(gradients[1], h0)
+    assert not any(g.any() for g in gradients[2:])
+
+
+def test_biases_of_a_large_batch_are_summed_exactly():
+    """One step of many rows: float32 sums of tens of thousands of terms would lose three digits."""
+    x, h0, w_ih, w_hh = torch.randn(40000, 2), torch.randn(40000, 2), torch.randn(6, 2), torch.randn(6, 2)
+    biases = torch.zeros(6, requires_grad=True), torch.zeros(6, requires_grad=True)
+    upstream = torch.rand(40000, 2)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        given = [t.to(dtype) for t in (x, h0, w_ih, w_hh, *biases)]
+        h = fastlstm.functional.gru_cell(*given)
+        results.append(torch.autograd.grad(h, biases, upstream.to(dtype)))
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() <= 1e-6 * want.norm()

@@ -115,12 +115,17 @@ def kept_rows(file: Path | None, result: dict, anew: set[tuple[str, str, str, st
     try:
         earlier = json.loads(file.read_text())
         same = all(earlier[key] == result[key] for key in ("dtype", "pairs"))
-        same = same and earlier["machine"]["name"] == result["machine"]["name"]
+        was, now = (
+            [str(r["machine"][key]).rstrip("+") for key in ("name", "torch", "commit")] for r in (earlier, result)
+        )
+        same = same and was == now
         rows = [r for r in earlier["rows"] if (r["variant"], r["case"], r["mode"], r["against"]) not in anew]
     except (KeyError, TypeError, ValueError) as error:
         raise typer.BadParameter(f"--add: {file} is not a result written by --json: {error!r}") from error
     if not same:
-        raise typer.BadParameter(f"--add: {file} is of another machine, dtype or number of pairs than asked for now")
+        raise typer.BadParameter(
+            f"--add: {file} is of another machine, torch, commit, dtype or number of pairs than asked for now"
+        )
     return rows
 
 
