@@ -43,7 +43,7 @@ bench: $(VENV)/dev.stamp  ## measure speed: JSON in benchmarks/results, and the 
 	$(BENCH) --variant lstm --variant gru
 	$(BENCH) --add --variant gru $(OWN) --variant cifg_peephole_lstm $(SOME) --against lstm
 	$(BENCH) --add --variant lstm --variant gru $(OWN) $(SOME) --against cell
-	$(BENCH) --add --variant lstm --variant gru --case ppo-resets --against cut
+	$(BENCH) --add --variant lstm --variant gru --case ppo-resets --case control-resets --against cut
 	$(BENCH) --add --variant lstm --variant gru --case packed --case tagger-lengths --against dense
 	$(BENCH) --add --variant lstm --variant gru $(OWN) --case darts --case ppo --case square --against onnx --mode infer
 	$(BENCH) --add $(OWN) --case darts --against compile --against compile-ours --mode train

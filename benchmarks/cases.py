@@ -73,6 +73,7 @@ CASES = {
     "hydrology": Case(H=128, I=32, T=365, B=256, stands_for="daily rainfall-runoff, one year"),
     "ppo": Case(H=256, I=128, T=128, B=16, stands_for="reinforcement learning"),
     "ppo-resets": Case(H=256, I=128, T=128, B=16, resets=0.03, stands_for="the same, 3% resets"),
+    "control-resets": Case(H=64, I=8, T=128, B=16, resets=0.03, stands_for="control, a small policy, 3% resets"),
     "atari": Case(H=128, I=512, T=128, B=8, stands_for="reinforcement learning"),
     "tagger": Case(
         H=256, directions=2, I=300, T=80, shortest=20, B=32, layout="packed", stands_for="tagging, PackedSequence"

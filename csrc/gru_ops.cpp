@@ -21,9 +21,9 @@ std::tuple<Tensor, Tensor, Tensor> gru_fwd(Tensor x, Optional batch_sizes, Optio
   const Variant variant = gru_variant();
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, w_ih, w_hh, b_ih, b_hh);
-  x = with_contiguous_rows(x), h0 = torch::stable::contiguous(h0);
-  w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh);
-  b_ih = contiguous(b_ih), b_hh = contiguous(b_hh);
+  x = with_contiguous_rows(x), h0 = as_contiguous(h0);
+  w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
+  b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh);
   const ScalarType dtype = x.scalar_type();
   const Tensor y = new_tensor(x, rows_shape(seq, x, size.H)), h_n = new_tensor(x, {seq.B, size.H});
   const int64_t saved_row = size.panels() * Record(variant, size).saved();
@@ -50,10 +50,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, 
   check_like(x, y, "y", rows_shape(seq, x, size.H));
   check_like(x, dh_n, "dh_n", {seq.B, size.H});
   check_saved(saved, dtype, row_count(seq, x), size.panels() * Record(variant, size).saved(), "gru_fwd");
-  x = with_contiguous_rows(x), h0 = torch::stable::contiguous(h0);
+  x = with_contiguous_rows(x), h0 = as_contiguous(h0);
   if (dy) dy = with_contiguous_rows(*dy);
-  dh_n = contiguous(dh_n), y = torch::stable::contiguous(y), saved = torch::stable::contiguous(saved);
-  w_ih = torch::stable::contiguous(w_ih), w_hh = torch::stable::contiguous(w_hh);
+  dh_n = as_contiguous(dh_n), y = as_contiguous(y), saved = as_contiguous(saved);
+  w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
   const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, true);
   const Tensor dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
   const Tensor db_ih = new_tensor(x, {need_dw ? w_ih.size(0) : 0}), db_hh = new_tensor(x, {need_dw ? w_ih.size(0) : 0});

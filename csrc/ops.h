@@ -20,8 +20,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Optional = std::optional<Tensor>;
 
-inline void check(bool ok, const std::string& message) {
-  if (!ok) throw std::runtime_error("fastlstm: " + message);
+[[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error("fastlstm: " + message); }
+inline void check(bool ok, const char* message) {
+  if (!ok) fail(message);
 }
 
 inline std::string text(const int64_t* sizes, size_t n) {
@@ -35,9 +36,8 @@ inline void check_like(const Tensor& x, const Optional& t, const char* name, con
   if (!t) return;
   const auto sizes = t->sizes();
   if (sizes.size() != shape.size() || !std::equal(shape.begin(), shape.end(), sizes.begin()))
-    check(false, std::string(name) + " has shape " + text(sizes.data(), sizes.size()) + ", expected " +
-                     text(shape.data(), shape.size()));
-  check(t->is_cpu() && t->scalar_type() == x.scalar_type(), std::string(name) + " must have the dtype and device of x");
+    fail(std::string(name) + " has shape " + text(sizes.data(), sizes.size()) + ", expected " + text(shape.data(), shape.size()));
+  if (!t->is_cpu() || t->scalar_type() != x.scalar_type()) fail(std::string(name) + " must have the dtype and device of x");
 }
 
 template <class S>
@@ -53,26 +53,37 @@ S* out(const Tensor& t) {
   return static_cast<S*>(t.mutable_data_ptr());
 }
 
-inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape) {
-  const Tensor t = torch::stable::new_empty(like, {shape.data(), shape.size()});
+// torch::stable::new_empty and contiguous look an op up by its name at every call, which a single step feels.
+inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size());
+  int64_t n = 1;
+  for (size_t i = shape.size(); i-- > 0; n *= std::max<int64_t>(shape[i], 1)) strides[i] = n;
+  const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), shim_dtype,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  const Tensor t(handle);
   if (t.numel() > 0) advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
   return t;
 }
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape) { return new_tensor(like.scalar_type(), shape); }
 
 // What only the backward sees; its memory goes back to the pool.
 inline Tensor new_saved(const Tensor& like, int64_t rows, int64_t row, ScalarType dtype) {
   const std::array<int64_t, 2> shape{rows, row}, strides{row, 1};
-  if (rows == 0) return torch::stable::new_empty(like, {shape.data(), 2}, dtype);
+  if (rows == 0) return new_tensor(dtype, {rows, row});
   const size_t bytes = static_cast<size_t>(rows * row) * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float));
   return torch::stable::from_blob(take_block(bytes), {shape.data(), 2}, {strides.data(), 2}, like.device(), dtype, give_back_block);
 }
 
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Optional as_contiguous(const Optional& t) { return t ? Optional(as_contiguous(*t)) : std::nullopt; }
+
 inline Tensor with_contiguous_rows(const Tensor& t) {
   // whether bfloat16 is read in pairs may not depend on strides
-  if (t.scalar_type() == ScalarType::BFloat16 && t.dim() > 1 && t.stride(t.dim() - 2) % 2) return torch::stable::contiguous(t);
-  return t.dim() == 0 || t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : torch::stable::contiguous(t);
+  if (t.scalar_type() == ScalarType::BFloat16 && t.dim() > 1 && t.stride(t.dim() - 2) % 2) return as_contiguous(t);
+  return t.dim() == 0 || t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : as_contiguous(t);
 }
-inline Optional contiguous(const Optional& t) { return t ? Optional(torch::stable::contiguous(*t)) : std::nullopt; }
 
 inline Sequence make_sequence(const Tensor& x, const Optional& batch_sizes, const Optional& reset, const Tensor& h0, bool reverse) {
   Sequence seq;
@@ -125,16 +136,16 @@ void for_storage_type(ScalarType dtype, const F& f) {
     case ScalarType::Double: return f(double{});
     case ScalarType::BFloat16: return f(torch::headeronly::BFloat16{});
     case ScalarType::Half: return f(torch::headeronly::Half{});
-    default: check(false, "dtype must be float32, float64, bfloat16 or float16");
+    default: fail("dtype must be float32, float64, bfloat16 or float16");
   }
 }
 
 inline ScalarType compute_type(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
 
 inline void check_saved(const Tensor& saved, ScalarType dtype, int64_t rows, int64_t row, const char* forward) {
-  check(saved.is_cpu() && saved.scalar_type() == compute_type(dtype) && saved.dim() == 2 && saved.size(0) == rows &&
-            saved.size(1) == row,
-        std::string("saved is not what ") + forward + " returned with save=True");
+  if (!saved.is_cpu() || saved.scalar_type() != compute_type(dtype) || saved.dim() != 2 || saved.size(0) != rows ||
+      saved.size(1) != row)
+    fail(std::string("saved is not what ") + forward + " returned with save=True");
 }
 
 // The leading dimensions of x, then `n`: the shape of what has a row per step and sequence.

@@ -11,7 +11,7 @@ constexpr double kBarrier = 1500;          // cycles
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
 constexpr double kNear = 64, kFar = 20;    // bytes per cycle lost on weights from the second and the third level
 constexpr double kGateCycles = 130;        // per row and panel
-constexpr double kSerialFlops = 400e3;     // below it, waking a worker costs more than it brings
+constexpr double kSerialFlops = 250e3;     // below it, waking a worker costs more than it brings
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -66,26 +66,30 @@ def check_weights(
         words = ", ".join(WEIGHT_NAMES[variant][most])
         raise ValueError(f"weights[0] has {len(weights[0])} tensors, expected {least} to {most}: {words}")
     w_ih, w_hh, *_ = weights[0]
-    for name, w in zip(names, weights[0], strict=True):
-        if name.startswith("w_") and w.dim() != 2:
+    w_hr = weights[0][names.index("w_hr")] if "w_hr" in names else None
+    for name, w in (("w_ih", w_ih), ("w_hh", w_hh), ("w_hr", w_hr)):
+        if w is not None and w.dim() != 2:
             raise ValueError(f"{name} of weights[0] has shape {tuple(w.shape)}, expected two dimensions")
-    H = R = w_hh.shape[-1]
-    if "w_hr" in names:
-        R, H = weights[0][names.index("w_hr")].shape
+    R, H = w_hr.shape if w_hr is not None else (w_hh.shape[1], w_hh.shape[1])
     _check_input_fits(x, w_ih)
     rows, dtype, device = shape.gates * H, w_ih.dtype, w_ih.device
+    sizes: list[tuple[int, ...]] = [(rows, w_ih.shape[1]), (rows, R)]  # in the order of `names`
+    if "b_ih" in names:
+        sizes += [(rows,), (rows,)]
+    if w_hr is not None:
+        sizes.append((R, H))
+    if shape.peepholes:
+        sizes.append((shape.peepholes, H))
     for k, tensors in enumerate(weights):
         if len(tensors) != len(names):
             raise ValueError(f"weights[{k}] has {len(tensors)} tensors, expected {len(names)}: as many as weights[0]")
-        I = w_ih.shape[-1] if k < directions else R * directions
-        shapes: dict[str, tuple[int, ...]] = {"w_ih": (rows, I), "w_hh": (rows, R), "b_ih": (rows,), "b_hh": (rows,)}
-        if len(names) != 4 or names[3] not in shapes:
-            shapes |= {"w_hr": (R, H), "w_peephole": (shape.peepholes, H)}
-        for name, w in zip(names, tensors, strict=True):
-            if w.shape != shapes[name]:
+        if k == directions:
+            sizes[0] = rows, R * directions
+        for name, w, size in zip(names, tensors, sizes, strict=True):
+            if w.shape != size:
                 raise ValueError(
-                    f"{name} of weights[{k}] has shape {tuple(w.shape)}, expected {shapes[name]}: "
-                    f"input size {I}, hidden size {H} and output size {R} of its layer"
+                    f"{name} of weights[{k}] has shape {tuple(w.shape)}, expected {size}: "
+                    f"input size {sizes[0][1]}, hidden size {H} and output size {R} of its layer"
                 )
             if w.dtype is not dtype or w.device != device:
                 raise ValueError(
@@ -183,7 +187,7 @@ def check_states(
 ) -> Sequence[Tensor]:
     """`(h0, c0)` or `(h0,)` with the shapes `expected`, which have a batch of one where the input is not `batched`."""
     dims, kind = (3, "batched") if batched else (2, "unbatched")
-    if any(s.dim() != dims for s in hx):
+    if [s.dim() for s in hx] != [dims] * len(hx):
         names = "hx and cx" if len(hx) == 2 else "hx"
         got = f"({hx[0].dim()}-D, {hx[1].dim()}-D) tensors" if len(hx) == 2 else f"{hx[0].dim()}-D tensor"
         raise RuntimeError(f"For {kind} {dims}-D input, {names} should also be {dims}-D but got {got}")

@@ -11,7 +11,7 @@ from fastlstm import backends, by_torch, checks, layers, onnx
 from fastlstm.cells import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
 from fastlstm.ops.gru import gru as gru_layer
 from fastlstm.ops.lstm import lstm as lstm_layer
-from fastlstm.sequences import Batch, Input, Lengths, autocast, time_major
+from fastlstm.sequences import Batch, Input, Lengths, as_wide_as, autocast, time_major
 
 __all__ = ["cifg_lstm", "cifg_lstm_cell", "gru", "gru_cell", "lstm", "lstm_cell", "peephole_lstm", "peephole_lstm_cell"]
 
@@ -173,6 +173,7 @@ def gru(
     checks.check_dropout(dropout)
     if hx is not None:
         checks.check_gru_hx(hx)
+    given = x if hx is None else hx
     x, hx, weights = _autocast(x, hx, weights)
     directions = 2 if bidirectional else 1
     H, _, names = checks.check_weights("gru", weights, directions, x)
@@ -198,7 +199,7 @@ def gru(
         (y,), finals = layers.stack(
             run, batch.x, batch.batch_sizes, (h0,), weights, directions=directions, dropout=drop
         )
-    return batch.output(y), batch.finals(finals)[0]
+    return batch.output(as_wide_as(given, y)), as_wide_as(given, batch.finals(finals)[0])
 
 
 def _lstm_family(

@@ -211,10 +211,25 @@ def test_autocast(variant):
     wanted = run(ours, x, hx)
     with torch.autocast("cpu", torch.bfloat16):
         results = run(ours, x, hx)
-    assert {t.dtype for t in results[: len(hx)]} == {torch.bfloat16}
-    assert {t.dtype for t in results[len(hx) :]} == {torch.float32}
+    assert {t.dtype for t in results} == {torch.float32}
     for got, want in zip(results, wanted, strict=True):
         assert (got.float() - want).norm() <= 0.03 * want.norm()
+
+
+NARROWED = {"nothing": [], "input": [0], "h": [1], "the last state": [-1], "states": [1, -1], "everything": [0, 1, -1]}
+
+
+@each_kind
+@pytest.mark.parametrize("narrowed", NARROWED.values(), ids=NARROWED)
+def test_dtypes_under_autocast(kind, narrowed):
+    theirs, ours = (module.float() for module in pair(kind))
+    given = [torch.randn(B, I), *(s.float() for s in random_states(ours, B))]
+    for k in narrowed:
+        given[k] = given[k].bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        for states in (given[1:], None):
+            expected = call(theirs, given[0], states)
+            assert [t.dtype for t in call(ours, given[0], states)] == [t.dtype for t in expected]
 
 
 @each_variant

@@ -8,41 +8,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-import fastlstm
-
 I, H, T, B = 3, 5, 6, 4
 LENGTHS = [3, 6, 1, 4]
 
-OPTIONS = {
-    "plain": {},
-    "no bias": {"bias": False},
-    "two layers": {"num_layers": 2},
-    "two directions": {"bidirectional": True},
-    "three layers, two directions, batch first": {"num_layers": 3, "bidirectional": True, "batch_first": True},
-    "projection": {"proj_size": 2},
-    "projection to 1, two layers, two directions": {"proj_size": 1, "num_layers": 2, "bidirectional": True},
-    "projection, no bias, batch first": {"proj_size": 4, "bias": False, "batch_first": True},
-}
-
 each_kind = pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-# a GRU has no projection
-each_case = pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        pytest.param(kind, options, id=f"{kind}, {name}")
-        for kind in ("LSTM", "GRU")
-        for name, options in OPTIONS.items()
-        if kind == "LSTM" or "proj_size" not in options
-    ],
-)
-
-
-def pair(kind: str, input_size: int = I, hidden_size: int = H, **options) -> tuple[nn.RNNBase, nn.RNNBase]:
-    """PyTorch's module and ours, of the same weights."""
-    theirs = getattr(nn, kind)(input_size, hidden_size, dtype=torch.float64, **options)
-    ours = getattr(fastlstm, kind)(input_size, hidden_size, dtype=torch.float64, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
 
 
 def random(*shape: int) -> Tensor:
@@ -53,8 +22,8 @@ def assert_same(ours: object, theirs: object) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@each_case
-def test_lstm(run, random_states, kind, options, layout):
+def test_lstm(run, pair, random_states, case, layout):
+    kind, options = case
     theirs, ours = pair(kind, **options)
     x, hx = random(T, B, I), random_states(ours, B)
     assert_same(run(ours, layout, LENGTHS, x, hx), run(theirs, layout, LENGTHS, x, hx))
@@ -62,7 +31,7 @@ def test_lstm(run, random_states, kind, options, layout):
 
 @settings(max_examples=40)
 @given(st.data())
-def test_lstm_of_any_shape(run, random_states, data):
+def test_lstm_of_any_shape(run, pair, random_states, data):
     kind, size = data.draw(st.sampled_from(["LSTM", "GRU"])), st.integers(1, 5)
     input_size, hidden_size, layers, batch, steps = (data.draw(size) for _ in range(5))
     lengths = data.draw(st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
@@ -75,8 +44,8 @@ def test_lstm_of_any_shape(run, random_states, data):
     assert_same(run(ours, layout, lengths, x, hx), run(theirs, layout, lengths, x, hx))
 
 
-@each_case
-def test_states_are_zero_by_default(kind, options):
+def test_states_are_zero_by_default(pair, case):
+    kind, options = case
     theirs, ours = pair(kind, **options)
     x = random(T, B, I)
     packed = pack_padded_sequence(x, torch.tensor(LENGTHS), enforce_sorted=False)
@@ -99,7 +68,7 @@ STRIDES = {
 @each_kind
 @pytest.mark.parametrize("strided", STRIDES.values(), ids=STRIDES)
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_strides(call, kind, strided, batch_first):
+def test_strides(call, pair, kind, strided, batch_first):
     theirs, ours = pair(kind, num_layers=2, batch_first=batch_first)
     x, *hx = (t.requires_grad_() for t in (strided(B, B, I), strided(2, B, H), strided(2, B, H)))
     if kind == "GRU":
@@ -124,14 +93,14 @@ LENGTH_KINDS = {
 
 @each_kind
 @pytest.mark.parametrize("given_as", LENGTH_KINDS.values(), ids=LENGTH_KINDS)
-def test_lengths_of_any_kind(kind, given_as):
+def test_lengths_of_any_kind(pair, kind, given_as):
     _, ours = pair(kind)
     x = random(T, B, I)
     assert_same(ours(x, lengths=given_as(LENGTHS)), ours(x, lengths=LENGTHS))
 
 
 @each_kind
-def test_lengths_under_another_default_device(kind):
+def test_lengths_under_another_default_device(pair, kind):
     _, ours = pair(kind)
     x = random(T, B, I)
     with torch.device("meta"):
@@ -141,14 +110,14 @@ def test_lengths_under_another_default_device(kind):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="lengths on another device needs one")
 @each_kind
-def test_lengths_on_another_device(kind):
+def test_lengths_on_another_device(pair, kind):
     _, ours = pair(kind)
     x = random(T, B, I)
     assert_same(ours(x, lengths=torch.tensor(LENGTHS, device="cuda")), ours(x, lengths=LENGTHS))
 
 
-@each_case
-def test_lengths_may_be_zero(call, random_states, kind, options):
+def test_lengths_may_be_zero(call, pair, random_states, case):
+    kind, options = case
     theirs, ours = pair(kind, **options)
     x, hx = random(T, B, I), random_states(ours, B)
     lengths, some = [0, 4, 0, 6], [1, 3]
@@ -161,7 +130,7 @@ def test_lengths_may_be_zero(call, random_states, kind, options):
 
 
 @each_kind
-def test_all_lengths_zero(run, random_states, kind):
+def test_all_lengths_zero(run, pair, random_states, kind):
     _, ours = pair(kind, num_layers=2, bidirectional=True)
     x, hx = random(T, B, I), random_states(ours, B)
     y, *rest = run(ours, "lengths", [0] * B, x, hx)
@@ -173,7 +142,7 @@ def test_all_lengths_zero(run, random_states, kind):
 
 
 @each_kind
-def test_nothing_beyond_a_length_is_read(run, random_states, kind):
+def test_nothing_beyond_a_length_is_read(run, pair, random_states, kind):
     _, ours = pair(kind, num_layers=2, bidirectional=True)
     x, hx = random(T, B, I), random_states(ours, B)
     lengths = [0, 6, 2, 3]
@@ -181,8 +150,8 @@ def test_nothing_beyond_a_length_is_read(run, random_states, kind):
     assert_same(run(ours, "lengths", lengths, poisoned, hx), run(ours, "lengths", lengths, x, hx))
 
 
-@each_case
-def test_an_empty_batch(run, random_states, kind, options):
+def test_an_empty_batch(run, pair, random_states, case):
+    kind, options = case
     theirs, ours = pair(kind, **options)
     x, hx = random(T, 0, I), random_states(ours, 0)
     assert_same(run(ours, "dense", [], x, hx), run(theirs, "dense", [], x, hx))
@@ -190,7 +159,7 @@ def test_an_empty_batch(run, random_states, kind, options):
 
 
 @each_kind
-def test_one_step_at_a_time_is_the_whole_sequence(call, random_states, kind):
+def test_one_step_at_a_time_is_the_whole_sequence(call, pair, random_states, kind):
     _, ours = pair(kind, num_layers=2)
     x, hx = random(T, B, I), random_states(ours, B)
     whole, *finals = call(ours, "dense", [], x, hx)
@@ -201,8 +170,8 @@ def test_one_step_at_a_time_is_the_whole_sequence(call, random_states, kind):
     assert_same((torch.cat(steps), hx), (whole, finals))
 
 
-@each_case
-def test_outputs_own_their_memory(kind, options):
+def test_outputs_own_their_memory(pair, case):
+    kind, options = case
     _, ours = pair(kind, **options)
     y, finals = ours(random(T, B, I))
     finals = [finals] if kind == "GRU" else finals
@@ -216,7 +185,7 @@ def test_outputs_own_their_memory(kind, options):
 
 @each_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes(call, random_states, kind, dtype):
+def test_dtypes(call, pair, random_states, kind, dtype):
     theirs, ours = pair(kind, num_layers=2, bidirectional=True)
     x, *hx = (t.to(dtype) for t in (random(T, B, I), *random_states(ours, B)))
     theirs.to(dtype).double(), ours.to(dtype)
@@ -227,7 +196,7 @@ def test_dtypes(call, random_states, kind, dtype):
 
 
 @each_kind
-def test_autocast(run, random_states, kind, layout):
+def test_autocast(run, pair, random_states, kind, layout):
     _, ours = pair(kind, num_layers=2)
     ours.float()
     x, hx = torch.randn(T, B, I), [s.float() for s in random_states(ours, B)]
@@ -235,14 +204,29 @@ def test_autocast(run, random_states, kind, layout):
     with torch.autocast("cpu", torch.bfloat16):
         results = run(ours, layout, LENGTHS, x, hx)
     outputs = 1 + len(hx)
-    assert [t.dtype for t in results[:outputs]] == [torch.bfloat16] * outputs
+    dtype = torch.bfloat16 if kind == "LSTM" else torch.float32
+    assert [t.dtype for t in results[:outputs]] == [dtype] * outputs
     assert all(t.dtype == torch.float32 for t in results[outputs:])
     for got, want in zip(results, wanted, strict=True):
         assert (got.float() - want).norm() <= 0.03 * want.norm()
 
 
 @each_kind
-def test_packed_of_a_hand_made_sequence(random_states, kind):
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16])
+def test_dtypes_under_autocast(pair, kind, x_dtype, state_dtype):
+    x, state = random(T, B, I).to(x_dtype), None if state_dtype is None else random(1, B, H).to(state_dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [
+            module.float()(x, state if state is None or kind == "GRU" else (state, state)) for module in pair(kind)
+        ]
+    (theirs, expected), (ours, got) = results
+    assert ours.dtype == theirs.dtype
+    assert [t.dtype for t in got] == [t.dtype for t in expected]
+
+
+@each_kind
+def test_packed_of_a_hand_made_sequence(pair, random_states, kind):
     theirs, ours = pair(kind)
     x = PackedSequence(random(6, I), torch.tensor([3, 2, 1]), torch.tensor([2, 0, 1]))
     hx = random_states(ours, 3)

@@ -14,36 +14,7 @@ from fastlstm.modules import recurrent
 
 I, H, T, B = 3, 5, 6, 4
 
-OPTIONS = {
-    "plain": {},
-    "no bias": {"bias": False},
-    "two layers": {"num_layers": 2},
-    "two directions": {"bidirectional": True},
-    "three layers, two directions, batch first": {"num_layers": 3, "bidirectional": True, "batch_first": True},
-    "projection": {"proj_size": 2},
-    "projection to 1, two layers, two directions": {"proj_size": 1, "num_layers": 2, "bidirectional": True},
-    "projection, no bias, batch first": {"proj_size": 4, "bias": False, "batch_first": True},
-}
-
 each_kind = pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-# a GRU has no projection
-each_case = pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        pytest.param(kind, options, id=f"{kind}, {name}")
-        for kind in ("LSTM", "GRU")
-        for name, options in OPTIONS.items()
-        if kind == "LSTM" or "proj_size" not in options
-    ],
-)
-
-
-def pair(kind: str, input_size: int = I, hidden_size: int = H, **options) -> tuple[nn.RNNBase, nn.RNNBase]:
-    """PyTorch's module and ours, of the same weights."""
-    theirs = getattr(nn, kind)(input_size, hidden_size, dtype=torch.float64, **options)
-    ours = getattr(fastlstm, kind)(input_size, hidden_size, dtype=torch.float64, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
 
 
 def random(*shape: int) -> Tensor:
@@ -54,8 +25,8 @@ def assert_same(ours: object, theirs: object) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@each_case
-def test_attributes(kind, options):
+def test_attributes(pair, case):
+    kind, options = case
     theirs, ours = pair(kind, **options)
     assert isinstance(ours, nn.RNNBase)
     assert not isinstance(ours, (nn.LSTM, nn.GRU))
@@ -83,8 +54,8 @@ def test_constructor_takes_what_pytorch_takes(kind):
     assert (module.weight_ih_l0.device.type, module.weight_ih_l0.dtype) == ("meta", torch.bfloat16)
 
 
-@each_case
-def test_the_same_seed_gives_the_same_weights(kind, options):
+def test_the_same_seed_gives_the_same_weights(case):
+    kind, options = case
     modules = []
     for library in (nn, fastlstm):
         torch.manual_seed(7)
@@ -93,8 +64,8 @@ def test_the_same_seed_gives_the_same_weights(kind, options):
     assert list(modules[1].state_dict()) == list(modules[0].state_dict())
 
 
-@each_case
-def test_state_dict_loads_both_ways(kind, options):
+def test_state_dict_loads_both_ways(pair, case):
+    kind, options = case
     theirs, ours = pair(kind, **options)
     ours.reset_parameters()
     theirs.load_state_dict(ours.state_dict())
@@ -103,7 +74,7 @@ def test_state_dict_loads_both_ways(kind, options):
 
 
 @each_kind
-def test_frozen_parameters(call, random_states, kind):
+def test_frozen_parameters(call, pair, random_states, kind):
     theirs, ours = pair(kind, num_layers=2, bidirectional=True)
     x, hx = random(T, B, I), random_states(ours, B)
     for module in (theirs, ours):
@@ -115,7 +86,7 @@ def test_frozen_parameters(call, random_states, kind):
 
 
 @pytest.mark.parametrize(("kind", "options"), [("LSTM", {"proj_size": 2}), ("GRU", {})])
-def test_only_the_input_needs_a_gradient(kind, options):
+def test_only_the_input_needs_a_gradient(pair, kind, options):
     theirs, ours = pair(kind, **options)
     grads = []
     for module in (theirs.requires_grad_(False), ours.requires_grad_(False)):
@@ -126,7 +97,7 @@ def test_only_the_input_needs_a_gradient(kind, options):
 
 
 @pytest.mark.parametrize(("kind", "k"), [("LSTM", 0), ("LSTM", 1), ("LSTM", 2), ("GRU", 0), ("GRU", 1)])
-def test_gradient_of_one_output_only(call, random_states, kind, k):
+def test_gradient_of_one_output_only(call, pair, random_states, kind, k):
     theirs, ours = pair(kind, num_layers=2, bidirectional=True)
     x, hx = random(T, B, I), random_states(ours, B)
     grads = []
@@ -137,7 +108,7 @@ def test_gradient_of_one_output_only(call, random_states, kind, k):
 
 
 @each_kind
-def test_no_grad_saves_nothing(kind):
+def test_no_grad_saves_nothing(pair, kind):
     _, ours = pair(kind)
     saved = []
     x = random(T, B, I).requires_grad_()
@@ -153,7 +124,7 @@ def test_no_grad_saves_nothing(kind):
 
 
 @each_kind
-def test_backward_in_evaluation_mode_and_twice(kind):
+def test_backward_in_evaluation_mode_and_twice(pair, kind):
     theirs, ours = pair(kind, num_layers=2)
     theirs.eval(), ours.eval()
     x = random(T, B, I)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm import functional
-from fastlstm.modules.base import check_backend
+from fastlstm.modules.base import check_backend, weights_of
 
 
 class Cell(nn.RNNCellBase):
@@ -36,8 +36,8 @@ class Cell(nn.RNNCellBase):
         else:
             self.weight_peephole = None
 
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+    def _weights(self) -> Any:
+        return weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", backend={self.backend!r}" if self.backend != "auto" else "")
@@ -98,7 +98,8 @@ class CIFGLSTMCell(LSTMCell):
         super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
 
     def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return functional.cifg_lstm_cell(x, hx, *self._weights(), self.weight_peephole, backend=self.backend)
+        weights: Any = (*self._weights(), self.weight_peephole)
+        return functional.cifg_lstm_cell(x, hx, *weights, backend=self.backend)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", peephole=True" if self.peepholes else "")
