@@ -176,6 +176,8 @@ def notes(result: dict) -> list[str]:
         "Two numbers are ours / the peer's. GFLOP/s: ours, of what PyTorch's GEMM reaches on the same sizes. "
         "MB: the peak of a training step, beyond the batch and the weights.",
     ]
+    if "l2" in m:
+        lines.append(f"The GPU's L2 cache: {m['l2']}.")
     return lines + [
         f"Not timed: {module(row)}, {row['case']}, {MODES[row['mode']]}, {peer(row)}: {row['reason']}."
         for row in result["rows"]
@@ -191,8 +193,9 @@ def markdown(result: dict, picture: str, half: dict | None = None) -> str:
         table(variants_table(result)),
         "Time per step: beside `fastlstm.LSTM` of the same size, the mean over the cases measured. Each has layers, two "
         "directions, dropout, packed and padded input, resets and, but for the GRU, projections and all cell states; each has "
-        "a cell, and a stateless function in `fastlstm.functional`. On a GPU the LSTM and the GRU run on PyTorch's own ops, "
-        "the others as a loop in Python, until there are kernels for it. GPU speed is not yet measured.",
+        'a cell, and a stateless function in `fastlstm.functional`. On a GPU, `backend="triton"` runs all of them on '
+        'Triton kernels, which have been interpreted and compiled but not run on one yet: until then "auto" leaves the LSTM '
+        "and the GRU to PyTorch's own ops, the others to a loop in Python. GPU speed is not yet measured.",
         "## Speed",
         f"![Speed-up over PyTorch's modules]({picture})",
         "Speed-up over each peer: the geometric mean over the cases, and the case where it is lowest. "

@@ -76,7 +76,7 @@ def make_work(case: Case, variant: str, mode: str, dtype: torch.dtype, device: s
     x, h0 = normal(*leading, case.I), normal(*stack, case.B, case.outputs)
     states = (h0,) if variant == "gru" else (h0, normal(*stack, case.B, case.H))
     dy = normal(*leading, case.directions * case.outputs)
-    reset = torch.rand(case.T, case.B, generator=random) < case.resets if case.resets else None
+    reset = (torch.rand(case.T, case.B, generator=random) < case.resets).to(device) if case.resets else None
     module = new_module(case, variant, dtype=dtype, device=device)
     return Work(case, variant, mode, dtype, module, x, states, dy, reset)
 
@@ -93,8 +93,8 @@ def stack_options(case: Case) -> dict[str, Any]:
 
 
 def module_of(work: Work, **options: Any) -> nn.Module:
-    """A module of ours with the work's weights."""
-    chosen = {"dtype": work.dtype, "device": work.x.device} | options
+    """A module of ours with the work's weights; on a GPU by our kernels there."""
+    chosen = {"dtype": work.dtype, "device": work.x.device, "backend": "triton" if work.x.is_cuda else "auto"} | options
     module = new_module(work.case, work.variant, **chosen)
     module.load_state_dict(work.module.state_dict())
     return module

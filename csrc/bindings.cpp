@@ -9,6 +9,7 @@
 
 #include "gemm.h"
 #include "kernel_table.h"
+#include "launch.h"
 #include "pool.h"
 
 namespace py = pybind11;
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The loops over time of fastlstm, and their gate kernels' addresses.";
   m.def("gemm_path", &gemm_path_name, "The micro-kernels chosen for this CPU: 'avx512+bf16', 'avx512', 'avx2' or 'portable'.");
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");
+  bind_launcher(m);
   m.def(
       "set_kernel_compiler",
       [](py::object f) {

@@ -17,6 +17,11 @@ NAMES = ("auto", "numba", "triton", "reference")
 VARIANTS = ("lstm", "gru", "peephole_lstm", "cifg_lstm", "cifg_peephole_lstm")
 IN_PYTORCH = ("lstm", "gru")
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_CAPABILITY = (8, 0)
+RUN_ON_A_GPU = False  # until `make gpu-check` has passed on one, "auto" leaves GPUs to PyTorch's own ops
+NO_EXTENSION = "the C++ extension is {}; install g++ >= 11, then fastlstm again"
+_CPU_LOOP = "C++ loop ({} matrix products) over Numba gate kernels"
 _log = logging.getLogger("fastlstm")
 
 
@@ -54,9 +59,17 @@ def explain(
         raise ValueError(f"backend is {requested!r}, expected one of {', '.join(map(repr, NAMES))}")
     if requested == "reference":
         return Choice("reference", "asked for")
-    obstacle = _obstacle(device, dtype) if requested != "triton" else "the Triton kernels are not written yet"
+    on_gpu = device == "cuda"
+    native = "triton" if on_gpu else "numba"
+    if requested not in ("auto", native):
+        kind = "CUDA GPUs" if requested == "triton" else "the CPU"
+        obstacle: str | None = f"its kernels run on {kind}, and the tensors are on {device}"
+    else:
+        obstacle = _gpu_obstacle(dtype) if on_gpu else _obstacle(device, dtype)
+    if obstacle is None and on_gpu and requested == "auto" and not RUN_ON_A_GPU:
+        obstacle = "the Triton kernels have not been run on a GPU yet, only interpreted; backend='triton' runs them"
     if obstacle is None:
-        return Choice("numba", f"C++ loop ({gemm_path()} matrix products) over Numba gate kernels")
+        return Choice(native, "C++ loop over Triton kernels" if on_gpu else _CPU_LOOP.format(gemm_path()))
     if requested != "auto":
         raise RuntimeError(
             f"backend {requested!r} can't run {variant} here: {obstacle}; backend 'auto' finds one that can"
@@ -73,15 +86,34 @@ def _log_fallback(variant: str, device: str, dtype: torch.dtype, choice: Choice)
 def _obstacle(device: str, dtype: torch.dtype) -> str | None:
     """Why the CPU kernels can't run this, with the remedy; None where they can."""
     if device not in ("cpu", "meta"):
-        return f"there are no kernels for {device} devices yet, only for the CPU"
+        return f"there are no kernels for {device} devices, only for the CPU and CUDA GPUs"
     if dtype not in CPU_DTYPES:
         return f"there are no CPU kernels for {dtype}"
     if _C is None:
-        return f"the C++ extension is {extension_status()}; install g++ >= 11, then fastlstm again"
+        return NO_EXTENSION.format(extension_status())
     try:
         import fastlstm.kernels.cpu_math  # noqa: F401
     except Exception as error:  # a numba that doesn't fit its numpy raises much else than ImportError
         return f"numba can't be imported ({error}); run: pip install --upgrade numba"
+    return None
+
+
+def _gpu_obstacle(dtype: torch.dtype) -> str | None:
+    """Why the GPU kernels can't run this, with the remedy; None where they can."""
+    if dtype not in GPU_DTYPES:
+        return f"there are no GPU kernels for {dtype}"
+    if _C is None:
+        return NO_EXTENSION.format(extension_status())
+    if torch.version.hip:
+        return "the kernels are launched through NVIDIA's driver; a launcher for ROCm is not written yet"
+    if torch.cuda.is_available() and (capability := torch.cuda.get_device_capability()) < LEAST_CAPABILITY:
+        return "the kernels need compute capability {}.{}, and this GPU has {}.{}".format(
+            *LEAST_CAPABILITY, *capability
+        )
+    try:
+        import fastlstm.kernels.gpu_math  # noqa: F401
+    except Exception as error:
+        return f"triton can't be imported ({error}); run: pip install triton"
     return None
 
 

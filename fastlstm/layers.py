@@ -1,10 +1,14 @@
 """Stacked x bidirectional x variable length, written once, over any recurrence."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout as drop
+
+from fastlstm.gpu.streams import side_by_side
 
 # What each step yields (y, then what else is wanted of it), and the final states
 Results = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
@@ -36,11 +40,15 @@ def stack(
     while len(finals) < len(weights):
         x = drop(outputs[0], dropout) if finals and dropout else outputs[0]
         last = len(finals) + directions >= len(weights)
-        sides = []
-        for reverse in (False, True)[:directions]:
-            k = len(finals)
-            steps, final = recurrence(x, batch_sizes, initials[k], weights[k], reverse=reverse, last=last)
-            sides.append(steps)
-            finals.append(final)
-        outputs = sides[0] if directions == 1 else tuple(torch.cat(pair, dim=-1) for pair in zip(*sides, strict=True))
+        run = partial(_run, recurrence, batch_sizes, last)
+        inputs = [(x, initials[k], weights[k], k > len(finals)) for k in range(len(finals), len(finals) + directions)]
+        sides = (run(*inputs[0]),) if directions == 1 else side_by_side(run, *inputs)
+        finals += [final for _, final in sides]
+        steps = [step for step, _ in sides]
+        outputs = steps[0] if directions == 1 else tuple(torch.cat(pair, dim=-1) for pair in zip(*steps, strict=True))
     return outputs, tuple(torch.stack(s) for s in zip(*finals, strict=True))
+
+
+def _run(recurrence: Callable, batch_sizes: Tensor | None, last: bool, *inputs: Any) -> Results:
+    x, states, weights, reverse = inputs
+    return recurrence(x, batch_sizes, states, weights, reverse=reverse, last=last)

@@ -1,17 +1,44 @@
 """Every test runs on one thread and from the same seed; a test that is about threads sets their number itself.
 
-Below: how a recurrent module is run in each of the layouts that users have, for the tests that compare values.
+Below: the drop-in modules beside PyTorch's, and how a recurrent module is run in each of the layouts that users have, for the
+tests that compare values.
 """
 
+import os
+
+# before anything imports triton: kernels are interpreted, and compiled only in processes of their own
+os.environ["TRITON_INTERPRET"] = "1"
+
+import fake_cuda as fakes
 import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import fastlstm
+from fastlstm import backends
+
 # the same examples at every run; a slow machine is no failure
 settings.register_profile("fastlstm", derandomize=True, deadline=None)
 settings.load_profile("fastlstm")
+
+
+@pytest.fixture(scope="session")
+def fake_library(tmp_path_factory):
+    if fakes.COMPILER is None:
+        pytest.skip("the double of libcuda needs a C compiler: none of cc, gcc, clang was found")
+    return fakes.FakeCuda(fakes.compile_library(tmp_path_factory.mktemp("fake_cuda")))
+
+
+@pytest.fixture
+def fake_cuda(fake_library):
+    """A double of libcuda, which the launcher uses during the test."""
+    fake_library.reset()
+    backends._C.open_driver(fake_library.library)
+    yield fake_library
+    backends._C.close_driver()
+    fake_library.reset()
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +47,38 @@ def _same_start() -> None:
     torch.manual_seed(0)
 
 
+OPTIONS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "two layers": {"num_layers": 2},
+    "two directions": {"bidirectional": True},
+    "three layers, two directions, batch first": {"num_layers": 3, "bidirectional": True, "batch_first": True},
+    "projection": {"proj_size": 2},
+    "projection to 1, two layers, two directions": {"proj_size": 1, "num_layers": 2, "bidirectional": True},
+    "projection, no bias, batch first": {"proj_size": 4, "bias": False, "batch_first": True},
+}
+# a GRU has no projection
+CASES = {
+    f"{kind}, {name}": (kind, options)
+    for kind in ("LSTM", "GRU")
+    for name, options in OPTIONS.items()
+    if kind == "LSTM" or "proj_size" not in options
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request) -> tuple[str, dict]:
+    return request.param
+
+
 @pytest.fixture(params=["dense", "packed", "packed unsorted", "lengths", "unbatched"])
 def layout(request) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def pair():
+    return _pair
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +94,14 @@ def call():
 @pytest.fixture(scope="session")
 def run():
     return _run
+
+
+def _pair(kind: str, input_size: int = 3, hidden_size: int = 5, **options) -> tuple[nn.RNNBase, nn.RNNBase]:
+    """PyTorch's module and ours, in float64, of the same weights."""
+    theirs = getattr(nn, kind)(input_size, hidden_size, dtype=torch.float64, **options)
+    ours = getattr(fastlstm, kind)(input_size, hidden_size, dtype=torch.float64, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
 
 
 def _random_states(module: nn.RNNBase, *batch: int) -> list[Tensor]:

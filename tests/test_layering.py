@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "convert", "loaders", "modules", "functional", "cells", "onnx", "by_torch", "sequences", "checks", "layers", "ops",
+    "convert", "loaders", "modules", "functional", "cells", "onnx", "by_torch", "sequences", "checks", "layers", "ops", "gpu",
     "backends", "kernels", "_C",
 )  # fmt: skip
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm.kernels", "benchmarks": "fastlstm.benchmarks"}
@@ -67,7 +67,8 @@ def test_imports_point_down(module: str) -> None:
 
 def tool(module: str) -> str:
     """What a kernel file is written in, by its name: "cpu" for `kernels.lstm.cpu` and `kernels.cpu_math`."""
-    return module.rsplit(".", 1)[1].removesuffix("_math")
+    name = module.rsplit(".", 1)[1]
+    return name.split("_")[0] or name
 
 
 @pytest.mark.parametrize("module", [m for m in FILES if room(m) == "kernels"])

@@ -111,7 +111,7 @@ def test_the_command_writes_its_errors(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backend", "fast"], "--backend is 'fast', expected one of numba, reference"),
+        (["--backend", "fast"], "--backend is 'fast', expected one of numba, triton, reference"),
         (["--dtype", "int8"], "--dtype is 'int8', expected one of fp32"),
         (["--case", "nothing"], "--case is 'nothing', expected a part of one of one, three"),
     ],

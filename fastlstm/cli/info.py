@@ -11,6 +11,7 @@ import torch
 import typer
 
 from fastlstm import backends
+from fastlstm.cli.kernels import show_kernels
 from fastlstm.version import __version__
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -24,8 +25,19 @@ CPU_FEATURES = {
 ANSWER = {True: "yes", False: "no", None: "unknown"}
 
 
-def info(json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
-    """What runs where on this machine, and why: versions, CPU and GPU features, and the backend of each variant."""
+def info(
+    kernels: Annotated[
+        bool, typer.Option(help="Compile the GPU kernels, with or without a GPU, and show what they take.")
+    ] = False,
+    target: Annotated[list[str] | None, typer.Option(help="With --kernels: sm_80, sm_90, gfx942; all.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """What runs where on this machine, and why: versions, CPU and GPU features, and the backend of each variant.
+
+    With --kernels: registers, spilled bytes per thread and shared memory of every GPU kernel, compiled for each target.
+    """
+    if kernels:
+        return show_kernels(target, json_)
     facts = gather()
     if json_:
         print(json.dumps(facts, indent=2))

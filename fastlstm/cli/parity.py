@@ -1,10 +1,12 @@
 """`fastlstm parity`."""
 
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 import typer
 from rich import box
 from rich.console import Console
@@ -17,7 +19,7 @@ from fastlstm.cli.checks import check_device, check_writable, known
 if TYPE_CHECKING:
     from fastlstm.parity import Row
 
-BACKENDS = ["numba", "reference"]
+BACKENDS = ["numba", "triton", "reference"]
 
 
 def parity(
@@ -53,6 +55,7 @@ def parity(
         raise typer.BadParameter(str(skip(names[0], dtypes[0], backends[0], "op", device)))
 
     console = Console()
+    compile_ahead(combinations, device)
     progress = track(combinations, "parity", console=console, transient=True)
     rows = [row for combination in progress for row in check(*combination, device)]
     missed = [row for row in rows if not row.ok]
@@ -64,6 +67,18 @@ def parity(
         json_file.write_text(json.dumps([row._asdict() | {"ok": row.ok} for row in rows], indent=1) + "\n")
     if missed:
         raise typer.Exit(1)
+
+
+def compile_ahead(combinations: list[tuple[str, str, str, str]], device: str) -> None:
+    """Compile the GPU kernels of all combinations at once: they are many hundreds."""
+    from fastlstm.gpu import ahead
+    from fastlstm.parity.compare import DTYPES, problems
+    from fastlstm.parity.runs import run, stacked
+
+    cases = [(name, dtype) for name, dtype, backend, level in combinations if (backend, level) == ("triton", "op")]
+    if cases:
+        work = (partial(run, problems(name, d)[0], DTYPES[d], stacked("triton"), device) for name, d in cases)
+        ahead.compile_ahead(work, torch.device(device))
 
 
 def worst(rows: list["Row"]) -> list["Row"]:

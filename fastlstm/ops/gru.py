@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
+from fastlstm.gpu import gru as gpu_gru
 from fastlstm.kernels.gru.reference import gru_reference
 from fastlstm.ops.calling import by_reference, differentiable, saved_like
 from fastlstm.ops.vmap import vmap_by_loop
@@ -93,12 +94,15 @@ GRUFunction.forward.__signature__ = inspect.signature(GRUFunction.forward)  # ty
 
 
 def _register() -> None:
-    """What C++ can't say about the ops: the shapes of their results, and how they are mapped over a new dimension."""
+    """The ops on a GPU; and what C++ can't say about them: the shapes of their results, and how they are mapped."""
+    torch.library.impl("fastlstm::gru_fwd", "CUDA")(gpu_gru.gru_fwd)
+    torch.library.impl("fastlstm::gru_bwd", "CUDA")(gpu_gru.gru_bwd)
 
     @torch.library.register_fake("fastlstm::gru_fwd")
     def _(x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, save):
         y = x.new_empty(*x.shape[:-1], h0.shape[1])
-        return y, x.new_empty(h0.shape), saved_like(x, h0.shape[1], 5, save)
+        saved = gpu_gru.saved_like(x, h0.shape[1], save) if x.is_cuda else saved_like(x, h0.shape[1], 5, save)
+        return y, x.new_empty(h0.shape), saved
 
     @torch.library.register_fake("fastlstm::gru_bwd")
     def _(dy, dh_n, x, batch_sizes, reset, h0, w_ih, w_hh, y, saved, reverse, need_dx, need_dw):

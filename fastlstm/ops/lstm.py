@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
+from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.ops.calling import by_reference, differentiable, saved_like
 from fastlstm.ops.vmap import vmap_by_loop
@@ -125,7 +126,9 @@ LSTMFunction.forward.__signature__ = inspect.signature(LSTMFunction.forward)  # 
 
 
 def _register() -> None:
-    """What C++ can't say about the ops: the shapes of their results, and how they are mapped over a new dimension."""
+    """The ops on a GPU; and what C++ can't say about them: the shapes of their results, and how they are mapped."""
+    torch.library.impl("fastlstm::lstm_fwd", "CUDA")(gpu_lstm.lstm_fwd)
+    torch.library.impl("fastlstm::lstm_bwd", "CUDA")(gpu_lstm.lstm_bwd)
 
     @torch.library.register_fake("fastlstm::lstm_fwd")
     def _(
@@ -133,8 +136,11 @@ def _register() -> None:
     ):
         y = x.new_empty(*x.shape[:-1], h0.shape[1])
         cells = x.new_empty(*x.shape[:-1], c0.shape[1]) if return_cells else x.new_empty(0)
-        slots = 4 + (not coupled) + (w_hr is not None)
-        return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved_like(x, c0.shape[1], slots, save)
+        if x.is_cuda:
+            saved = gpu_lstm.saved_like(x, c0.shape[1], w_ih.shape[0], w_hr is not None, save)
+        else:
+            saved = saved_like(x, c0.shape[1], 4 + (not coupled) + (w_hr is not None), save)
+        return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved
 
     @torch.library.register_fake("fastlstm::lstm_bwd")
     def _(

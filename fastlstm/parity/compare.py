@@ -1,15 +1,16 @@
 """The errors of a backend, and those that it is allowed.
 
 Oracles: the reference in float64, PyTorch's module in float64 where it has one that does what the case asks, and, where
-installed, ONNX Runtime (forward, float32). They get exactly the numbers that the backend gets, already rounded to its dtype.
+installed, ONNX Runtime (forward, float32); on a GPU cuDNN in float64 too. They get exactly the numbers that the backend gets,
+already rounded to its dtype.
 
 The error of a quantity is the root mean square of its differences from the oracle, over that of the oracle: |a - b| / |b|.
 The largest single difference would be the stricter measure, but it is mostly luck: between draws of one arithmetic it
 varies by factors of 3 to 8, and a bound of 2 means nothing. One number that is plainly wrong among N still gives about
 1/sqrt(N), a thousand times what float32 is allowed. The draws of a small case are pooled as if they were one tensor.
 
-Allowed is twice the error that PyTorch in the same dtype makes against the same oracle, plus one rounding of the dtype:
-its own module, or where it has none that does it, its ops in the order of the reference.
+Allowed is twice the error that PyTorch in the same dtype on the same device makes against the same oracle, plus one rounding of
+the dtype: its own module, or where it has none that does it, its ops in the order of the reference.
 An oracle that isn't more exact than the backend errs as well, and its error is allowed on top. ONNX Runtime, itself
 float32, is granted the same bound again. No float64 oracle can measure an error in float64: there PyTorch's error, and that
 of the oracles (the larger of the two), are those of the same arithmetic in float32 times the ratio of the two roundings, to
@@ -17,8 +18,10 @@ which errors are proportional. (PyTorch's arithmetic in float64 is its chain of 
 """
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,9 +60,9 @@ def check(name: str, dtype: str, backend: str, level: str = "op", device: str = 
     if wrong:
         raise TypeError(f"{name}: {', '.join(wrong)} came back in another dtype than {dtype}, the input's")
     rows = []
-    for oracle in oracles(name, dtype):
-        for quantity, tolerance in allowed(name, dtype, oracle).items():
-            error = difference(results[quantity], expected(name, dtype, oracle)[quantity])
+    for oracle in oracles(name, dtype, device):
+        for quantity, tolerance in allowed(name, dtype, oracle, device).items():
+            error = difference(results[quantity], expected(name, dtype, oracle, device)[quantity])
             rows.append(Row(name, level, backend, dtype, quantity, oracle, error, tolerance))
     return rows
 
@@ -75,9 +78,11 @@ def skip(name: str, dtype: str, backend: str, level: str, device: str = "cpu") -
     return None
 
 
-def oracles(name: str, dtype: str) -> list[str]:
+def oracles(name: str, dtype: str, device: str = "cpu") -> list[str]:
     case = CASES[name]
     names = ["reference", "torch"] if in_pytorch(name) else ["reference"]
+    if device != "cpu" and in_pytorch(name):
+        names.append("cudnn")
     beyond_onnx = case.P or case.reset or case.cells or 0 in case.lengths
     if dtype == "fp32" and not beyond_onnx and onnx_installed():
         names.append("onnx")
@@ -96,16 +101,17 @@ def problems(name: str, dtype: str) -> list[Problem]:
 
 
 @lru_cache(maxsize=8)
-def expected(name: str, dtype: str, oracle: str) -> Results:
-    """What an oracle says, in float64; from ONNX Runtime, in float32 and without gradients."""
+def expected(name: str, dtype: str, oracle: str, device: str = "cpu") -> Results:
+    """What an oracle says, in float64, "cudnn" on the device; from ONNX Runtime, in float32 and without gradients."""
     if oracle == "onnx":
         return pooled([by_onnx(problem.case, problem.given) for problem in problems(name, dtype)])
-    forward: Forward = by_torch if oracle == "torch" else stacked()
-    return pooled([run(problem, torch.float64, forward) for problem in problems(name, dtype)])
+    forward: Forward = stacked() if oracle == "reference" else by_torch
+    where = device if oracle == "cudnn" else "cpu"
+    return pooled([run(problem, torch.float64, forward, where) for problem in problems(name, dtype)])
 
 
 @lru_cache(maxsize=8)
-def allowed(name: str, dtype: str, oracle: str) -> dict[str, float]:
+def allowed(name: str, dtype: str, oracle: str, device: str = "cpu") -> dict[str, float]:
     """The allowed error of every quantity that the oracle has: see the head of this file."""
     eps = torch.finfo(DTYPES[dtype]).eps
     torch_has_it = in_pytorch(name)
@@ -116,14 +122,27 @@ def allowed(name: str, dtype: str, oracle: str) -> dict[str, float]:
         return {key: ratio * (2 * torchs[key] + max(torchs[key], references[key])) + eps for key in torchs}
     yardstick: Forward = by_torch if torch_has_it else stacked()
     if oracle == "onnx":
-        torchs = errors(name, dtype, yardstick, "reference")
+        torchs = errors(name, dtype, yardstick, "reference", device)
         return {key: 2 * (2 * torchs[key] + eps) for key in expected(name, dtype, oracle)}
-    return {key: 2 * error + eps for key, error in errors(name, dtype, yardstick, oracle).items()}
+    return {key: 2 * error + eps for key, error in errors(name, dtype, yardstick, oracle, device).items()}
 
 
-def errors(name: str, dtype: str, forward: Forward, oracle: str) -> dict[str, float]:
-    results = pooled([run(problem, DTYPES[dtype], forward) for problem in problems(name, dtype)])
-    return {key: difference(results[key], tensor) for key, tensor in expected(name, dtype, oracle).items()}
+def errors(name: str, dtype: str, forward: Forward, oracle: str, device: str = "cpu") -> dict[str, float]:
+    with products_as_exact_as_ours():
+        results = pooled([run(problem, DTYPES[dtype], forward, device) for problem in problems(name, dtype)])
+    return {key: difference(results[key], tensor) for key, tensor in expected(name, dtype, oracle, device).items()}
+
+
+@contextmanager
+def products_as_exact_as_ours() -> Iterator[None]:
+    """cuDNN's RNNs have a setting of TF32 of their own, on by default; ours is that of matrix products."""
+    rnn: Any = torch.backends.cudnn.rnn  # what it has is younger than its types
+    before = rnn.fp32_precision
+    rnn.fp32_precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        rnn.fp32_precision = before
 
 
 def difference(result: Tensor, oracle: Tensor) -> float:

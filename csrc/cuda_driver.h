@@ -1,0 +1,64 @@
+// The CUDA driver's functions that launching needs, from libcuda as it is found at run time: no toolkit, no headers of CUDA.
+#pragma once
+#include <cstddef>
+#include <string>
+
+namespace fastlstm::cuda {
+
+using Result = int;      // CUresult; 0 is success
+using Device = int;      // CUdevice
+using Context = void*;   // CUcontext
+using Module = void*;    // CUmodule
+using Function = void*;  // CUfunction
+using Stream = void*;    // CUstream; null is the default stream
+
+enum DeviceAttribute : int { kMultiprocessors = 16, kCooperativeLaunch = 95, kMaxSharedBytes = 97 };
+enum FunctionAttribute : int { kMaxDynamicSharedBytes = 8 };
+
+// An entry point, by its name in libcuda. None of those below has a _v2, and every driver since CUDA 9 has them all.
+template <class... Parameters>
+struct Entry {
+  const char* name;
+  Result (*address)(Parameters...) = nullptr;
+};
+
+struct Driver {
+  Entry<unsigned> init{"cuInit"};
+  Entry<Result, const char**> error_name{"cuGetErrorName"};
+  Entry<Result, const char**> error_text{"cuGetErrorString"};
+  Entry<Device*, int> device{"cuDeviceGet"};
+  Entry<int*, DeviceAttribute, Device> device_attribute{"cuDeviceGetAttribute"};
+  Entry<Context*, Device> retain_primary_context{"cuDevicePrimaryCtxRetain"};
+  Entry<Context*> current_context{"cuCtxGetCurrent"};
+  Entry<Context> set_current_context{"cuCtxSetCurrent"};
+  Entry<Device*> current_device{"cuCtxGetDevice"};
+  Entry<Module*, const void*> load_module{"cuModuleLoadData"};
+  Entry<Function*, Module, const char*> function{"cuModuleGetFunction"};
+  Entry<Function, FunctionAttribute, int> set_function_attribute{"cuFuncSetAttribute"};
+  Entry<int*, Function, int, size_t> occupancy{"cuOccupancyMaxActiveBlocksPerMultiprocessor"};
+  // grid x, y, z, block x, y, z, shared bytes, stream, pointers to the parameters
+  Entry<Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**> launch{
+      "cuLaunchKernel"};
+  Entry<Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**> launch_cooperative{
+      "cuLaunchCooperativeKernel"};
+
+  // Calls an entry point on behalf of a kernel (or of none: ""); what fails is thrown as std::runtime_error, with the remedy.
+  template <class... Parameters, class... Arguments>
+  void call(const std::string& kernel, const Entry<Parameters...>& entry, Arguments... arguments) const {
+    if (const Result result = entry.address(arguments...)) fail(entry.name, kernel, result);
+  }
+
+ private:
+  [[noreturn]] void fail(const char* entry, const std::string& kernel, Result result) const;
+};
+
+// The driver in use; the first call opens it. It stays valid for the life of the process.
+const Driver& driver();
+
+// Another library takes the driver's place, for kernels loaded from now on. Tests hand in a double.
+void open_driver(const std::string& path);
+
+// Forget the driver in use: the next call of driver() opens the system's.
+void close_driver();
+
+}  // namespace fastlstm::cuda

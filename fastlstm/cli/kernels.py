@@ -1,0 +1,92 @@
+"""`fastlstm info --kernels`: what the GPU kernels compile to, with or without a GPU."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from fastlstm.gpu.catalogue import Compiled
+
+# Bytes per thread that may not fit into registers, and lie in memory instead
+SPILL_BUDGET = 32
+
+
+def show_kernels(targets: list[str] | None, as_json: bool) -> None:
+    """Compile the catalogue and print it; exits with 1 where a kernel doesn't compile, or spills more than SPILL_BUDGET."""
+    import importlib.util
+
+    if importlib.util.find_spec("triton") is None:
+        raise typer.BadParameter("--kernels needs triton, which is not installed; run: pip install triton")
+    from fastlstm.cli.checks import known
+    from fastlstm.gpu.catalogue import TARGETS
+
+    rows = list(progress(known("--target", targets, TARGETS)))
+    failed = [row for row in rows if not fits(row)]
+    if as_json:
+        print(json.dumps([facts(row) for row in rows], indent=1))
+    else:
+        from rich.console import Console
+
+        console = Console()
+        for target in dict.fromkeys(row.target for row in rows):
+            console.print(table(target, [row for row in rows if row.target == target]))
+        console.print(f"{len(rows)} kernels, {len(failed)} that don't compile or spill more than {SPILL_BUDGET} bytes")
+    for row in failed:
+        reason = f"spills {row.resources.spilled} bytes" if row.resources else row.error
+        typer.echo(f"{row.target}: {title(row)}: {reason}", err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def progress(targets: list[str]) -> Iterator["Compiled"]:
+    from rich.console import Console
+    from rich.progress import track
+
+    from fastlstm.gpu.catalogue import compile_all, entries
+
+    total = sum(len(entries(target)) for target in targets)
+    compiled = compile_all(targets, max(1, min(8, os.cpu_count() or 1)))
+    return iter(track(compiled, "compiling", total, console=Console(stderr=True), transient=True))
+
+
+def fits(row: "Compiled") -> bool:
+    return row.resources is not None and row.resources.spilled <= SPILL_BUDGET
+
+
+def facts(row: "Compiled") -> dict[str, object]:
+    """One row as plain data."""
+    spec = row.entry.spec
+    constants = {key: value if isinstance(value, (int, str)) else str(value) for key, value in spec.constants}
+    found = row.resources._asdict() if row.resources else {"error": row.error}
+    sizes = {"variant": row.entry.variant, "dtype": row.entry.dtype, "B": row.entry.B, "H": row.entry.H}
+    return {"target": row.target, "kernel": spec.name, **sizes, "warps": spec.warps, **found, "constants": constants}
+
+
+def title(row: "Compiled") -> str:
+    entry = row.entry
+    return f"{entry.spec.name} of {entry.variant}, {entry.dtype}, B {entry.B}, H {entry.H}"
+
+
+def table(target: str, rows: list["Compiled"]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=target, title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False
+    )
+    for name in ("kernel", "variant", "dtype", "form"):
+        table.add_column(name, no_wrap=True)
+    for name in ("B", "H", "tile", "regs", "spilled", "shared"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        entry, constants = row.entry, dict(row.entry.spec.constants)
+        form = ("resident" if constants.get("PERSISTENT") else "steps") + (", kept" if constants.get("KEEP") else "")
+        tile = f"{constants['BM']}x{constants['BH']}x{constants['BK']}"
+        found = [str(n) for n in row.resources] if row.resources else ["-", "-", "-"]
+        table.add_row(entry.spec.name, entry.variant, entry.dtype, form, str(entry.B), str(entry.H), tile, *found)
+    return table

@@ -1,0 +1,101 @@
+"""Buffers of the loops, and the matrix products over all steps that PyTorch's own GEMM takes."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.gpu.rows import Rows
+from fastlstm.gpu.streams import hold
+
+ALIGNMENT = 16  # bytes; what the widest loads need
+
+
+def on_gpu(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """What holds for every op: autocast has had its say before, and what is given lives until the stream is done with it."""
+
+    @wraps(op)
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        given = [arg for arg in args if isinstance(arg, Tensor)]
+        hold(*given)
+        device = given[0].device.type
+        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+            return op(*args)
+
+    return run
+
+
+class Block:
+    """Several (N, columns) arrays in one tensor of bytes: what a forward saves for its backward."""
+
+    def __init__(self, N: int, columns: list[int], dtypes: list[torch.dtype]) -> None:
+        self.N, self.columns, self.dtypes = N, columns, dtypes
+        self.bytes = [block_bytes(N * n, dtype) for n, dtype in zip(columns, dtypes, strict=True)]
+
+    @property
+    def size(self) -> int:
+        return sum(self.bytes)
+
+    def new(self, like: Tensor, zero: bool) -> Tensor:
+        return (like.new_zeros if zero else like.new_empty)(self.size, dtype=torch.uint8)
+
+    def split(self, block: Tensor) -> list[Tensor]:
+        """Views of the arrays."""
+        parts = zip(block.split(self.bytes), self.columns, self.dtypes, strict=True)
+        return [part.view(dtype)[: self.N * n].view(self.N, n) for part, n, dtype in parts]
+
+
+def block_bytes(numel: int, dtype: torch.dtype) -> int:
+    """The bytes of so many elements, up to a multiple of ALIGNMENT; `numel` may be symbolic."""
+    return (numel * dtype.itemsize + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, at an address from which the widest loads may read; a copy only where it is needed."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
+
+
+def state(tensor: Tensor) -> Tensor:
+    """A float32 copy, which a loop may write."""
+    return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def nothing(like: Tensor) -> Tensor:
+    """The empty tensor that stands for a result that isn't wanted."""
+    return like.new_empty(0)
+
+
+def or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """The gradient, or zeros of the shape of `like` where nobody gave one."""
+    return torch.zeros_like(like) if gradient is None else gradient
+
+
+def input_gates(out: Tensor, x: Tensor, w_ih: Tensor, *biases: Tensor | None) -> None:
+    """`out` (N, G*H) = x W_ih^T + the biases: the share of all steps' pre-activations that doesn't wait for the loop."""
+    given = [b for b in biases if b is not None]
+    x = x.reshape(-1, x.shape[-1])
+    if given:
+        bias = given[0] if len(given) == 1 else (given[0].float() + given[1].float()).to(x.dtype)
+        torch.addmm(bias, x, w_ih.t(), out=out)
+    else:
+        torch.mm(x, w_ih.t(), out=out)
+
+
+def recurrent_gradient(dgates: Tensor, rows: Rows, h: Tensor, h0: Tensor) -> Tensor:
+    """(G*H, R): the sum over steps of the gates' gradients times the h they saw, shifted without a copy where it can be."""
+    if rows.steps is not None or rows.reset is not None or rows.N == 0:
+        return dgates.t() @ rows.before(h, h0)
+    B, N = rows.B, rows.N
+    first, others, seen = slice(0, B), slice(B, N), slice(0, N - B)
+    if rows.reverse:
+        first, others, seen = slice(N - B, N), slice(0, N - B), slice(B, N)
+    return torch.addmm(dgates[first].t() @ h0, dgates[others].t(), h[seen])
+
+
+def bias_gradient(dgates: Tensor) -> Tensor:
+    """The sum over rows, taken in float32."""
+    return dgates.sum(0, dtype=torch.float32).to(dgates.dtype)

@@ -1,0 +1,96 @@
+"""The GRU's ops on a GPU: `fastlstm::gru_fwd` and `gru_bwd`, one layer and direction."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fastlstm.gpu.arrays import (
+    Block,
+    aligned,
+    bias_gradient,
+    input_gates,
+    nothing,
+    on_gpu,
+    or_zeros,
+    recurrent_gradient,
+    state,
+)
+from fastlstm.gpu.loop import Given, Loop
+from fastlstm.gpu.rows import Rows
+from fastlstm.kernels.gpu_compile import saved_dtype
+
+
+@on_gpu
+def gru_fwd(
+    x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None, h0: Tensor, w_ih: Tensor, w_hh: Tensor,
+    b_ih: Tensor | None, b_hh: Tensor | None, reverse: bool, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """`(y, h_n, saved)`; arguments are those of `fastlstm.ops.gru.gru`."""
+    B, H = h0.shape
+    rows = Rows(x, batch_sizes, reset, B, reverse)
+    block = saved_block(rows.N, x.dtype, H, save)
+    saved = block.new(x, zero=False)
+    gates, hn = block.split(saved)
+    # b_hn can't be added to b_in: r acts on it
+    input_gates(gates, x, w_ih, b_ih, None if b_hh is None else pad(b_hh[: 2 * H], (0, H)))
+    y = rows.new(H, x)
+    loop = Loop(rows, x.dtype, alone=True)
+    given: Given = {
+        "gates": gates, "hn": hn, "y": y, "h0": aligned(h0), "h_state": state(h0), "w": aligned(w_hh),
+        "bias": None if b_hh is None else b_hh[2 * H :].contiguous(),
+    }  # fmt: skip
+    flags = {"BIAS": b_hh is not None, "SAVE": save, "SAVED": saved_dtype(x.dtype)}
+    loop.add("gru_forward", H, H, 4, given, flags)
+    loop.run()
+    return y, rows.take("last", y, h0), saved if save else nothing(saved)
+
+
+@on_gpu
+def gru_bwd(
+    dy: Tensor | None, dh_n: Tensor | None, x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None,
+    h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, saved: Tensor, reverse: bool, need_dx: bool, need_dw: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """`(dx, dh0, dw_ih, dw_hh, db_ih, db_hh)`, empty where not needed.
+
+    `dgates` holds n, r, z and the share of n that r acts on: its first three are the gradients of W_ih x, its last of W_hh h.
+    """
+    B, H = h0.shape
+    rows = Rows(x, batch_sizes, reset, B, reverse)
+    gates, hn = saved_block(rows.N, x.dtype, H, True).split(saved)
+    dgates, dh = rows.new(4 * H, x), state(or_zeros(dh_n, h0))
+    loop = Loop(rows, x.dtype, alone=True)
+    given: Given = {
+        "dgates": dgates, "dy": aligned(or_zeros(dy, y)), "gates": gates, "hn": hn, "y": aligned(y), "h0": aligned(h0),
+        "dh_state": dh, "w": aligned(w_hh.t()),
+    }  # fmt: skip
+    loop.add("gru_backward", H, 3 * H, 1, given, {"SAVED": saved_dtype(x.dtype)})
+    loop.run()
+
+    dgates = dgates.view(rows.N, 4 * H)
+    of_input, of_hidden = dgates[:, : 3 * H], dgates[:, H:]
+    dx = (of_input @ w_ih.roll(H, 0)).view(x.shape) if need_dx else nothing(x)
+    # through W_hh and, which for a sequence of length 0 is all, through z
+    dh0 = (rows.to_initial(of_hidden, w_hh, torch.zeros_like(h0)) + dh).to(x.dtype)
+    if not need_dw:
+        return dx, dh0, *(nothing(x) for _ in range(4))
+    db = bias_gradient(dgates)
+    return (
+        dx,
+        dh0,
+        (of_input.t() @ rows.owned(x)).roll(-H, 0),
+        recurrent_gradient(of_hidden, rows, y.view(rows.N, H), h0),
+        db[: 3 * H].roll(-H),
+        db[H:].clone(),
+    )
+
+
+def saved_like(x: Tensor, H: int, save: bool) -> Tensor:
+    """An empty tensor like the one that a forward saves for its backward; sizes may be symbolic."""
+    return x.new_empty(saved_block(math.prod(x.shape[:-1]), x.dtype, H, True).size * save, dtype=torch.uint8)
+
+
+def saved_block(N: int, dtype: torch.dtype, H: int, save: bool) -> Block:
+    """What the forward saves, by the columns of each: the activated gates, and what r acts on."""
+    return Block(N, [3 * H, H * save], [dtype, dtype])

@@ -1,0 +1,60 @@
+"""A loop over time on a GPU: its tiles and form, and the kernels that run in each step."""
+
+from dataclasses import replace
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.gpu import launch, plan
+from fastlstm.gpu.rows import Rows
+from fastlstm.kernels.gpu_compile import Spec
+
+Given = dict[str, Tensor | None]  # arrays by the names of a kernel's arguments
+BARRIER = 32  # integers from one counter to the next: not in one line of the cache
+
+
+class Loop:
+    """The kernels of one step, in order; with `alone` there is one, and all steps of it may go into one launch."""
+
+    def __init__(self, rows: Rows, dtype: torch.dtype, *, alone: bool) -> None:
+        self.rows, self.dtype, self.alone = rows, dtype, alone
+        self.calls: list[launch.Call] = []
+        self.resident = False
+
+    def add(self, name: str, units: int, K: int, slots: int, given: Given, flags: dict[str, Any]) -> None:
+        """One more kernel: `units` to share among programs, a product of K features with `slots` columns per unit."""
+        rows, gpu = self.rows, launch.gpu(self.rows.device)
+        precision = launch.precision(self.dtype, rows.device)
+        loops = name != "project"  # a projection is one launch per step, and keeps nothing
+        chosen = plan.tile(rows.B, units, K, slots, self.dtype, precision, gpu, may_keep=loops)
+        common = {
+            "REVERSE": rows.reverse,
+            "VARIABLE": rows.steps is not None,
+            "RESET": rows.reset is not None,
+            "ALIGN": gcd(16, K * self.dtype.itemsize),
+            "PRECISION": precision,
+            "BM": chosen.BM,
+            "BH": chosen.BH,
+            "BK": chosen.BK,
+            "K": K,
+        }
+        if loops:
+            common |= {"H": units, "BK2": chosen.BK2, "KEEP": chosen.keep, "PERSISTENT": False}
+        grid = plan.grid(rows.B, units, chosen)
+        spec = Spec(name, self.dtype, tuple(sorted({**flags, **common}.items())), chosen.warps, chosen.stages)
+        barrier = None
+        if self.alone and plan.resident(rows.B, units, chosen, gpu):
+            persistent = replace(spec, constants=tuple(sorted({**flags, **common, "PERSISTENT": True}.items())))
+            if launch.can_be_resident(persistent, grid, rows.device):
+                spec, self.resident = persistent, True
+                barrier = torch.zeros(grid[1], BARRIER, dtype=torch.int32, device=rows.device)
+        arrays = {"reset": rows.reset, "offsets": None, "sizes": None, "barrier": barrier}
+        if rows.steps is not None:
+            arrays |= {"offsets": rows.steps.offsets, "sizes": rows.steps.sizes}
+        self.calls.append(launch.Call(spec, grid, {**given, **arrays, "T": rows.T, "B": rows.B}))
+
+    def run(self) -> None:
+        if self.rows.T and self.rows.B:
+            launch.run(self.calls, self.rows.T, self.rows.device, resident=self.resident)

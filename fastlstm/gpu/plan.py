@@ -1,0 +1,93 @@
+"""How a loop is laid out on a GPU: the tile of a program, and whether all programs can be resident at once.
+
+The numbers are predictions from what the kernels compile to (registers, shared memory, grid), see docs/decisions/0008-gpu.md;
+none of them depends on T, and B enters in powers of two only, so that few kernels are ever compiled.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+SLACK_BYTES = 16 * 1024  # of shared memory, for conversions of layouts
+STAGE_BYTES = 32 * 1024  # of one stage of the pipeline that streams weights and rows
+BLOCK_BYTES = 16 * 1024  # per warp: of a block loaded whole, once, or half as much in every step; it passes through registers
+
+
+class Gpu(NamedTuple):
+    """What a plan needs to know of a GPU."""
+
+    processors: int
+    shared: int  # bytes that a program may have
+
+
+class Tile(NamedTuple):
+    """`BM` sequences and `BH` units per program; the product takes `BK` features at a time, or with `keep` BK and BK2, all."""
+
+    BM: int
+    BH: int
+    BK: int
+    BK2: int
+    keep: bool
+    warps: int
+    stages: int
+
+
+def power_of_two(n: int) -> int:
+    """The next power of two from `n` on."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def batch_tile(B: int) -> int:
+    """Sequences per program: the tensor cores take 16 rows at least, and 64 for their asynchronous form."""
+    return min(max(power_of_two(B), 16), 64)
+
+
+def batch_tiles(B: int) -> int:
+    """Programs along the batch."""
+    return -(-B // batch_tile(B))
+
+
+def tile(
+    B: int, H: int, K: int, slots: int, dtype: torch.dtype, precision: str, gpu: Gpu, *, may_keep: bool = True
+) -> Tile:
+    """The tile of a loop over H units, K features and `slots` columns of the product per unit.
+
+    Few units per program make a short step, as long as there are processors for them; a product has 16 columns or more. The
+    weights stay in shared memory where they and the rows of a step fit; not for exact float32 products, which
+    have no tensor cores and are unrolled over all features.
+    """
+    exact = precision == "ieee"
+    BM, BH = batch_tile(B), 8 if slots > 1 else 16
+    while (16 if exact else 32) > BH and -(-H // BH) * batch_tiles(B) > gpu.processors:
+        BH *= 2
+    warps = 8 if BM * BH >= 64 * 32 or BM * slots * BH >= 64 * 64 else 4
+    size, columns = dtype.itemsize, slots * BH
+    BK, BK2 = whole(K)
+    room = (columns + BM) * (BK + BK2) * size + SLACK_BYTES <= gpu.shared
+    passes = max(columns, 2 * BM) * BK * size <= BLOCK_BYTES * warps
+    if may_keep and not exact and room and passes:
+        return Tile(BM, BH, BK, BK2, True, warps, stages=1)
+    # a pipeline copies 8 bytes at a time through the first-level cache, which may hold what another program has overwritten
+    stages = 1 if K * size % 16 else 3
+    most = min(STAGE_BYTES, (gpu.shared - SLACK_BYTES) // 3) // ((columns + BM) * size)
+    BK = 32 if exact else max(16, min(512, power_of_two(most + 1) // 2))
+    return Tile(BM, BH, min(BK, power_of_two(max(K, 16))), 0, False, warps, stages)
+
+
+def whole(K: int) -> tuple[int, int]:
+    """Powers of two, from 16 on, whose sum covers K: one, or two where they come closer."""
+    one = power_of_two(max(K, 16))
+    most = one // 2
+    rest = power_of_two(max(K - most, 16))
+    return (most, rest) if most >= 16 and most + rest < one else (one, 0)
+
+
+def grid(B: int, H: int, chosen: Tile) -> tuple[int, int]:
+    """Programs along the units and along the batch."""
+    return -(-H // chosen.BH), -(-B // chosen.BM)
+
+
+def resident(B: int, H: int, chosen: Tile, gpu: Gpu) -> bool:
+    """Whether the grid surely fits on the GPU at once: a program per processor."""
+    along_units, along_batch = grid(B, H, chosen)
+    return along_units * along_batch <= gpu.processors

@@ -1,0 +1,130 @@
+"""Which Triton kernel, for which dtype and sizes: compiled for a GPU, present or not, without running anything on it."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+# What the pointer arguments that don't hold the storage dtype point to, by name; all other arguments are integers.
+ELEMENTS = {
+    "cells": "fp32", "c_state": "fp32", "c0": "fp32", "dc_state": "fp32", "h_state": "fp32", "dh_state": "fp32",
+    "dpeephole": "fp64", "reset": "u8", "offsets": "i64", "sizes": "i64", "barrier": "i32",
+}  # fmt: skip
+INTEGERS = ("first", "steps", "T", "B")
+# pointers whose address may be any multiple of the element's size
+UNALIGNED = ("reset", "offsets", "sizes", "barrier", "peephole", "bias")
+STORAGE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A kernel before it is compiled: the function's name, the storage dtype, its constants and how it is scheduled."""
+
+    name: str
+    dtype: torch.dtype
+    constants: tuple[tuple[str, Any], ...]
+    warps: int = 4
+    stages: int = 3
+
+
+class Image(NamedTuple):
+    """What a driver loads: the binary for one kind of GPU, the kernel's symbol in it, and what a launch needs."""
+
+    binary: bytes
+    symbol: str
+    shared: int  # bytes
+    threads: int
+
+
+class Target(NamedTuple):
+    """A kind of GPU: ("cuda", 90, 32) or ("hip", "gfx942", 64)."""
+
+    backend: str
+    arch: int | str
+    warp_size: int
+
+
+def saved_dtype(dtype: torch.dtype) -> Any:
+    """Triton's dtype of the activated gates. They lie in [-1, 1], where float16 is eight times finer than bfloat16."""
+    import triton.language as tl
+
+    return tl.float32 if dtype == torch.float32 else tl.float16
+
+
+@cache
+def function(name: str) -> Any:
+    """The Triton function."""
+    module = {"project": "lstm.gpu", "floor": "gpu_floor"}.get(name, f"{name.split('_')[0]}.gpu")
+    return getattr(importlib.import_module(f"fastlstm.kernels.{module}"), name)
+
+
+@cache
+def arguments(name: str) -> tuple[str, ...]:
+    """The names of the arguments that a launch passes, in order: those that are not constants."""
+    parameters = inspect.signature(function(name).fn).parameters.values()
+    return tuple(p.name for p in parameters if p.annotation is inspect.Parameter.empty)
+
+
+@cache
+def compiled(spec: Spec, target: Target) -> Any:
+    """Triton's CompiledKernel. Compiling takes seconds, once: Triton keeps the result on disk."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    fn = function(spec.name)
+    names = list(inspect.signature(fn.fn).parameters)
+    signature = dict.fromkeys(names, "constexpr")
+    for name in arguments(spec.name):
+        signature[name] = "i32" if name in INTEGERS else "*" + ELEMENTS.get(name, STORAGE[spec.dtype])
+    aligned = [i for i, n in enumerate(names) if signature[n].startswith("*") and n not in UNALIGNED]
+    source = ASTSource(
+        fn, signature, constexprs=dict(spec.constants), attrs={(i,): [["tt.divisibility", 16]] for i in aligned}
+    )
+    options = {"num_warps": spec.warps, "num_stages": spec.stages, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget(*target), options=options)
+
+
+def image(spec: Spec, target: Target) -> Image:
+    """The binary of `spec` for `target`."""
+    kernel = compiled(spec, target)
+    metadata = kernel.metadata
+    return Image(kernel.asm["cubin"], metadata.name, metadata.shared, metadata.num_warps * target.warp_size)
+
+
+class Resources(NamedTuple):
+    """What a kernel takes of a GPU: registers per thread, bytes per thread that did not fit into them, and shared bytes."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def resources(spec: Spec, target: Target) -> Resources:
+    """What `spec` takes on `target`, as its assembler tells."""
+    kernel = compiled(spec, target)
+    if target.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        registers, spilled = (
+            int(re.search(rf"\.{key}:\s*(\d+)", text)[1]) for key in ("vgpr_count", "private_segment_fixed_size")
+        )
+        return Resources(registers, spilled, kernel.metadata.shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(kernel.asm["cubin"])
+        text = subprocess.run([cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", text)[1]) for key in ("REG", "STACK", "LOCAL"))
+    return Resources(registers, max(stack, local), kernel.metadata.shared)
+
+
+def cuobjdump() -> Path:
+    """The tool that comes with Triton."""
+    import triton
+
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

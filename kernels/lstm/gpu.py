@@ -1,0 +1,330 @@
+"""The LSTM family's loop over time in Triton: forward and backward, for one layer and direction.
+
+Each kernel takes `steps` steps, from the `first` on in the order in which they are run. One launch of all of them is the
+persistent form: all programs are resident, those of one batch tile wait for each other once a step, and each keeps its state
+in registers. A launch per step is the other form, which needs no barrier; the state goes through `c_state` or `dc_state`.
+
+`w` is W_hh (G * H, R) in the forward and its transpose (R, G * H) in the backward, so that both products sum along rows.
+With a projection the recurrent product and the gates can't share a step's launch: see `project`.
+"""
+
+import triton
+import triton.language as tl
+
+from fastlstm.kernels.gpu_math import arrive, product, sigmoid, split_gates, step_rows, tanh, wait, weight_tile
+
+
+@triton.jit(do_not_specialize=["first", "steps", "T", "B"])
+def lstm_forward(
+    gates,  # (N, G*H): W_ih x + b, overwritten with the activated gates where SAVE
+    hidden,  # (N, R): h of every step, read
+    m,  # (N, H): o * tanh(c) of every step, written; the same array as `hidden` without a projection
+    cells,  # (N, H) float32: c of every step, written where SAVE
+    h0,  # (B, R)
+    c_state,  # (B, H) float32: c before the first step, and then after the last
+    w,
+    peephole,  # (G - 1, H)
+    reset,  # (N,) uint8
+    offsets,  # (T,) int64
+    sizes,  # (T,) int64
+    barrier,  # (batch tiles, 32) int32, zeros, of which the first of 32 counts
+    first,
+    steps,
+    T,
+    B,
+    H: tl.constexpr,
+    K: tl.constexpr,  # = R
+    COUPLED: tl.constexpr,
+    PEEPHOLE: tl.constexpr,
+    REVERSE: tl.constexpr,
+    VARIABLE: tl.constexpr,
+    RESET: tl.constexpr,
+    SAVE: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+    SAVED: tl.constexpr,  # dtype of saved gates, as wide as that of `gates`
+    ALIGN: tl.constexpr,  # bytes that divide those of a row of `hidden`
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BH: tl.constexpr,
+    BK: tl.constexpr,
+    BK2: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    GATES: tl.constexpr = 3 if COUPLED else 4
+    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    rows = batch_tile * BM + tl.arange(0, BM)
+    units = tile * BH + tl.arange(0, BH)
+    own = (rows < B)[:, None] & (units < H)[None, :]
+    state = rows.to(tl.int64)[:, None] * H + units[None, :]
+    c = tl.load(c_state + state, own, other=0.0)
+    if PEEPHOLE:
+        p_i = tl.load(peephole + units, units < H, other=0.0).to(tl.float32)[None, :]
+        p_o = tl.load(peephole + (GATES - 2) * H + units, units < H, other=0.0).to(tl.float32)[None, :]
+        if not COUPLED:
+            p_f = tl.load(peephole + H + units, units < H, other=0.0).to(tl.float32)[None, :]
+    kept = weight_tile(w, tile, 0, H, K, GATES, BH, BK) if KEEP else 0
+    more = weight_tile(w, tile, BK, H, K, GATES, BH, BK2) if KEEP and BK2 > 0 else 0
+    before = tl.where(first > 0, T - first if REVERSE else first - 1, 0)
+    offset_before, size_before = step_rows(before, B, offsets, sizes, VARIABLE)
+    size_before = tl.where(first > 0, size_before, 0)
+    arrivals = 0
+
+    for s in tl.range(first, first + steps, num_stages=1):
+        t = T - 1 - s if REVERSE else s
+        offset, size = step_rows(t, B, offsets, sizes, VARIABLE)
+        valid = rows < size
+        mine = valid[:, None] & (units < H)[None, :]
+        cut = (tl.load(reset + offset + rows, valid, other=0) != 0) if RESET else ~valid
+
+        # the loads that need not wait for the step before
+        at = (offset + rows)[:, None] * (GATES * H) + units[None, :]
+        a_i = tl.load(gates + at, mine, other=0.0).to(tl.float32)
+        a_g = tl.load(gates + at + (GATES - 2) * H, mine, other=0.0).to(tl.float32)
+        a_o = tl.load(gates + at + (GATES - 1) * H, mine, other=0.0).to(tl.float32)
+        if not COUPLED:
+            a_f = tl.load(gates + at + H, mine, other=0.0).to(tl.float32)
+
+        if PERSISTENT:
+            wait(barrier + batch_tile * 32, arrivals)
+            arrivals += tl.num_programs(0)
+        h = tl.where(rows < size_before, hidden + (offset_before + rows) * K, h0 + rows.to(tl.int64) * K)
+        acc = tl.zeros((BM, 4 * BH), tl.float32)
+        acc = product(
+            acc, tl.multiple_of(h, ALIGN), valid & ~cut, w, kept, more, tile, H, K, GATES, BH, BK, BK2, KEEP, PRECISION
+        )
+
+        c_prev = tl.where(cut[:, None], 0.0, c) if RESET else c
+        if COUPLED:
+            r_i, r_g, r_o, _ = split_gates(acc, BM, BH)
+        else:
+            r_i, r_f, r_g, r_o = split_gates(acc, BM, BH)
+            a_f += r_f
+        a_i += r_i
+        a_g += r_g
+        a_o += r_o
+        if PEEPHOLE:
+            a_i += p_i * c_prev
+            if not COUPLED:
+                a_f += p_f * c_prev
+        i, g = sigmoid(a_i), tanh(a_g)
+        f = 1.0 - i if COUPLED else sigmoid(a_f)
+        c_new = f * c_prev + i * g
+        if PEEPHOLE:
+            a_o += p_o * c_new
+        o = sigmoid(a_o)
+        at_h = (offset + rows)[:, None] * H + units[None, :]
+        tl.store(m + at_h, (o * tanh(c_new)).to(m.dtype.element_ty), mine)
+        if PERSISTENT:
+            arrive(barrier + batch_tile * 32)
+        if SAVE:
+            save = gates.to(tl.pointer_type(SAVED), bitcast=True)
+            tl.store(save + at, i.to(SAVED), mine)
+            tl.store(save + at + (GATES - 2) * H, g.to(SAVED), mine)
+            tl.store(save + at + (GATES - 1) * H, o.to(SAVED), mine)
+            if not COUPLED:
+                tl.store(save + at + H, f.to(SAVED), mine)
+            tl.store(cells + at_h, c_new, mine)
+        c = tl.where(mine, c_new, c)
+        offset_before, size_before = offset, size
+    tl.store(c_state + state, c, own)
+
+
+@triton.jit(do_not_specialize=["first", "steps", "T", "B"])
+def lstm_backward(
+    dgates,  # (N, G*H): the gradients of the pre-activations, written; and read, where not PROJECTED
+    dh,  # (N, R): the gradient of y; with PROJECTED that of h, from `project`
+    gates,  # (N, G*H), as the forward saved them
+    cells,  # (N, H) float32
+    dcells,  # (N, H): the gradient of the cells of every step, where CELLS
+    c0,  # (B, H) float32
+    dh_n,  # (B, R): the gradient of the final h; not with PROJECTED
+    dc_state,  # (B, H) float32: that of the final c, and then of c0
+    dpeephole,  # (batch tiles, G - 1, H) float64, zeros: sums over steps and the rows of a tile
+    w,
+    peephole,
+    reset,
+    offsets,
+    sizes,
+    barrier,
+    first,
+    steps,
+    T,
+    B,
+    H: tl.constexpr,
+    K: tl.constexpr,  # = G * H, or R with PROJECTED
+    COUPLED: tl.constexpr,
+    PEEPHOLE: tl.constexpr,
+    REVERSE: tl.constexpr,
+    VARIABLE: tl.constexpr,
+    RESET: tl.constexpr,
+    CELLS: tl.constexpr,
+    PROJECTED: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+    SAVED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BH: tl.constexpr,
+    BK: tl.constexpr,
+    BK2: tl.constexpr,
+    KEEP: tl.constexpr,
+):
+    GATES: tl.constexpr = 3 if COUPLED else 4
+    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    rows = batch_tile * BM + tl.arange(0, BM)
+    units = tile * BH + tl.arange(0, BH)
+    own = (rows < B)[:, None] & (units < H)[None, :]
+    state = rows.to(tl.int64)[:, None] * H + units[None, :]
+    dc = tl.load(dc_state + state, own, other=0.0)
+    if PEEPHOLE:
+        p_i = tl.load(peephole + units, units < H, other=0.0).to(tl.float32)[None, :]
+        p_o = tl.load(peephole + (GATES - 2) * H + units, units < H, other=0.0).to(tl.float32)[None, :]
+        sums = dpeephole + batch_tile * (GATES - 1) * H + units
+        dp_i = tl.load(sums, units < H, other=0.0)
+        dp_o = tl.load(sums + (GATES - 2) * H, units < H, other=0.0)
+        if not COUPLED:
+            p_f = tl.load(peephole + H + units, units < H, other=0.0).to(tl.float32)[None, :]
+            dp_f = tl.load(sums + H, units < H, other=0.0)
+    kept = weight_tile(w, tile, 0, H, K, 1, BH, BK) if KEEP else 0
+    more = weight_tile(w, tile, BK, H, K, 1, BH, BK2) if KEEP and BK2 > 0 else 0
+    # the step after, in the forward's order: the one that is run before this
+    after = tl.where(first > 0, first - 1 if REVERSE else T - first, 0)
+    offset_after, size_after = step_rows(after, B, offsets, sizes, VARIABLE)
+    size_after = tl.where(first > 0, size_after, 0)
+    arrivals = 0
+
+    for s in tl.range(first, first + steps, num_stages=1):
+        t = s if REVERSE else T - 1 - s
+        offset, size = step_rows(t, B, offsets, sizes, VARIABLE)
+        valid = rows < size
+        mine = valid[:, None] & (units < H)[None, :]
+        cut = (tl.load(reset + offset + rows, valid, other=0) != 0) if RESET else ~valid
+
+        at = (offset + rows)[:, None] * (GATES * H) + units[None, :]
+        at_h = (offset + rows)[:, None] * H + units[None, :]
+        save = gates.to(tl.pointer_type(SAVED), bitcast=True)
+        i = tl.load(save + at, mine, other=0.0).to(tl.float32)
+        g = tl.load(save + at + (GATES - 2) * H, mine, other=0.0).to(tl.float32)
+        o = tl.load(save + at + (GATES - 1) * H, mine, other=0.0).to(tl.float32)
+        f = 1.0 - i if COUPLED else tl.load(save + at + H, mine, other=0.0).to(tl.float32)
+        c = tl.load(cells + at_h, mine, other=0.0)
+        # c of the step before: of the rows that have one, and that are not cut from it
+        t_before = tl.minimum(tl.maximum(t + 1 if REVERSE else t - 1, 0), T - 1)
+        offset_before, size_before = step_rows(t_before, B, offsets, sizes, VARIABLE)
+        size_before = tl.where(s < T - 1, size_before, 0)
+        has_before = (rows < size_before)[:, None]
+        earlier = cells + (offset_before + rows)[:, None] * H
+        old = tl.where(has_before, earlier, c0 + rows.to(tl.int64)[:, None] * H)
+        c_prev = tl.load(old + units[None, :], mine & ~cut[:, None] if RESET else mine, other=0.0)
+        if CELLS:
+            dc += tl.load(dcells + at_h, mine, other=0.0).to(tl.float32)
+        follows = valid & (rows < size_after)
+        if PROJECTED:
+            a, a_mask = dh + (offset + rows) * K, valid
+        else:
+            of_y = tl.load(dh + at_h, mine, other=0.0).to(tl.float32)
+            of_y += tl.load(dh_n + state, mine & ~follows[:, None], other=0.0).to(tl.float32)
+            a, a_mask = dgates + (offset_after + rows) * K, follows
+            if RESET:
+                a_mask = a_mask & (tl.load(reset + offset_after + rows, follows, other=0) == 0)
+
+        # all that the step after has no part in: what dm and dc are multiplied with
+        tanh_c = tanh(c)
+        by_o, by_c = tanh_c * o * (1.0 - o), o * (1.0 - tanh_c * tanh_c)
+        by_i, by_g = (g - c_prev if COUPLED else g) * i * (1.0 - i), i * (1.0 - g * g)
+        if not COUPLED:
+            by_f = c_prev * f * (1.0 - f)
+
+        if PERSISTENT:
+            wait(barrier + batch_tile * 32, arrivals)
+            arrivals += tl.num_programs(0)
+        acc = tl.zeros((BM, BH), tl.float32)
+        acc = product(acc, tl.multiple_of(a, ALIGN), a_mask, w, kept, more, tile, H, K, 1, BH, BK, BK2, KEEP, PRECISION)
+        dm = acc if PROJECTED else acc + of_y
+
+        da_o = dm * by_o
+        dc += dm * by_c
+        if PEEPHOLE:
+            dc += da_o * p_o
+        da_i, da_g = dc * by_i, dc * by_g
+        out = dgates.dtype.element_ty
+        tl.store(dgates + at, da_i.to(out), mine)
+        tl.store(dgates + at + (GATES - 2) * H, da_g.to(out), mine)
+        tl.store(dgates + at + (GATES - 1) * H, da_o.to(out), mine)
+        if not COUPLED:
+            da_f = dc * by_f
+            tl.store(dgates + at + H, da_f.to(out), mine)
+        if PERSISTENT:
+            arrive(barrier + batch_tile * 32)
+        dc_prev = dc * f
+        if PEEPHOLE:
+            dc_prev += da_i * p_i
+            dp_i += tl.sum(da_i * c_prev, 0).to(tl.float64)
+            dp_o += tl.sum(da_o * c, 0).to(tl.float64)
+            if not COUPLED:
+                dc_prev += da_f * p_f
+                dp_f += tl.sum(da_f * c_prev, 0).to(tl.float64)
+        if RESET:
+            dc_prev = tl.where(cut[:, None], 0.0, dc_prev)
+        dc = tl.where(mine, dc_prev, dc)
+        offset_after, size_after = offset, size
+
+    tl.store(dc_state + state, dc, own)
+    if PEEPHOLE:
+        tl.store(sums, dp_i, units < H)
+        tl.store(sums + (GATES - 2) * H, dp_o, units < H)
+        if not COUPLED:
+            tl.store(sums + H, dp_f, units < H)
+
+
+@triton.jit(do_not_specialize=["first", "steps", "T", "B"])
+def project(
+    out,  # (N, R): h of every step; in the backward its gradient
+    a,  # (N, K): m; in the backward the gates' gradients of the step after
+    w,  # (R, K): W_hr; in the backward the transpose of W_hh
+    dy,  # (N, R): the backward adds it
+    dh_n,  # (B, R): and this where a sequence ends
+    reset,
+    offsets,
+    sizes,
+    first,
+    steps,
+    T,
+    B,
+    R: tl.constexpr,
+    K: tl.constexpr,
+    BACKWARD: tl.constexpr,
+    REVERSE: tl.constexpr,
+    VARIABLE: tl.constexpr,
+    RESET: tl.constexpr,
+    ALIGN: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BH: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """One step of what a projection adds to the loop: h = W_hr m, or dh = dy + W_hh^T da of the step after."""
+    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    rows = batch_tile * BM + tl.arange(0, BM)
+    units = tile * BH + tl.arange(0, BH)
+    for s in tl.range(first, first + steps, num_stages=1):
+        t = s if REVERSE == BACKWARD else T - 1 - s
+        offset, size = step_rows(t, B, offsets, sizes, VARIABLE)
+        valid = rows < size
+        mine = valid[:, None] & (units < R)[None, :]
+        at = (offset + rows)[:, None] * R + units[None, :]
+        acc = tl.zeros((BM, BH), tl.float32)
+        if BACKWARD:
+            after = tl.where(s > 0, s - 1 if REVERSE else T - s, 0)
+            offset_after, size_after = step_rows(after, B, offsets, sizes, VARIABLE)
+            follows = valid & (rows < tl.where(s > 0, size_after, 0))
+            acc += tl.load(dy + at, mine, other=0.0).to(tl.float32)
+            final = rows.to(tl.int64)[:, None] * R + units[None, :]
+            acc += tl.load(dh_n + final, mine & ~follows[:, None], other=0.0).to(tl.float32)
+            if RESET:
+                follows = follows & (tl.load(reset + offset_after + rows, follows, other=0) == 0)
+            source, mask = a + (offset_after + rows) * K, follows
+        else:
+            source, mask = a + (offset + rows) * K, valid
+        acc = product(acc, tl.multiple_of(source, ALIGN), mask, w, 0, 0, tile, R, K, 1, BH, BK, 0, False, PRECISION)
+        tl.store(out + at, acc.to(out.dtype.element_ty), mine)

@@ -1,0 +1,141 @@
+"""What of the GPU side needs no kernel to run: which backend is chosen, what is compiled, what ops return and plan."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastlstm import backends
+from fastlstm.cli.kernels import SPILL_BUDGET
+from fastlstm.gpu import catalogue, launch, plan
+from fastlstm.gpu import gru as gpu_gru
+from fastlstm.gpu import lstm as gpu_lstm
+from fastlstm.gpu.rows import Rows
+
+pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
+
+
+@pytest.mark.parametrize("variant", backends.VARIANTS)
+def test_triton_runs_where_it_is_asked_for(variant: str) -> None:
+    for dtype in backends.GPU_DTYPES:
+        assert backends.explain(variant, "cuda", dtype, "triton").backend == "triton"
+    choice = backends.explain(variant, "cuda", torch.float32)
+    assert choice.backend == ("torch" if variant in backends.IN_PYTORCH else "reference")
+    assert "not been run on a GPU yet" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "backend", "message"),
+    [
+        ("cuda", torch.float64, "triton", "there are no GPU kernels for torch.float64"),
+        ("cuda", torch.float32, "numba", "its kernels run on the CPU, and the tensors are on cuda"),
+        ("cpu", torch.float32, "triton", "its kernels run on CUDA GPUs, and the tensors are on cpu"),
+    ],
+)
+def test_a_backend_that_cannot_run_says_why(device: str, dtype: torch.dtype, backend: str, message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        backends.explain("lstm", device, dtype, backend)
+
+
+def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    backends.explain.cache_clear()
+    with pytest.raises(RuntimeError, match=r"the kernels need compute capability 8.0, and this GPU has 7.5"):
+        backends.explain("lstm", "cuda", torch.float32, "triton")
+    backends.explain.cache_clear()
+
+
+@pytest.mark.parametrize("layout", ["dense", "packed", "padded", "step"])
+@pytest.mark.parametrize("save", [True, False])
+def test_the_fakes_tell_what_the_ops_return(layout: str, save: bool) -> None:
+    """Shapes, dtypes and strides of what torch.compile is told, beside what the ops give on tensors without data."""
+    T, B, I, H = 3, 4, 5, 6
+    batch_sizes = torch.tensor([4, 2, 1]) if layout in ("packed", "padded") else None
+    shape = {"dense": (T, B), "packed": (7,), "padded": (T, B), "step": (B,)}[layout]
+
+    def tensor(*sizes: int, device: str) -> torch.Tensor:
+        return torch.empty(sizes, device=device, dtype=torch.bfloat16)
+
+    def arguments(device: str) -> tuple:
+        x, h, c = tensor(*shape, I, device=device), tensor(B, H, device=device), tensor(B, H, device=device)
+        weights = [tensor(4 * H, n, device=device) for n in (I, H)]
+        return x, batch_sizes, None, h, c, *weights, None, None, None, None, False, False, True, save
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        told = torch.ops.fastlstm.lstm_fwd(*arguments("cuda"))
+    with launch.recorded():
+        given = gpu_lstm.lstm_fwd(*arguments("meta"))
+    for fake, real in zip(told, given, strict=True):
+        assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+def test_a_plan_knows_neither_time_nor_much_of_the_batch() -> None:
+    def tiles(T: int, batches: range) -> set:
+        found = set()
+        for B in batches:
+            x, h = torch.empty(T, B, 64, device="meta"), torch.empty(B, 256, device="meta")
+            w_ih, w_hh = torch.empty(768, 64, device="meta"), torch.empty(768, 256, device="meta")
+            with launch.recorded() as calls:
+                gpu_gru.gru_fwd(x, None, None, h, w_ih, w_hh, None, None, False, True)
+            found |= {call.spec for call in calls}
+        return found
+
+    assert tiles(3, range(1, 300, 7)) == tiles(70_000, range(1, 300, 7))
+    assert len(tiles(1, range(1, 17))) == 1
+    assert len(tiles(1, range(1, 300))) <= 6
+
+
+def test_a_grid_that_does_not_fit_is_not_resident() -> None:
+    gpu = plan.Gpu(processors=108, shared=163 * 1024)
+    for B in (1, 16, 64, 256, 4096):
+        for H in (1, 64, 768, 1024, 4096):
+            tile = plan.tile(B, H, H, 4, torch.bfloat16, "tf32", gpu)
+            programs = -(-H // tile.BH) * -(-B // tile.BM)
+            assert plan.resident(B, H, tile, gpu) == (programs <= 108)
+            assert not tile.keep or gpu.shared > (4 * tile.BH + tile.BM) * tile.BK * 2
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_before_and_ends(reverse: bool) -> None:
+    sizes = torch.tensor([3, 2, 2, 1])  # sequences of 4, 3 and 1 steps
+    given = torch.arange(8.0)[:, None]
+    rows = Rows(given, sizes, None, 3, reverse)
+    before = rows.before(given, torch.tensor([[-1.0], [-2.0], [-3.0]]))[:, 0].tolist()
+    assert before == ([3, 4, -3, 5, 6, 7, -2, -1] if reverse else [-1, -2, -3, 0, 1, 3, 4, 5])
+    assert rows.take("first", given, given[:3])[:, 0].tolist() == ([7, 6, 2] if reverse else [0, 1, 2])
+    assert rows.take("last", given, given[:3])[:, 0].tolist() == ([0, 1, 2] if reverse else [7, 6, 2])
+
+
+def info(*arguments: str) -> subprocess.CompletedProcess:
+    """`fastlstm info`, where Triton compiles and does not interpret."""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "fastlstm", "info", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", catalogue.TARGETS)
+def test_every_kernel_compiles_and_hardly_spills(target: str) -> None:
+    said = info("--kernels", "--target", target, "--json")
+    assert said.returncode == 0, said.stderr
+    rows = json.loads(said.stdout)
+    assert {row["kernel"] for row in rows} == {
+        "lstm_forward", "lstm_backward", "gru_forward", "gru_backward", "project"
+    }  # fmt: skip
+    assert {row["dtype"] for row in rows} == set(catalogue.DTYPES)
+    assert all(row["spilled"] <= SPILL_BUDGET and row["registers"] > 0 for row in rows)
+
+
+def test_triton_is_asked_for_where_it_is_needed() -> None:
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    assert any(line.startswith("triton") for line in extras["gpu"])
+    assert any(line.startswith("triton") for line in extras["test"])

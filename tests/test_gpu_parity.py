@@ -1,0 +1,156 @@
+"""The GPU's ops held to the oracles without a GPU: C++ launches through a double of libcuda, Triton's interpreter runs.
+
+All that is not run is the code that Triton generates for a GPU; see test_gpu_compile.py for that.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import parameters
+from torch import Tensor
+
+import fastlstm
+from fastlstm import backends, parity
+from fastlstm.gpu import gru as gpu_gru
+from fastlstm.gpu import launch, plan
+from fastlstm.gpu import lstm as gpu_lstm
+from fastlstm.kernels import gpu_compile
+from fastlstm.ops import gru as ops_gru
+from fastlstm.ops import lstm as ops_lstm
+from fastlstm.parity import CASES
+
+pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
+DTYPES = {"i32": torch.int32, "i64": torch.int64, "u8": torch.uint8, "fp32": torch.float32, "fp64": torch.float64}
+FEW, MANY = plan.Gpu(0, 227 * 1024), plan.Gpu(10**6, 227 * 1024)  # processors: none holds all programs, any does
+LITTLE = plan.Gpu(0, 0)  # shared memory for no weights
+
+
+class Interpreter:
+    """What a GPU would do: kernels by the symbols they were loaded under, memory by the addresses that launches pass."""
+
+    def __init__(self) -> None:
+        self.specs: list[gpu_compile.Spec] = []
+        self.tensors: dict[tuple[int, torch.dtype], Tensor] = {}
+        self.launched: list[tuple[str, tuple[int, int], bool]] = []
+
+    def image(self, spec: gpu_compile.Spec, target: object) -> gpu_compile.Image:
+        self.specs.append(spec)
+        return gpu_compile.Image(b"cubin", f"{spec.name}:{len(self.specs) - 1}", shared=0, threads=128)
+
+    def value(self, argument: object) -> int:
+        if isinstance(argument, Tensor):
+            self.tensors[argument.data_ptr(), argument.dtype] = argument
+        return launch_value(argument)
+
+    def launch(self, symbol, grid, threads, shared, stream, params, cooperative) -> None:
+        spec = self.specs[int(symbol.split(":")[1])]
+        names = gpu_compile.arguments(spec.name)
+        slots = zip(names, parameters(params, len(names)), strict=True)
+        given = {name: self.argument(spec, name, slot) for name, slot in slots}
+        with np.errstate(over="ignore"):  # e^x may be infinite, on a GPU too
+            gpu_compile.function(spec.name)[grid](**given, **dict(spec.constants))
+        self.launched.append((spec.name, grid[:2], cooperative))
+
+    def argument(self, spec: gpu_compile.Spec, name: str, slot: int) -> Tensor | int | None:
+        if name in gpu_compile.INTEGERS:
+            return slot & 0xFFFFFFFF
+        dtype = DTYPES[gpu_compile.ELEMENTS[name]] if name in gpu_compile.ELEMENTS else spec.dtype
+        return self.tensors[slot, dtype] if slot else None
+
+
+launch_value = launch.value
+
+
+@pytest.fixture
+def interpreter(fake_cuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interpreter]:
+    """The ops of the CPU are those of the GPU."""
+    interpreter = Interpreter()
+    fake_cuda.on_launch = interpreter.launch
+    fake_cuda.set("multiprocessors", 1000)
+    launch.loaded.cache_clear()
+    monkeypatch.setattr(gpu_compile, "image", interpreter.image)
+    monkeypatch.setattr(launch, "value", interpreter.value)
+    monkeypatch.setattr(launch, "target", lambda index: None)
+    monkeypatch.setattr(launch, "gpu", lambda device: FEW)
+    monkeypatch.setattr(launch, "stream_of", lambda device: 7)
+    for ops, gpu, names in ((ops_lstm, gpu_lstm, ("lstm_fwd", "lstm_bwd")), (ops_gru, gpu_gru, ("gru_fwd", "gru_bwd"))):
+        for name in names:
+            monkeypatch.setattr(ops, name, getattr(gpu, name))
+    yield interpreter
+    launch.loaded.cache_clear()
+
+
+OF_EACH_VARIANT = (
+    "h16", "packed", "padded_reverse", "stack_packed", "projection_stack", "reset_packed", "reset_reverse",
+    "cells_padded_reset",
+)  # fmt: skip
+OF_TWO = (
+    "b33", "zero_state", "no_bias", "strided", "reverse", "padded_zeros", "only_h_n", "frozen_input", "frozen_weights",
+    "reset_stack", "cells",
+)  # fmt: skip
+OF_LSTM = ("three", "b65", "saturated", "projection_reverse", "projection_packed", "only_c_n", "frozen_recurrence")
+
+
+def of(cases: tuple[str, ...], variants: tuple[str, ...] = backends.VARIANTS) -> list[str]:
+    """The names of the cases of these variants, as far as they have them."""
+    names = [case if variant == "lstm" else f"{variant}_{case}" for variant in variants for case in cases]
+    return [name for name in names if name in CASES]
+
+
+@pytest.mark.parametrize("case", [*of(OF_EACH_VARIANT), *of(OF_TWO, ("lstm", "gru")), *OF_LSTM])
+def test_one_launch_per_step(case: str, interpreter: Interpreter) -> None:
+    missed = [row for row in parity.check(case, "fp32", "numba") if not row.ok]
+    assert not missed
+    assert interpreter.launched
+    assert not any(cooperative for *_, cooperative in interpreter.launched)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("case", of(("h16", "padded_reverse", "reset_packed")))
+def test_half_precision(case: str, dtype: str, interpreter: Interpreter) -> None:
+    missed = [row for row in parity.check(case, dtype, "numba") if not row.ok]
+    assert not missed
+
+
+@pytest.mark.parametrize("case", of(("h16", "packed", "padded_reverse", "reset_reverse", "cells_padded_reset")))
+def test_all_steps_in_one_launch(case: str, interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the interpreter runs programs one after another: one that waits for others would wait for ever
+    monkeypatch.setattr(launch, "gpu", lambda device: MANY)
+    monkeypatch.setattr(plan, "tile", lambda *args, **_: plan.Tile(16, 32, 128, 0, keep=True, warps=4, stages=1))
+    missed = [row for row in parity.check(case, "fp32", "numba") if not row.ok]
+    assert not missed
+    assert all(cooperative and grid == (1, 1) for *_, grid, cooperative in interpreter.launched)
+
+
+@pytest.mark.parametrize("case", ["h65", "gru_h65", "cifg_peephole_lstm_h65", "projection"])
+def test_weights_in_blocks(case: str, interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "gpu", lambda device: LITTLE)
+    missed = [row for row in parity.check(case, "fp32", "numba") if not row.ok]
+    assert not missed
+    kept = {dict(spec.constants).get("KEEP", False) for spec in interpreter.specs}
+    assert kept == {False}
+
+
+@pytest.mark.parametrize("variant", ["LSTM", "GRU"])
+def test_an_empty_batch_launches_nothing(variant: str, interpreter: Interpreter) -> None:
+    module = getattr(fastlstm, variant)(3, 5)
+    x = torch.randn(4, 0, 3, requires_grad=True)
+    y, finals = module(x)
+    assert y.shape == (4, 0, 5)
+    (y.sum() + sum(f.sum() for f in finals)).backward()
+    assert x.grad.shape == x.shape
+    assert all(not p.grad.any() for p in module.parameters())
+    assert not interpreter.launched
+
+
+def test_no_steps_launch_nothing(interpreter: Interpreter) -> None:
+    h, w_ih, w_hh = torch.randn(2, 5), torch.randn(15, 3), torch.randn(15, 5)
+    y, h_n, saved = gpu_gru.gru_fwd(torch.randn(0, 2, 3), None, None, h, w_ih, w_hh, None, None, False, True)
+    assert y.shape == (0, 2, 5)
+    assert torch.equal(h_n, h)
+    dx, dh0, *_ = gpu_gru.gru_bwd(None, h, torch.randn(0, 2, 3), None, None, h, w_ih, w_hh, y, saved, False, True, True)
+    assert dx.shape == (0, 2, 3)
+    assert torch.equal(dh0, h)
+    assert not interpreter.launched
