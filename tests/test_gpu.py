@@ -77,6 +77,17 @@ def test_the_fakes_tell_what_the_ops_return(layout: str, save: bool) -> None:
         assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
+def test_what_is_saved_may_have_symbolic_sizes() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    env = ShapeEnv()
+    x = FakeTensorMode(shape_env=env).from_tensor(torch.empty(7, 5, 3))
+    for saved in (gpu_lstm.saved_like(x, 6, 24, True, True), gpu_gru.saved_like(x, 6, True)):
+        assert isinstance(saved.shape[0], torch.SymInt)
+    assert not env.guards, "a size was taken for a constant: every new T or B would compile anew"
+
+
 def test_a_plan_knows_neither_time_nor_much_of_the_batch() -> None:
     def tiles(T: int, batches: range) -> set:
         found = set()
@@ -121,16 +132,21 @@ def info(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
+# the others differ in little from these, and take a minute more: `fastlstm info --kernels` compiles all
+COMPILED = {"sm_80": ["bf16", "tf32"], "sm_90": ["bf16", "fp32", "tf32"], "gfx942": ["bf16"]}
+
+
 @pytest.mark.parametrize("target", catalogue.TARGETS)
 def test_every_kernel_compiles_and_hardly_spills(target: str) -> None:
-    said = info("--kernels", "--target", target, "--json")
+    dtypes = [word for dtype in COMPILED[target] for word in ("--dtype", dtype)]
+    said = info("--kernels", "--target", target, *dtypes, "--json")
     assert said.returncode == 0, said.stderr
     rows = json.loads(said.stdout)
     assert {row["kernel"] for row in rows} == {
         "lstm_forward", "lstm_backward", "gru_forward", "gru_backward", "project"
     }  # fmt: skip
-    assert {row["dtype"] for row in rows} == set(catalogue.DTYPES)
-    assert all(row["spilled"] <= SPILL_BUDGET and row["registers"] > 0 for row in rows)
+    assert {row["dtype"] for row in rows} == set(COMPILED[target])
+    assert all(row["spilled"] <= SPILL_BUDGET[target] and row["registers"] > 0 for row in rows)
 
 
 def test_triton_is_asked_for_where_it_is_needed() -> None:

@@ -30,6 +30,7 @@ def info(
         bool, typer.Option(help="Compile the GPU kernels, with or without a GPU, and show what they take.")
     ] = False,
     target: Annotated[list[str] | None, typer.Option(help="With --kernels: sm_80, sm_90, gfx942; all.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="With --kernels: fp32, tf32, bf16, fp16; all.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """What runs where on this machine, and why: versions, CPU and GPU features, and the backend of each variant.
@@ -37,7 +38,7 @@ def info(
     With --kernels: registers, spilled bytes per thread and shared memory of every GPU kernel, compiled for each target.
     """
     if kernels:
-        return show_kernels(target, json_)
+        return show_kernels(target, dtype, json_)
     facts = gather()
     if json_:
         print(json.dumps(facts, indent=2))

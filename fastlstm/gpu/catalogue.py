@@ -104,9 +104,8 @@ def launched(
     return [call.spec for call in calls]
 
 
-def compile_all(targets: list[str], processes: int) -> Iterator[Compiled]:
-    """Every kernel for every target, in as many processes; the first time a kernel takes about a second."""
-    jobs = [(entry, target) for target in targets for entry in entries(target)]
+def compile_all(jobs: list[tuple[Entry, str]], processes: int) -> Iterator[Compiled]:
+    """Each kernel for its target, in as many processes; the first time a kernel takes about a second."""
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         yield from pool.map(compile_one, *zip(*jobs, strict=True), chunksize=4)
 

@@ -116,7 +116,8 @@ def gpu(device: torch.device) -> Gpu:
 @cache
 def _gpu(device: torch.device) -> Gpu:
     properties = torch.cuda.get_device_properties(device)
-    return Gpu(properties.multi_processor_count, properties.shared_memory_per_block_optin)
+    # that property is younger than some torch; 99 KB is what the least of the GPUs from compute capability 8.0 on has
+    return Gpu(properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", 99 * 1024))
 
 
 def stream_of(device: torch.device) -> int:
@@ -134,4 +135,4 @@ def precision(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def _C() -> Any:
-    return backends._C
+    return vars(backends)["_C"]

@@ -10,7 +10,9 @@ import torch
 
 SLACK_BYTES = 16 * 1024  # of shared memory, for conversions of layouts
 STAGE_BYTES = 32 * 1024  # of one stage of the pipeline that streams weights and rows
-BLOCK_BYTES = 16 * 1024  # per warp: of a block loaded whole, once, or half as much in every step; it passes through registers
+BLOCK_BYTES = (
+    16 * 1024
+)  # per warp: of a block loaded whole, once, or half as much in every step; it passes through registers
 
 
 class Gpu(NamedTuple):
@@ -58,14 +60,15 @@ def tile(
     """
     exact = precision == "ieee"
     BM, BH = batch_tile(B), 8 if slots > 1 else 16
-    while (16 if exact else 32) > BH and -(-H // BH) * batch_tiles(B) > gpu.processors:
+    while (16 if dtype.itemsize == 4 else 32) > BH and -(-H // BH) * batch_tiles(B) > gpu.processors:
         BH *= 2
     warps = 8 if BM * BH >= 64 * 32 or BM * slots * BH >= 64 * 64 else 4
     size, columns = dtype.itemsize, slots * BH
     BK, BK2 = whole(K)
     room = (columns + BM) * (BK + BK2) * size + SLACK_BYTES <= gpu.shared
-    passes = max(columns, 2 * BM) * BK * size <= BLOCK_BYTES * warps
-    if may_keep and not exact and room and passes:
+    passes = max(columns, 2 * BM) * (BK + BK2) * size <= BLOCK_BYTES * warps
+    stays = -(-H // BH) * batch_tiles(B) <= gpu.processors  # a launch of one step has nothing to keep them for
+    if may_keep and not exact and room and passes and stays:
         return Tile(BM, BH, BK, BK2, True, warps, stages=1)
     # a pipeline copies 8 bytes at a time through the first-level cache, which may hold what another program has overwritten
     stages = 1 if K * size % 16 else 3
