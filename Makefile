@@ -35,7 +35,7 @@ lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/mypy
 
 # PyTorch's own modules at every case; other peers, and what PyTorch lacks, at some. torch.compile of a loop takes minutes: one case
-BENCH := $(BIN)/fastlstm bench --json benchmarks/results
+BENCH := $(BIN)/fastlstm bench --pairs 7 --json benchmarks/results
 OWN := --variant peephole_lstm --variant cifg_lstm
 SOME := $(patsubst %,--case %,darts deepar ppo codec translate square)
 bench: $(VENV)/dev.stamp  ## measure speed: JSON in benchmarks/results, and the README's tables and picture from it
@@ -68,15 +68,49 @@ clean:  ## remove .venv and everything that was built
 	rm -rf $(VENV) build dist fastlstm.egg-info fastlstm/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: on-gpu
+# What gpu-check runs. Each part is tried, whatever failed before it (-k): those that are not timed side by side, then those that
+# are. No part takes longer than 3 minutes, and all of them end before END.
 GPU_LIB := build/gpu
+END := 9999999999
+ON_GPU = PYTHONPATH=$(GPU_LIB) timeout -k 5 180 timeout -k 5 $$(($(END) - $$(date +%s))) $(PYTHON)
+GPU_BENCH = $(ON_GPU) -P -m fastlstm bench --device cuda --pairs 5 --json $(OUT) $(ARGS)
+BF16 = $(GPU_BENCH) --dtype bf16 --add --variant lstm --variant gru
+GPU_PARITY := $(patsubst %,on-gpu-parity-%,fp32 bf16 fp16)
+GPU_SPEED := $(patsubst %,on-gpu-%,train infer cell lstm dense cut fp16 floor compile)
+.PHONY: on-gpu on-gpu-info on-gpu-checks $(GPU_PARITY) $(GPU_SPEED)
+on-gpu: END := $(shell expr $$(date +%s) + 465)
 on-gpu:
 	rm -rf $(GPU_LIB)
 	$(PYTHON) setup.py --quiet build --build-lib $(GPU_LIB)
 	mkdir -p $(OUT)
-	PYTHONPATH=$(GPU_LIB) $(PYTHON) -P -m fastlstm info --json > $(OUT)/info.json
-	PYTHONPATH=$(GPU_LIB) $(PYTHON) -P -m fastlstm parity --device cuda --json $(OUT)/parity.json
-	PYTHONPATH=$(GPU_LIB) $(PYTHON) -P -m fastlstm bench --device cuda --json $(OUT)/bench.json $(ARGS)
+	@code=0; $(MAKE) END=$(END) -k -j5 -O on-gpu-info on-gpu-checks $(GPU_PARITY) || code=1; $(MAKE) END=$(END) -k $(GPU_SPEED) || code=1; exit $$code
+
+on-gpu-info:
+	$(ON_GPU) -P -m fastlstm info --json > $(OUT)/info.json
+on-gpu-checks:  # a script's own folder is its path: -P would take it away, and the checkout's fastlstm isn't there
+	$(ON_GPU) tests/on_gpu.py --json $(OUT)/checks.json
+$(GPU_PARITY): on-gpu-parity-%:  # thousands of lines: those that miss, and the sum
+	$(ON_GPU) -P -m fastlstm parity --device cuda --backend triton --dtype $* --json $(OUT)/parity-$*.json > $(GPU_LIB)/$*.txt; \
+	    code=$$?; grep -E 'MISS|compared' $(GPU_LIB)/$*.txt; exit $$code
+
+on-gpu-train:  # the first writes its file anew
+	$(GPU_BENCH) --dtype bf16 --variant lstm --variant gru --mode train
+on-gpu-infer:
+	$(BF16) --mode infer $(patsubst %,--case %,b16-h256 b16-h1024 b64-h512 b128-h1024 b1-h128-t1)
+on-gpu-cell:
+	$(BF16) $(OWN) --mode train --case b16-h512 --against cell
+on-gpu-lstm:
+	$(GPU_BENCH) --dtype bf16 --add $(OWN) --mode train --case b16-h256 --case b16-h768 --case b64-h512 --against lstm
+on-gpu-dense:
+	$(BF16) --case b64-h512-packed --against dense
+on-gpu-cut:
+	$(BF16) --mode train --case b64-h512-resets --against cut
+on-gpu-fp16:
+	$(GPU_BENCH) --dtype fp16 --variant lstm --variant gru --case published
+on-gpu-floor:
+	$(ON_GPU) -P -m fastlstm.benchmarks.floor $(OUT)/floor.json
+on-gpu-compile:  # the last: it is slow, and the least of them
+	$(GPU_BENCH) --dtype bf16 --add --variant lstm --mode train --case darts --against compile
 
 # The set-up. torch is named in every pip call, so that no other requirement can bring another one.
 

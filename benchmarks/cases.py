@@ -1,6 +1,7 @@
 """The shapes that are measured: what people train, read off the defaults of the libraries that build `nn.LSTM` for them."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 
@@ -66,7 +67,7 @@ class Case:
         return f"{self.shortest}–{self.T}" if self.lengths is not None else str(self.T)
 
 
-CASES = {
+CPU_CASES = {
     "darts": Case(H=25, I=8, T=24, B=32, stands_for="forecasting, tiny"),
     "deepar": Case(layers=2, H=40, I=40, T=100, B=32, stands_for="forecasting"),
     "forecast": Case(layers=2, H=128, I=16, T=100, B=128, stands_for="forecasting, windows"),
@@ -94,3 +95,19 @@ CASES = {
     "cell-64": Case(H=256, I=256, T=1, B=64, layout="cell", stands_for="a cell, a batch"),
     "cell-256": Case(H=256, I=256, T=1, B=256, layout="cell", stands_for="a cell, a large batch"),
 }
+# A GPU takes more to be busy. Its cases are named after their sizes; T is 512
+GPU_CASES = {
+    f"b{B}-h{H}": Case(H=H, I=H, T=512, B=B, stands_for="the grid")
+    for B, H in product((16, 64, 128), (256, 512, 768, 1024))
+} | {
+    "published": Case(H=768, I=768, T=1024, B=16, stands_for="what others have published"),
+    "b64-h512-packed": Case(H=512, I=512, T=512, shortest=256, B=64, layout="packed", stands_for="packed input"),
+    "b64-h512-resets": Case(H=512, I=512, T=512, B=64, resets=0.03, stands_for="3% resets"),
+    "b1-h128-t1": Case(H=128, I=128, T=1, B=1, stands_for="one step at a time"),
+}  # fmt: skip
+CASES = CPU_CASES | GPU_CASES
+
+
+def default_cases(device: str) -> dict[str, Case]:
+    """Those that are measured on a device where none are named."""
+    return CPU_CASES if device == "cpu" else GPU_CASES

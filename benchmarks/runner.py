@@ -1,10 +1,15 @@
-"""Measures cases: parity first, then interleaved pairs in one process, ratio pair by pair."""
+"""Measures cases: parity first, then interleaved pairs in one process, ratio pair by pair.
 
+On a GPU a block of runs is timed from and to its being idle. Its L2 cache is as the run before left it, which had the same
+batch; that is neither flushed nor rotated.
+"""
+
+import dataclasses
 import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +24,7 @@ from fastlstm.benchmarks.cases import CASES, Case
 from fastlstm.benchmarks.contenders import OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
 from fastlstm.benchmarks.work import DTYPES, Contender, make_work
+from fastlstm.gpu import ahead
 from fastlstm.parity import difference
 
 BLOCK_S = 0.05  # a block of runs is timed as one, and lasts about this long
@@ -54,10 +60,36 @@ def measure(name: str, variant: str, mode: str, against: str, *, dtype: str, pai
         "gemm_gflops": gemm_rate(case, variant, DTYPES[dtype], device),
         "compile_s": theirs.compile_s,
     }
-    if mode == "train" and against == "torch" and device == "cpu" and same_work:
-        threads = torch.get_num_threads()
-        row["memory"] = {who: peak_memory(name, variant, who, dtype, threads) for who in ("ours", "torch")}
+    if mode == "train" and against == "torch" and same_work:
+        if device == "cpu":
+            threads = torch.get_num_threads()
+            row["memory"] = {who: peak_memory(name, variant, who, dtype, threads) for who in ("ours", "torch")}
+        else:
+            row["memory"] = {one: allocated(run.step, device) for one, run in (("ours", mine), ("torch", theirs))}
     return row
+
+
+def allocated(step: Callable[[], object], device: str) -> int:
+    """Bytes that a step allocates on a GPU at its peak, beyond the batch and the weights."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def compile_ahead(rows: list[tuple[str, str, str, str]], dtype: str, device: str) -> None:
+    """Compile the GPU kernels of all rows, (variant, case, mode, against); T does not matter for that."""
+
+    def steps() -> Iterator[Callable[[], object]]:
+        for variant, name, mode, against in rows:
+            case = dataclasses.replace(CASES[name], T=min(CASES[name].T, 2), shortest=min(CASES[name].shortest, 1))
+            for one in ("ours", against)[: 1 + (against in OTHER_WORK)]:
+                try:
+                    yield contender(one, make_work(case, variant, mode, DTYPES[dtype], device)).step
+                except NotImplementedError:
+                    continue  # `measure` gives the reason
+
+    ahead.compile_ahead(steps(), torch.device(device))
 
 
 def disagreement(one: Contender, strict: bool) -> str | None:
@@ -115,7 +147,7 @@ def machine(device: str) -> dict[str, str | int | None]:
     """What ran, and on what. `name` is made of the processor and the threads."""
     threads = torch.get_num_threads()
     cpu = cpu_model()
-    chip = torch.cuda.get_device_name() if device != "cpu" else cpu
+    chip = torch.cuda.get_device_name(device) if device != "cpu" else cpu
     unit = f"{threads}-threads" if device == "cpu" else "gpu"
     return {
         "name": re.sub(r"[^a-z0-9]+", "-", f"{chip} {unit}".lower()).strip("-"),
@@ -130,6 +162,18 @@ def machine(device: str) -> dict[str, str | int | None]:
         "torch": torch.__version__,
         "numba": version("numba"),
         "onnxruntime": version("onnxruntime"),
+        **({} if device == "cpu" else gpu_software()),
+    }
+
+
+def gpu_software() -> dict[str, str | int | None]:
+    """What else ran, on a GPU, and how its L2 cache was treated."""
+    return {
+        "triton": version("triton"),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": str(torch.backends.cuda.matmul.allow_tf32),
+        "l2": "neither flushed nor rotated: the same batch at every run",
     }
 
 

@@ -24,7 +24,7 @@ DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
 
 def bench(
-    case: Annotated[list[str] | None, typer.Option(help="Cases to measure; all.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help="Cases to measure; all of the device's.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(VARIANTS)}; all.")] = None,
     against: Annotated[list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch.")] = None,
     mode: Annotated[list[str] | None, typer.Option(help="train, infer; both.")] = None,
@@ -55,7 +55,7 @@ def bench(
     PyTorch's module on the pieces in between. Exits with 1 where results disagree.
     """
     from fastlstm.benchmarks import report, runner
-    from fastlstm.benchmarks.cases import CASES
+    from fastlstm.benchmarks.cases import CASES, default_cases
 
     if readme:
         try:
@@ -64,7 +64,7 @@ def bench(
             raise typer.BadParameter(f"--readme is {readme}, expected a result written by --json: {error}") from error
         return
 
-    names = known("--case", case, CASES)
+    names = known("--case", case or list(default_cases(device)), CASES)
     variants = known("--variant", variant, VARIANTS)
     peers = known("--against", against or ["torch"], AGAINST)
     modes = known("--mode", mode, MODES)
@@ -85,7 +85,9 @@ def bench(
     with Progress(*columns, console=console, transient=True) as progress:
         work = list(product(variants, names, modes, peers))
         result["rows"] = kept_rows(json_file, result, set(work)) if add else []
-        task = progress.add_task("", total=len(work))
+        task = progress.add_task("compiling" if device != "cpu" else "", total=len(work))
+        if device != "cpu":
+            runner.compile_ahead(work, dtype, device)
         for v, name, m, peer in work:
             progress.update(task, description=f"{v}, {name}, {report.MODES[m]}, against {peer}")
             result["rows"].append(runner.measure(name, v, m, peer, dtype=dtype, pairs=pairs, device=device))

@@ -1,0 +1,132 @@
+"""Time per step of the LSTM's persistent loop on a GPU, beside the least that it could take.
+
+`python -m fastlstm.benchmarks.floor FILE` measures the dense cases of a GPU and writes JSON. The floor is a kernel of the
+forward's tiles and nothing else: a barrier, h through the L2 cache, the tile's matrix product. Each time is that of T steps
+more in one launch, over T, so that the launch itself is not in it.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+import fastlstm
+from fastlstm.benchmarks.cases import GPU_CASES
+from fastlstm.benchmarks.runner import machine
+from fastlstm.benchmarks.work import DTYPES
+from fastlstm.gpu import ahead, launch
+from fastlstm.gpu.loop import Loop
+from fastlstm.gpu.rows import Rows
+
+T, RUNS = 512, 9
+Events = list[tuple[torch.cuda.Event, torch.cuda.Event]]
+
+
+def floor_seconds_per_step(B: int, H: int, dtype: torch.dtype, *, product: bool = True) -> float:
+    """What a step of B sequences and H units takes at least; without `product`, its barrier and its stores alone."""
+    (seconds,) = per_step(partial(floor, B, H, dtype, product=product))
+    return seconds
+
+
+def loop_seconds_per_step(B: int, H: int, dtype: torch.dtype) -> tuple[float, float]:
+    """What a step of our LSTM takes, forward and backward: its loop alone, without the products over all steps."""
+    forward, backward = per_step(partial(train, B, H, dtype))
+    return forward, backward
+
+
+def floor(B: int, H: int, dtype: torch.dtype, steps: int, *, product: bool = True, device: str = "cuda") -> Tensor:
+    """The states (steps + 1, B, H) of h = W h: the first is drawn, the others are what the floor's kernel made of it."""
+    hidden = torch.empty(steps + 1, B, H, dtype=dtype, device=device)
+    hidden[0].normal_()
+    loop = Loop(Rows(hidden[1:], None, None, B, False), dtype, alone=True)
+    loop.add("floor", H, H, 4, {"hidden": hidden, "w": weights(H, dtype, device)}, {"PRODUCT": product})
+    loop.run()
+    return hidden
+
+
+def weights(H: int, dtype: torch.dtype, device: str) -> Tensor:
+    """(4H, H), of a scale that keeps h about as large as it was; the same at every call."""
+    random = torch.Generator(device).manual_seed(0)
+    return (torch.randn(4 * H, H, generator=random, device=device) * H**-0.5).to(dtype)
+
+
+def train(B: int, H: int, dtype: torch.dtype, steps: int) -> None:
+    """One training step of our LSTM."""
+    module = fastlstm.LSTM(H, H, device="cuda", dtype=dtype, backend="triton")
+    x = torch.randn(steps, B, H, device="cuda", dtype=dtype, requires_grad=True)
+    y, _ = module(x)
+    y.backward(torch.randn_like(y))
+
+
+def per_step(run: Callable[[int], object]) -> list[float]:
+    """The seconds that a step takes more, of each loop that `run(steps)` launches, in order; the median."""
+    times: dict[int, list[list[float]]] = {T: [], 2 * T: []}
+    for _ in range(RUNS):
+        for steps, rows in times.items():
+            with timed_loops() as loops:
+                run(steps)
+            torch.cuda.synchronize()
+            rows.append([1e-3 * begin.elapsed_time(end) for begin, end in loops])
+    short, long = ([statistics.median(loop) for loop in zip(*rows, strict=True)] for rows in times.values())
+    return [(more - less) / T for less, more in zip(short, long, strict=True)]
+
+
+@contextmanager
+def timed_loops() -> Iterator[Events]:
+    """An event before and one after each loop that is launched inside."""
+    events: Events = []
+    run = launch.run
+
+    def timed(*args: object, **options: object) -> None:
+        pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        pair[0].record()
+        run(*args, **options)
+        pair[1].record()
+        events.append(pair)
+
+    with patch.object(launch, "run", timed):
+        yield events
+
+
+def measure(name: str, dtype: str) -> dict[str, str | float]:
+    case, kind = GPU_CASES[name], DTYPES[dtype]
+    forward, backward = loop_seconds_per_step(case.B, case.H, kind)
+    return {
+        "case": name,
+        "dtype": dtype,
+        "barrier_s": floor_seconds_per_step(case.B, case.H, kind, product=False),
+        "floor_s": floor_seconds_per_step(case.B, case.H, kind),
+        "forward_s": forward,
+        "backward_s": backward,
+    }
+
+
+def main(file: Path) -> None:
+    names = [name for name, case in GPU_CASES.items() if case.layout == "dense" and not case.resets and case.T > 1]
+    rows = [(name, "bf16") for name in names] + [("published", "fp16")]
+    result: dict = {"machine": machine("cuda"), "rows": []}
+    ahead.compile_ahead(
+        (
+            partial(run, GPU_CASES[name].B, GPU_CASES[name].H, DTYPES[dtype], 2)
+            for name, dtype in rows
+            for run in (train, floor, partial(floor, product=False))
+        ),
+        torch.device("cuda"),
+    )
+    print("microseconds per step: barrier, floor, forward, backward")
+    for row in (measure(*row) for row in rows):
+        result["rows"].append(row)
+        times = [f"{1e6 * value:8.2f}" for key, value in row.items() if key.endswith("_s")]
+        print(f"{row['case']:12} {row['dtype']}", *times)
+        file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

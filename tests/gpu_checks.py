@@ -1,0 +1,348 @@
+"""Checks that need a GPU; `on_gpu.py` runs them, and `test_on_gpu.py`.
+
+A check is a function without arguments that raises where something is wrong, and Skip where there is nothing to check.
+"""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+import fastlstm
+from fastlstm import layers
+from fastlstm.gpu import launch, plan
+from fastlstm.parity import difference
+from fastlstm.parity.compare import products_as_exact_as_ours
+
+I, H, T, B = 64, 128, 24, 16
+KINDS, FORMS = ("LSTM", "GRU"), ("resident", "steps")
+ON_GPU = Path(__file__).with_name("on_gpu.py")
+LIMIT_S = 100  # of one check
+Run = Callable[..., tuple]
+
+
+class Skip(Exception):
+    """There is nothing to check here; the message says why."""
+
+
+def module(kind: str, I: int = I, H: int = H, dtype: torch.dtype = torch.bfloat16, **options) -> nn.RNNBase:
+    """A module of ours on the GPU; the same weights at every call."""
+    torch.manual_seed(0)
+    return getattr(fastlstm, kind)(I, H, dtype=dtype, device="cuda", **({"backend": "triton"} | options))
+
+
+def twin(kind: str, ours: nn.RNNBase, dtype: torch.dtype) -> nn.RNNBase:
+    """PyTorch's module of the same weights."""
+    theirs = getattr(nn, kind)(ours.input_size, ours.hidden_size, dtype=dtype, device="cuda")
+    theirs.load_state_dict(ours.state_dict())
+    return theirs
+
+
+def batch(*shape: int, seed: int = 1, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    torch.manual_seed(seed)
+    return torch.randn(shape or (T, B, I), dtype=dtype, device="cuda", requires_grad=True)
+
+
+def infer(run: Run, x: Tensor, **given) -> list[Tensor]:
+    """The outputs: y and the final states."""
+    with torch.no_grad():
+        y, finals = run(x, **given)
+    return [y, *(finals if isinstance(finals, tuple) else [finals])]
+
+
+def train(run: Run, x: Tensor, weights: nn.Module | None = None, **given) -> list[Tensor]:
+    """The outputs, and the gradients of x and of the weights of `run`, if that is a module."""
+    y, finals = run(x, **given)
+    outputs = [y, *(finals if isinstance(finals, tuple) else [finals])]
+    goal = sum(t.double().sin().sum() for t in outputs)
+    wanted = [x, *(weights or run).parameters()]
+    return [*(t.detach() for t in outputs), *torch.autograd.grad(goal, wanted)]
+
+
+def same(results: list[Tensor], expected: list[Tensor]) -> None:
+    """Bit by bit."""
+    for k, (one, other) in enumerate(zip(results, expected, strict=True)):
+        assert torch.equal(one, other), f"result {k} differs by {difference(one, other):.1e}"
+
+
+def close(results: list[Tensor], expected: list[Tensor]) -> None:
+    """To a few roundings, for sums that are taken in another order."""
+    for k, (one, other) in enumerate(zip(results, expected, strict=True)):
+        error, allowed = difference(one, other), 4 * torch.finfo(one.dtype).eps
+        assert error <= allowed, f"result {k} differs by {error:.1e}, allowed is {allowed:.1e}"
+
+
+def as_exact(results: list[Tensor], peers: list[Tensor], exact: list[Tensor], dtype: torch.dtype) -> None:
+    """The rule of `fastlstm.parity`: twice the error of PyTorch's module, plus one rounding."""
+    for k, (one, peer, oracle) in enumerate(zip(results, peers, exact, strict=True)):
+        error, allowed = difference(one, oracle), 2 * difference(peer, oracle) + torch.finfo(dtype).eps
+        assert error <= allowed, f"the error of result {k} is {error:.1e}, allowed is {allowed:.1e}"
+
+
+@contextmanager
+def refused(kind: type[Exception], words: str) -> Iterator[None]:
+    """What is inside raises such an exception, which says so."""
+    try:
+        yield
+    except kind as error:
+        if words not in str(error):
+            raise AssertionError(f"the error does not say {words!r}") from error
+    else:
+        raise AssertionError(f"no {kind.__name__} was raised")
+
+
+@contextmanager
+def form(name: str) -> Iterator[None]:
+    """All loops inside are one resident launch ("resident"), or a launch per step ("steps")."""
+    wanted, seen, run = name == "resident", [], launch.run
+
+    def noted(*args, resident: bool) -> None:
+        seen.append(resident)
+        run(*args, resident=resident)
+
+    with patch.object(plan, "resident", lambda *_: wanted), patch.object(launch, "run", noted):
+        yield
+    assert seen, "no loop was launched"
+    assert set(seen) == {wanted}, f"not every loop ran in the form {name!r}"
+
+
+def small_case() -> None:
+    for kind in KINDS:
+        ours, x = module(kind, 8, 32), batch(4, 3, 8)
+        oracle = getattr(fastlstm, kind)(8, 32, dtype=torch.float64, backend="reference")
+        oracle.load_state_dict(ours.state_dict())
+        exact = train(oracle, x.detach().cpu().double().requires_grad_())
+        for name in FORMS:
+            with form(name):
+                results = train(ours, x)
+            errors = [difference(one.cpu(), other) for one, other in zip(results, exact, strict=True)]
+            assert max(errors) < torch.finfo(x.dtype).eps ** 0.5, f"{kind}, {name}: errors of {errors}"
+
+
+def forms_agree() -> None:
+    lengths = [T - k for k in range(B)]
+    reset = torch.rand(T, B, generator=torch.Generator().manual_seed(2)).cuda() < 0.2
+    uses = [(kind, {}) for kind in (*KINDS, "PeepholeLSTM", "CIFGLSTM")]
+    for kind, given in [*uses, *((kind, {"lengths": lengths, "reset": reset}) for kind in KINDS)]:
+        results = []
+        for name in FORMS:
+            with form(name):
+                results.append(train(module(kind), batch(), **given))
+        close(*results)
+
+
+def same_bits_20_times() -> None:
+    for kind in (*KINDS, "PeepholeLSTM"):
+        for name in FORMS:
+            ours, x = module(kind), batch(T, 80, I)  # two batch tiles
+            with form(name):
+                first = train(ours, x)
+                for _ in range(19):
+                    same(train(ours, x), first)
+
+
+def graph_replays(step: Callable[..., list[Tensor]], **options) -> None:
+    """A captured step, on new inputs in the place of the old ones, gives what an eager one gives."""
+    for kind in KINDS:
+        for name in FORMS:
+            ours, x = module(kind, **options), batch()
+            with form(name):
+                side = torch.cuda.Stream()
+                side.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(side):
+                    for _ in range(3):
+                        step(ours, x)
+                torch.cuda.current_stream().wait_stream(side)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    results = step(ours, x)
+                for seed in (2, 3):
+                    with torch.no_grad():
+                        x.copy_(batch(seed=seed))
+                    graph.replay()
+                    close(results, step(ours, batch(seed=seed)))
+
+
+def graph_of_a_forward() -> None:
+    graph_replays(infer)
+
+
+def graph_of_a_training_step() -> None:
+    graph_replays(train)
+
+
+def graph_of_both_directions() -> None:
+    graph_replays(train, bidirectional=True)
+
+
+def two_streams() -> None:
+    pairs = [(module("LSTM"), batch(512, B, I)), (module("GRU"), batch(512, B, I, seed=2))]
+    alone = [train(*pair) for pair in pairs]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    for _ in range(50):
+        results = []
+        for stream, pair in zip(streams, pairs, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(train(*pair))
+        torch.cuda.synchronize()
+        for result, expected in zip(results, alone, strict=True):
+            same(result, expected)
+
+
+def both_directions_in_flight() -> None:
+    for kind in KINDS:
+        ours, x = module(kind, bidirectional=True, num_layers=2), batch(512, B, I)
+        with patch.object(layers, "side_by_side", lambda run, first, second: (run(*first), run(*second))):
+            expected = train(ours, x)
+        for _ in range(100):
+            same(train(ours, x), expected)
+
+
+def compiled_once() -> None:
+    counters = torch._dynamo.utils.counters
+    for kind in KINDS:
+        torch._dynamo.reset()
+        counters.clear()
+        ours = module(kind)
+        compiled = torch.compile(ours, fullgraph=True, dynamic=True)
+        for steps, sequences in ((6, 4), (9, 4), (5, 7), (17, 3), (3, 70)):
+            x = batch(steps, sequences, I)
+            close(train(compiled, x), train(ours, x))
+        graphs = counters["stats"]["unique_graphs"]
+        assert graphs == 1, f"{kind} was compiled {graphs} times"
+
+
+def autocast() -> None:
+    for kind in KINDS:
+        for dtype in (torch.bfloat16, torch.float16):
+            ours, x = module(kind, dtype=torch.float32), batch(dtype=torch.float32)
+            exact = train(twin(kind, ours, torch.float64), x.detach().double().requires_grad_())
+            with torch.autocast("cuda", dtype):
+                results, peers = train(ours, x), train(twin(kind, ours, torch.float32), x)
+            dtypes, expected = [t.dtype for t in results], [t.dtype for t in peers]
+            assert dtypes == expected, f"{kind} gives {dtypes}, nn.{kind} {expected}"
+            as_exact(results, peers, exact, dtype)
+
+
+def fp64() -> None:
+    for kind in KINDS:
+        ours, x = module(kind, dtype=torch.float64, backend="auto"), batch(dtype=torch.float64)
+        close(train(ours, x), train(twin(kind, ours, torch.float64), x))
+        with refused(RuntimeError, "there are no GPU kernels for torch.float64"):
+            module(kind, dtype=torch.float64)(x)
+
+
+def seventy_thousand_steps() -> None:
+    def in_pieces(theirs: nn.RNNBase, x: Tensor) -> tuple:
+        outputs, states = [], None
+        for piece in x.split(7000):
+            y, states = theirs(piece, states)
+            outputs.append(y)
+        return torch.cat(outputs), states
+
+    for kind in KINDS:
+        ours, x = module(kind, 16, 16, torch.float32), batch(70_000, 2, 16, dtype=torch.float32)
+        with products_as_exact_as_ours():
+            exact, peers = (
+                train(partial(in_pieces, theirs), x.detach().to(dtype).requires_grad_(), theirs)
+                for dtype in (torch.float64, torch.float32)
+                for theirs in [twin(kind, ours, dtype)]
+            )
+        for name in FORMS:
+            with form(name):
+                as_exact(train(ours, x), peers, exact, x.dtype)
+
+
+def offsets_beyond_32_bits() -> None:
+    steps, cut, sequences, H = 8400, 8000, 128, 512
+    assert cut * sequences * 4 * H < 2**31 < (steps - 150) * sequences * 4 * H
+    ours, x = module("LSTM", 16, H), batch(steps, sequences, 16)
+    y, *_ = infer(ours, x)
+    head, *states = infer(ours, x[:cut])
+    close([y[:cut]], [head])
+    # the states were rounded on their way: let that be forgotten
+    tail, *_ = infer(ours, x[cut:], hx=tuple(states))
+    close([y[-100:]], [tail[-100:]])
+
+
+def kernels_do_not_multiply() -> None:
+    for kind in KINDS:
+        ours = module(kind)
+        train(ours, batch())
+        before = launch.loaded.cache_info().currsize
+        for steps, sequences in ((1, 16), (5, 3), (100, 9), (1000, 1)):
+            train(ours, batch(steps, sequences, I))
+        more = launch.loaded.cache_info().currsize - before
+        assert not more, f"{kind}: {more} more kernels for other T and B"
+
+
+def out_of_memory() -> None:
+    small, x = module("LSTM"), batch()
+    before = train(small, x)
+    large = module("LSTM", 1, 1024)
+    with refused(torch.OutOfMemoryError, "out of memory"):
+        infer(large, torch.zeros(1 << 20, 64, 1, device="cuda", dtype=torch.bfloat16))  # half a terabyte
+    same(train(small, x), before)
+
+
+def from_another_thread() -> None:
+    """A thread that has no GPU yet: no context is current there."""
+    ours, x = module("LSTM"), batch()
+    with ThreadPoolExecutor(1) as thread:
+        results = thread.submit(train, ours, x).result()
+    same(results, train(ours, x))
+
+
+def several_gpus() -> None:
+    if torch.cuda.device_count() < 2:
+        raise Skip("there is one GPU")
+    ours, x = module("LSTM"), batch()
+    expected = train(ours, x)
+    with torch.cuda.device(0):
+        there = train(copy.deepcopy(ours).to("cuda:1"), x.detach().to("cuda:1").requires_grad_())
+    close([t.to("cuda:0") for t in there], expected)
+
+
+def sanitized(tool: str) -> None:
+    """`small_case` under a tool of compute-sanitizer, in a process of its own."""
+    beside = [Path(path) for path in sys.path] + [Path("/usr/local")]
+    patterns = ("triton/backends/nvidia/bin", "nvidia/*/bin", "cuda*/bin", "cuda*/compute-sanitizer")
+    found = (path for top in beside for p in patterns for path in top.glob(f"{p}/compute-sanitizer") if path.is_file())
+    program = shutil.which("compute-sanitizer") or next(found, None)
+    if program is None:
+        raise Skip("compute-sanitizer is neither on PATH nor beside CUDA, triton or PyTorch")
+    command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, ON_GPU, "--only", "small_case"]
+    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(command, env=env, timeout=LIMIT_S - 10, **streams)
+    assert done.returncode == 0, f"exit code {done.returncode}: {done.stdout[-2000:]}"
+
+
+def memcheck() -> None:
+    sanitized("memcheck")
+
+
+def racecheck() -> None:
+    sanitized("racecheck")
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        small_case, forms_agree, same_bits_20_times, graph_of_a_forward, graph_of_a_training_step,
+        graph_of_both_directions, two_streams, both_directions_in_flight, compiled_once, autocast, fp64,
+        seventy_thousand_steps, offsets_beyond_32_bits, kernels_do_not_multiply, out_of_memory, from_another_thread,
+        several_gpus, memcheck, racecheck,
+    )
+}  # fmt: skip

@@ -1,0 +1,136 @@
+"""What `make gpu-check` measures, as far as it can be seen without a GPU."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastlstm import backends
+from fastlstm.benchmarks import floor, runner
+from fastlstm.benchmarks.cases import CPU_CASES, GPU_CASES, default_cases
+from fastlstm.cli import app
+from fastlstm.gpu import ahead, launch
+from fastlstm.kernels import gpu_compile
+
+MACHINE = {"chip": "a GPU", "vectors": "-", "threads": 1, "torch": "2", "python": "3", "commit": "-", "name": "x"}
+ROOT = Path(__file__).parents[1]
+built = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
+
+
+def test_a_gpu_has_cases_of_its_own() -> None:
+    assert default_cases("cpu") is CPU_CASES
+    assert default_cases("cuda") is default_cases("cuda:1") is GPU_CASES
+    assert not CPU_CASES.keys() & GPU_CASES.keys()
+    for name in ("b16-h256", "b64-h768", "b128-h1024"):
+        B, H = (int(part[1:]) for part in name.split("-"))
+        case = GPU_CASES[name]
+        assert (case.B, case.H, case.I, case.T) == (B, H, H, 512)
+
+
+def test_bench_takes_the_cases_of_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiled = []
+    monkeypatch.setattr(importlib.import_module("fastlstm.cli.bench"), "check_device", lambda device: None)
+    monkeypatch.setattr(runner, "machine", lambda device: MACHINE | {"device": device})
+    monkeypatch.setattr(runner, "compile_ahead", lambda rows, dtype, device: compiled.extend(rows))
+    monkeypatch.setattr(
+        runner,
+        "measure",
+        lambda name, variant, mode, against, **_: {
+            "case": name, "variant": variant, "mode": mode, "against": against, "reason": "no GPU",
+        },
+    )  # fmt: skip
+    file = tmp_path / "result.json"
+    options = ["--device", "cuda", "--variant", "lstm", "--mode", "train", "--dtype", "bf16", "--json", str(file)]
+    result = CliRunner().invoke(app, ["bench", *options])
+    assert result.exit_code == 0, result.output
+    written = json.loads(file.read_text())
+    assert [row["case"] for row in written["rows"]] == list(GPU_CASES)
+    assert compiled == [("lstm", name, "train", "torch") for name in GPU_CASES]
+
+
+@pytest.fixture
+def planning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of the CPU are planned for an H100."""
+    monkeypatch.setattr(launch, "gpu", lambda device: launch.H100)
+    monkeypatch.setattr(launch, "precision", lambda dtype, device: "ieee" if dtype == torch.float32 else "tf32")
+
+
+def floor_specs(B: int, H: int, dtype: torch.dtype) -> list[gpu_compile.Spec]:
+    return ahead.planned(
+        partial(floor.floor, B, H, dtype, 2, product=product, device="cpu") for product in (True, False)
+    )
+
+
+@built
+@pytest.mark.parametrize("product", [True, False])
+def test_floor_steps(product: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, program by program, one launch per step."""
+
+    def run(calls: list, T: int, device: torch.device, *, resident: bool) -> None:
+        (call,) = calls
+        names = gpu_compile.arguments("floor")
+        for first in range(T):
+            given = {**call.given, "first": first, "steps": 1}
+            kernel = gpu_compile.function("floor")[call.grid]
+            kernel(**{name: given[name] for name in names}, **dict(call.spec.constants))
+
+    monkeypatch.setattr(launch, "gpu", lambda device: launch.H100._replace(processors=0))
+    monkeypatch.setattr(launch, "run", run)
+    B, H, steps = 20, 37, 4
+    states = floor.floor(B, H, torch.float32, steps, product=product, device="cpu")
+    w = floor.weights(H, torch.float32, "cpu")[:H]
+    for before, after in pairwise(states):
+        torch.testing.assert_close(after, before @ w.t() if product else torch.zeros_like(before))
+
+
+@built
+def test_floor_compiles_for_a_gpu(planning: None) -> None:
+    specs = [spec for B, H in ((16, 768), (128, 1024)) for spec in floor_specs(B, H, torch.bfloat16)]
+    assert all(dict(spec.constants)["PERSISTENT"] for spec in specs)
+    program = f"""
+import torch
+from fastlstm.kernels.gpu_compile import Spec, Target, resources
+for spec in {specs!r}:
+    print(resources(spec, Target("cuda", 90, 32)).spilled)
+"""
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["0"] * len(specs), done.stderr
+
+
+@built
+def test_kernels_are_planned_without_launching(planning: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setattr(ahead, "ProcessPoolExecutor", lambda *_: started.append(1))
+    monkeypatch.setattr(launch, "target", lambda index: None)
+    few = [partial(floor.floor, 16, H, torch.bfloat16, 2, device="cpu") for H in (64, 128)]
+    assert len(ahead.planned(few * 2)) == 2
+    ahead.compile_ahead(few, torch.device("cpu"))
+    assert not started
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_on_gpu(tmp_path: Path) -> None:
+    """Every part is there, by the package that was built, in at most 8 files; nothing is installed."""
+    command = ["make", "-n", "on-gpu", "PYTHON=the-python", f"OUT={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    parts = [line for line in done.stdout.splitlines() if line.startswith("PYTHONPATH=build/gpu ")]
+    for words in (
+        "info --json", "tests/on_gpu.py --json", "parity --device cuda --backend triton --dtype bf16", "--mode train",
+        "--against cell", "--against lstm", "--against dense", "--against compile", "--dtype fp16", "benchmarks.floor",
+    ):  # fmt: skip
+        assert any(words in part for part in parts), words
+    assert all("the-python -P -m fastlstm" in part or "the-python tests/on_gpu.py" in part for part in parts)
+    assert "pip" not in done.stdout
+    files = {word for part in parts for word in part.split() if word.startswith(str(tmp_path) + "/")}
+    assert len(files) + 2 <= 8  # and the two of bench, one per dtype
