@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, wait
 from multiprocessing import get_context
-from unittest.mock import patch
 
 import torch
 
@@ -25,16 +24,12 @@ def compile_ahead(work: Iterable[Callable[[], object]], device: torch.device) ->
 
 
 def planned(work: Iterable[Callable[[], object]]) -> list[Spec]:
-    """The kernels that `work` would launch: it is run, launches nothing, and its results are whatever memory held."""
+    """The kernels that `work` would launch: it is run, and launches nothing."""
     specs: dict[Spec, None] = {}
-
-    def note(calls: list[launch.Call], T: int, device: torch.device, *, resident: bool) -> None:
-        specs.update(dict.fromkeys(call.spec for call in calls))
-
-    # what the driver says of a kernel, it says of a compiled one
-    with patch.object(launch, "run", note), patch.object(launch, "can_be_resident", lambda *args: True):
-        for run in work:
+    for run in work:
+        with launch.recorded() as calls:
             run()
+        specs.update(dict.fromkeys(call.spec for call in calls))
     return list(specs)
 
 

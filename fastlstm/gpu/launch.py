@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,8 +24,8 @@ class Call(NamedTuple):
 
 def run(calls: list[Call], T: int, device: torch.device, *, resident: bool) -> None:
     """Run T steps: in one cooperative launch of the only call, or by a launch per step and call, in order."""
-    if device.type == "meta":
-        _recording.get().calls.extend(calls)
+    if _recording is not None:
+        _recording.calls.extend(calls)
         return
     with current(device):
         kernels, stream = [loaded(call.spec, device.index or 0) for call in calls], stream_of(device)
@@ -42,8 +41,8 @@ def run(calls: list[Call], T: int, device: torch.device, *, resident: bool) -> N
 
 def can_be_resident(spec: Spec, grid: tuple[int, int], device: torch.device) -> bool:
     """Whether the GPU holds all programs at once, by what the driver says of the compiled kernel."""
-    if device.type == "meta":
-        return True
+    if _recording is not None:
+        return True  # what the driver says of a kernel, it says of one that is compiled and loaded
     with current(device):
         kernel = loaded(spec, device.index or 0)
     return kernel.cooperative and grid[0] * grid[1] <= kernel.resident_programs()
@@ -55,7 +54,7 @@ def current(device: torch.device) -> AbstractContextManager:
 
 
 class Recording(NamedTuple):
-    """What ops would launch for tensors on the meta device, where they only plan: on which GPU, with which products."""
+    """What ops would have launched. Tensors on the meta device have no GPU: for them, which one, and with which products."""
 
     gpu: Gpu
     precision: str
@@ -63,18 +62,24 @@ class Recording(NamedTuple):
 
 
 H100 = Gpu(processors=132, shared=227 * 1024)
-_recording: ContextVar[Recording] = ContextVar("recording")
+_recording: Recording | None = None  # of all threads: a backward on a GPU runs in one of its own
 
 
 @contextmanager
 def recorded(gpu: Gpu = H100, precision: str = "tf32") -> Iterator[list[Call]]:
-    """The calls of ops on the meta device inside."""
-    recording = Recording(gpu, precision, [])
-    token = _recording.set(recording)
+    """Inside, ops launch nothing; their calls are listed, and their results are whatever memory held."""
+    global _recording
+    before, _recording = _recording, Recording(gpu, precision, [])
     try:
-        yield recording.calls
+        yield _recording.calls
     finally:
-        _recording.reset(token)
+        _recording = before
+
+
+def recording() -> Recording:
+    if _recording is None:
+        raise RuntimeError("tensors on the meta device have nothing to launch; see fastlstm.gpu.launch.recorded")
+    return _recording
 
 
 def parameters(call: Call, steps: int) -> list[int]:
@@ -110,7 +115,7 @@ def target(index: int) -> Target:
 
 def gpu(device: torch.device) -> Gpu:
     """What a plan needs to know of the GPU."""
-    return _recording.get().gpu if device.type == "meta" else _gpu(device)
+    return recording().gpu if device.type == "meta" else _gpu(device)
 
 
 @cache
@@ -130,7 +135,7 @@ def precision(dtype: torch.dtype, device: torch.device) -> str:
     if device.type == "cpu":
         return "wide"
     if device.type == "meta":
-        return _recording.get().precision if dtype == torch.float32 else "tf32"
+        return recording().precision if dtype == torch.float32 else "tf32"
     return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
