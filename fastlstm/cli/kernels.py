@@ -38,6 +38,9 @@ def show_kernels(targets: list[str] | None, dtypes: list[str] | None, as_json: b
         console = Console()
         for target in dict.fromkeys(row.target for row in rows):
             console.print(table(target, [row for row in rows if row.target == target]))
+        console.print(
+            "*: weights stay on chip. Tile: sequences x units x features. Spill: bytes per thread; shared: bytes"
+        )
         console.print(f"{len(rows)} kernels, {len(failed)} that don't compile or spill more than is budgeted")
     for row in failed:
         reason = f"spills {row.resources.spilled} bytes" if row.resources else row.error
@@ -78,14 +81,16 @@ def table(target: str, rows: list["Compiled"]) -> "Table":
     table = Table(
         title=target, title_justify="left", box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False
     )
-    for name in ("kernel", "variant", "dtype", "form"):
+    table.add_column("variant", overflow="fold")
+    for name in ("pass", "dtype", "form"):
         table.add_column(name, no_wrap=True)
-    for name in ("B", "H", "tile", "regs", "spilled", "shared"):
+    for name in ("B x H", "tile", "regs", "spill", "shared"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         entry, constants = row.entry, dict(row.entry.spec.constants)
-        form = ("resident" if constants.get("PERSISTENT") else "steps") + (", kept" if constants.get("KEEP") else "")
-        tile = f"{constants['BM']}x{constants['BH']}x{constants['BK']}"
+        form = ("resident" if constants.get("PERSISTENT") else "steps") + ("*" if constants.get("KEEP") else "")
+        tile = f"{constants['BM']}x{constants['BH']}x{constants['BK'] + constants.get('BK2', 0)}"
         found = [str(n) for n in row.resources] if row.resources else ["-", "-", "-"]
-        table.add_row(entry.spec.name, entry.variant, entry.dtype, form, str(entry.B), str(entry.H), tile, *found)
+        kind = entry.spec.name.split("_")[-1]
+        table.add_row(entry.variant, kind, entry.dtype, form, f"{entry.B} x {entry.H}", tile, *found)
     return table

@@ -27,8 +27,8 @@ class Loop:
         """One more kernel: `units` to share among programs, a product of K features with `slots` columns per unit."""
         rows, gpu = self.rows, launch.gpu(self.rows.device)
         precision = launch.precision(self.dtype, rows.device)
-        loops = name != "project"  # a projection is one launch per step, and keeps nothing
-        chosen = plan.tile(rows.B, units, K, slots, self.dtype, precision, gpu, may_keep=loops)
+        loops = name != "project"
+        chosen = plan.tile(rows.B, units, K, slots, self.dtype, precision, gpu, may_keep=self.alone)
         common = {
             "REVERSE": rows.reverse,
             "VARIABLE": rows.steps is not None,

@@ -56,7 +56,7 @@ def tile(
 
     Few units per program make a short step, as long as there are processors for them; a product has 16 columns or more. The
     weights stay in shared memory where they and the rows of a step fit; not for exact float32 products, which
-    have no tensor cores and are unrolled over all features.
+    have no tensor cores and are unrolled over all features, and not where each step is a launch (`may_keep` is False).
     """
     exact = precision == "ieee"
     BM, BH = batch_tile(B), 8 if slots > 1 else 16
