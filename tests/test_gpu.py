@@ -15,7 +15,7 @@ from fastlstm.cli.kernels import SPILL_BUDGET
 from fastlstm.gpu import catalogue, launch, plan
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.gpu import lstm as gpu_lstm
-from fastlstm.gpu.rows import Rows
+from fastlstm.gpu.rows import Rows, steps_of
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
 
@@ -123,6 +123,20 @@ def test_rows_before_and_ends(reverse: bool) -> None:
     assert before == ([3, 4, -3, 5, 6, 7, -2, -1] if reverse else [-1, -2, -3, 0, 1, 3, 4, 5])
     assert rows.take("first", given, given[:3])[:, 0].tolist() == ([7, 6, 2] if reverse else [0, 1, 2])
     assert rows.take("last", given, given[:3])[:, 0].tolist() == ([0, 1, 2] if reverse else [7, 6, 2])
+
+
+def test_rows_of_the_same_sizes_are_counted_once() -> None:
+    def offsets(batch_sizes: torch.Tensor) -> torch.Tensor:
+        return steps_of(batch_sizes, 3, 6, False, torch.device("cpu")).offsets
+
+    with torch.inference_mode():
+        made_there = torch.tensor([3, 2, 1])
+    for sizes in (torch.tensor([3, 2, 1]), made_there):
+        before = offsets(sizes)
+        assert offsets(sizes) is before
+        with torch.inference_mode():
+            sizes[1:] = torch.tensor([3, 0])
+        assert offsets(sizes).tolist() == [0, 3, 6]
 
 
 def info(*arguments: str) -> subprocess.CompletedProcess:

@@ -20,16 +20,23 @@ class Steps(NamedTuple):
 
 # One copy to the device per batch, which waits for it: for all layers, directions and passes that are given the same tensor.
 _steps: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_captured: list[Steps] = []  # CUDA graphs read them at every replay
 
 
 def steps_of(batch_sizes: Tensor, B: int, N: int, padded: bool, device: torch.device) -> Steps:
     """Of `batch_sizes` (T,) on the CPU; a copy is kept for as long as that tensor lives and isn't changed."""
-    key = batch_sizes._version, B, N, padded, device
+    # a tensor that was made in inference mode has no version: its numbers, then
+    version = batch_sizes.numpy().tobytes() if batch_sizes.is_inference() else batch_sizes._version
+    key = version, B, N, padded, device
     known = _steps.get(batch_sizes)
     if known is None or known[0] != key:
         found = count_steps(batch_sizes, B, N, padded)
         parts = torch.cat(found).to(device).split([len(part) for part in found])
         known = _steps[batch_sizes] = key, Steps(*parts)
+    if device.type == "cuda":  # one storage, made on whichever stream asked first
+        known[1].offsets.record_stream(torch.cuda.current_stream(device))
+        if torch.cuda.is_current_stream_capturing():
+            _captured.append(known[1])
     return known[1]
 
 

@@ -22,6 +22,8 @@ def side_by_side(run: Callable[..., Any], first: tuple, second: tuple) -> tuple[
     there = side_stream(here)
     # views made here: gradients of what both use are then summed here, after both backwards were launched
     second = mapped(second, lambda t: t.view_as(t) if t.requires_grad else t)
+    for tensor in tensors(second):  # read there, by the backward too
+        tensor.record_stream(there)
     there.wait_stream(here)
     results = run(*first)
     try:
