@@ -44,6 +44,14 @@ def step_rows(t, B, offsets, sizes, VARIABLE: tl.constexpr):
 
 
 @triton.jit
+def rows_run_before(s, T, B, offsets, sizes, DOWN: tl.constexpr, VARIABLE: tl.constexpr):
+    """Those of the step that is run before the s-th, none before the first. DOWN: steps are run from the last to the first."""
+    t = tl.where(s > 0, T - s if DOWN else s - 1, 0)
+    offset, size = step_rows(t, B, offsets, sizes, VARIABLE)
+    return offset, tl.where(s > 0, size, 0)
+
+
+@triton.jit
 def weight_tile(w, tile, k, H, K: tl.constexpr, GATES: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr):
     """Columns k of the rows of `w` (GATES * H, K) that are the units' of `tile`: (4 * BH, BK), gate by gate, or (BH, BK)."""
     SLOTS: tl.constexpr = 1 if GATES == 1 else 4

@@ -10,7 +10,17 @@ in registers. A launch per step is the other form, which needs no barrier; the s
 import triton
 import triton.language as tl
 
-from fastlstm.kernels.gpu_math import arrive, product, sigmoid, split_gates, step_rows, tanh, wait, weight_tile
+from fastlstm.kernels.gpu_math import (
+    arrive,
+    product,
+    rows_run_before,
+    sigmoid,
+    split_gates,
+    step_rows,
+    tanh,
+    wait,
+    weight_tile,
+)
 
 
 @triton.jit(do_not_specialize=["first", "steps", "T", "B"])
@@ -57,9 +67,7 @@ def gru_forward(
         b_n = tl.load(bias + units, units < H, other=0.0).to(tl.float32)[None, :]
     kept = weight_tile(w, tile, 0, H, K, 3, BH, BK) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, 3, BH, BK2) if KEEP and BK2 > 0 else 0
-    before = tl.where(first > 0, T - first if REVERSE else first - 1, 0)
-    offset_before, size_before = step_rows(before, B, offsets, sizes, VARIABLE)
-    size_before = tl.where(first > 0, size_before, 0)
+    offset_before, size_before = rows_run_before(first, T, B, offsets, sizes, REVERSE, VARIABLE)
     arrivals = 0
 
     for s in tl.range(first, first + steps, num_stages=1):
@@ -148,9 +156,7 @@ def gru_backward(
     kept = weight_tile(w, tile, 0, H, K, 1, BH, BK) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, 1, BH, BK2) if KEEP and BK2 > 0 else 0
     # the step after, in the forward's order: the one that is run before this
-    after = tl.where(first > 0, first - 1 if REVERSE else T - first, 0)
-    offset_after, size_after = step_rows(after, B, offsets, sizes, VARIABLE)
-    size_after = tl.where(first > 0, size_after, 0)
+    offset_after, size_after = rows_run_before(first, T, B, offsets, sizes, not REVERSE, VARIABLE)
     arrivals = 0
 
     for s in tl.range(first, first + steps, num_stages=1):

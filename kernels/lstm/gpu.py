@@ -11,7 +11,17 @@ With a projection the recurrent product and the gates can't share a step's launc
 import triton
 import triton.language as tl
 
-from fastlstm.kernels.gpu_math import arrive, product, sigmoid, split_gates, step_rows, tanh, wait, weight_tile
+from fastlstm.kernels.gpu_math import (
+    arrive,
+    product,
+    rows_run_before,
+    sigmoid,
+    split_gates,
+    step_rows,
+    tanh,
+    wait,
+    weight_tile,
+)
 
 
 @triton.jit(do_not_specialize=["first", "steps", "T", "B"])
@@ -64,9 +74,7 @@ def lstm_forward(
             p_f = tl.load(peephole + H + units, units < H, other=0.0).to(tl.float32)[None, :]
     kept = weight_tile(w, tile, 0, H, K, GATES, BH, BK) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, GATES, BH, BK2) if KEEP and BK2 > 0 else 0
-    before = tl.where(first > 0, T - first if REVERSE else first - 1, 0)
-    offset_before, size_before = step_rows(before, B, offsets, sizes, VARIABLE)
-    size_before = tl.where(first > 0, size_before, 0)
+    offset_before, size_before = rows_run_before(first, T, B, offsets, sizes, REVERSE, VARIABLE)
     arrivals = 0
 
     for s in tl.range(first, first + steps, num_stages=1):
@@ -188,9 +196,7 @@ def lstm_backward(
     kept = weight_tile(w, tile, 0, H, K, 1, BH, BK) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, 1, BH, BK2) if KEEP and BK2 > 0 else 0
     # the step after, in the forward's order: the one that is run before this
-    after = tl.where(first > 0, first - 1 if REVERSE else T - first, 0)
-    offset_after, size_after = step_rows(after, B, offsets, sizes, VARIABLE)
-    size_after = tl.where(first > 0, size_after, 0)
+    offset_after, size_after = rows_run_before(first, T, B, offsets, sizes, not REVERSE, VARIABLE)
     arrivals = 0
 
     for s in tl.range(first, first + steps, num_stages=1):
@@ -315,9 +321,8 @@ def project(
         at = (offset + rows)[:, None] * R + units[None, :]
         acc = tl.zeros((BM, BH), tl.float32)
         if BACKWARD:
-            after = tl.where(s > 0, s - 1 if REVERSE else T - s, 0)
-            offset_after, size_after = step_rows(after, B, offsets, sizes, VARIABLE)
-            follows = valid & (rows < tl.where(s > 0, size_after, 0))
+            offset_after, size_after = rows_run_before(s, T, B, offsets, sizes, not REVERSE, VARIABLE)
+            follows = valid & (rows < size_after)
             acc += tl.load(dy + at, mine, other=0.0).to(tl.float32)
             final = rows.to(tl.int64)[:, None] * R + units[None, :]
             acc += tl.load(dh_n + final, mine & ~follows[:, None], other=0.0).to(tl.float32)
