@@ -72,6 +72,8 @@ def one_of_two(rank: int, folder: str) -> None:
         results |= {f"{variant} {key}": value.contiguous() for key, value in found.items()}
     safetensors.torch.save_file(results, f"{folder}/results-{rank}")
     dist.destroy_process_group()
+    # FSDP keeps the group for good, whose threads can abort an interpreter that ends
+    os._exit(0)
 
 
 def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
@@ -196,6 +198,24 @@ def test_an_error_in_one_is_an_error_in_all(tmp_path: Path) -> None:
     assert [process.returncode for process in started] == [2, 2], output + silent
     assert output == f"fastlstm train: cannot read --text {tmp_path / 'none'}: No such file or directory\n"
     assert silent == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
+def test_no_thread_outlives_the_connection() -> None:
+    # one that is left when the interpreter ends aborts the process, now and then
+    code = """
+import os
+from fastlstm.training import processes
+before = len(os.listdir("/proc/self/task"))
+with processes.joined():
+    import torch.distributed.nn.functional  # as building a model may
+    processes.together(lambda: None)
+    assert len(os.listdir("/proc/self/task")) > before
+assert len(os.listdir("/proc/self/task")) == before
+"""
+    port = free_port()
+    started = [start([sys.executable, "-c", code], as_torchrun(rank, port)) for rank in range(PROCESSES)]
+    assert outputs(*started) == ["", ""]
 
 
 @pytest.mark.parametrize(

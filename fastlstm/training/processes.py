@@ -3,6 +3,7 @@
 A process that is alone gets everything back as it was given. What `torchrun` says about a process stands in its environment.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ def joined() -> Iterator[None]:
     if count() == 1:
         yield
         return
+    # its functions keep the group there is when they are imported, whose threads would outlive the interpreter and abort it
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("gloo")
     try:
         yield
