@@ -60,8 +60,8 @@ inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
   for (size_t i = shape.size(); i-- > 0; n *= std::max<int64_t>(shape[i], 1)) strides[i] = n;
   const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), shim_dtype,
-                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), shim_dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
   const Tensor t(handle);
   if (t.numel() > 0) advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
   return t;

@@ -4,6 +4,7 @@ Run as a script, `test_distributed.py RANK FOLDER`, this file is one of the two 
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -201,21 +202,30 @@ def test_an_error_in_one_is_an_error_in_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
-def test_no_thread_outlives_the_connection() -> None:
-    # one that is left when the interpreter ends aborts the process, now and then
+@pytest.mark.parametrize("found", [True, False], ids=["trained", "failed"])
+def test_no_thread_outlives_the_connection(text: Path, tmp_path: Path, found: bool) -> None:
+    # one that does may abort the interpreter at its end, or wait for it for good
     code = """
 import os
-from fastlstm.training import processes
-before = len(os.listdir("/proc/self/task"))
-with processes.joined():
-    import torch.distributed.nn.functional  # as building a model may
-    processes.together(lambda: None)
-    assert len(os.listdir("/proc/self/task")) > before
-assert len(os.listdir("/proc/self/task")) == before
+import torch.distributed as dist
+from fastlstm.cli import app
+
+def destroy(destroy=dist.destroy_process_group):
+    before = len(os.listdir("/proc/self/task"))
+    destroy()
+    print("threads:", before, len(os.listdir("/proc/self/task")))
+
+dist.destroy_process_group = destroy
+app()
 """
     port = free_port()
-    started = [start([sys.executable, "-c", code], as_torchrun(rank, port)) for rank in range(PROCESSES)]
-    assert outputs(*started) == ["", ""]
+    command = [sys.executable, "-c", code, "train", *OPTIONS, "--steps", "2", "--sample", "0", "--out", str(tmp_path)]
+    command += ["--text", str(text)]
+    second = command if found else [*command[:-1], str(tmp_path / "none")]
+    started = [start(line, as_torchrun(rank, port)) for rank, line in enumerate((command, second))]
+    for output in outputs(*started):
+        before, after = re.search(r"threads: (\d+) (\d+)", output).groups()
+        assert int(before) > int(after) == 1, output
 
 
 @pytest.mark.parametrize(

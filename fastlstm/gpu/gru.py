@@ -88,7 +88,8 @@ def gru_bwd(
 
 def saved_like(x: Tensor, H: int, save: bool) -> Tensor:
     """An empty tensor like the one that a forward saves for its backward; sizes may be symbolic."""
-    return x.new_empty(saved_block(math.prod(x.shape[:-1]), x.dtype, H, True).size * save, dtype=torch.uint8)
+    block = saved_block(math.prod(x.shape[:-1]), x.dtype, H, True)
+    return x.new_empty(block.size if save else 0, dtype=torch.uint8)
 
 
 def saved_block(N: int, dtype: torch.dtype, H: int, save: bool) -> Block:

@@ -113,9 +113,8 @@ def weights(w: Tensor, peephole: Tensor | None) -> Given:
 
 def saved_like(x: Tensor, H: int, gates: int, projected: bool, save: bool) -> Tensor:
     """An empty tensor like the one that a forward saves for its backward; sizes may be symbolic."""
-    return x.new_empty(
-        saved_block(math.prod(x.shape[:-1]), x.dtype, H, gates, H * projected).size * save, dtype=torch.uint8
-    )
+    block = saved_block(math.prod(x.shape[:-1]), x.dtype, H, gates, H * projected)
+    return x.new_empty(block.size if save else 0, dtype=torch.uint8)
 
 
 def saved_block(N: int, dtype: torch.dtype, cells: int, gates: int, m: int) -> Block:

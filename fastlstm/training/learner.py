@@ -1,7 +1,8 @@
 """One model in training: its optimizer, the state it carries from step to step, and its curves."""
 
 import time
-from functools import cached_property
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,16 +24,21 @@ class Learner:
     def __init__(self, name: str, model: CharModel) -> None:
         self.name = name
         self.model = model
+        self.replica: nn.Module = model
         self.optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, fused=True)
         self.state: State | None = None
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.heldout: list[tuple[int, float]] = []
 
-    @cached_property
-    def replica(self) -> nn.Module:
-        # made at the first step, which all processes take together; an error before that may be one process's own
-        return processes.replicated(self.model)
+    @contextmanager
+    def replicated(self) -> Iterator[None]:
+        """Steps taken inside are taken by all processes together."""
+        self.replica = processes.replicated(self.model)
+        try:
+            yield
+        finally:
+            self.replica = self.model
 
     def step(self, inputs: Tensor, targets: Tensor, fresh: bool, lr: float, clip: float) -> None:
         """One update from `(T, B)` characters; the state before them is carried over, unless `fresh`."""

@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 import torch
@@ -36,21 +36,24 @@ def train_steps(run: Run, save_every: int, stop: threading.Event, on_step: Calla
     if run.step == 0:
         run.save()
     stopping = processes.any_of(stop.is_set())
-    while run.step < options.steps and not stopping:
-        first = run.step
-        last = min(options.steps, *(first - first % n + n for n in (BLOCK, save_every, evaluate_every)))
+    with ExitStack() as replicas:
         for learner in run.learners:
-            for step in range(first, last):
-                x, y, fresh = training_batch(data, options.seed, step, options.batch, options.length)
-                learner.step(put(x), put(y), fresh, learning_rate(options, step), options.clip)
-                on_step(learner)
-        ended = last == options.steps
-        if last % evaluate_every == 0 or ended:
+            replicas.enter_context(learner.replicated())
+        while run.step < options.steps and not stopping:
+            first = run.step
+            last = min(options.steps, *(first - first % n + n for n in (BLOCK, save_every, evaluate_every)))
             for learner in run.learners:
-                learner.evaluate(heldout)
-        stopping = processes.any_of(stop.is_set())
-        if last % save_every == 0 or ended or stopping:
-            run.save()
+                for step in range(first, last):
+                    x, y, fresh = training_batch(data, options.seed, step, options.batch, options.length)
+                    learner.step(put(x), put(y), fresh, learning_rate(options, step), options.clip)
+                    on_step(learner)
+            ended = last == options.steps
+            if last % evaluate_every == 0 or ended:
+                for learner in run.learners:
+                    learner.evaluate(heldout)
+            stopping = processes.any_of(stop.is_set())
+            if last % save_every == 0 or ended or stopping:
+                run.save()
 
 
 def learning_rate(options: Options, step: int) -> float:

@@ -3,8 +3,10 @@
 A process that is alone gets everything back as it was given. What `torchrun` says about a process stands in its environment.
 """
 
+import gc
 import importlib
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -43,11 +45,14 @@ def joined() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # no frame may keep a replica
+        traceback.clear_frames(error.__traceback__)
         # gloo has no exception of its own
         if "gloo" not in str(error):
             raise
         raise TrainingFailed("another process of this run has ended") from None
     finally:
+        gc.collect()
         dist.destroy_process_group()
 
 
@@ -79,7 +84,11 @@ def together(prepare: Callable[[], T]) -> T:
 
 
 def replicated(model: nn.Module) -> nn.Module:
-    """The model to train by: its backward leaves the mean of all processes' gradients in every one of them."""
+    """The model to train by: its backward leaves the mean of all processes' gradients in every one of them.
+
+    It must be gone before the connection is. The last one to let go of it waits for its threads; a replica does that under
+    the interpreter's lock, which these threads may want first.
+    """
     return model if count() == 1 else DistributedDataParallel(model)
 
 
