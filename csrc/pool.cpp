@@ -39,10 +39,10 @@ class Pool {
  public:
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    Kept block{nullptr, round_up(bytes, kHuge)};
     auto best = kept_.end();
     for (auto it = kept_.begin(); it != kept_.end(); ++it)
-      if (it->bytes >= bytes && it->bytes <= bytes + bytes / 4 && (best == kept_.end() || it->bytes < best->bytes)) best = it;
-    Kept block{nullptr, round_up(bytes, kHuge)};
+      if (it->bytes >= block.bytes && it->bytes <= block.bytes + block.bytes / 4 && (best == kept_.end() || it->bytes < best->bytes)) best = it;
     if (best != kept_.end()) {
       block = *best;
       kept_.erase(best);
