@@ -12,6 +12,7 @@ void Backward<S>::run() {
   run_team(
       useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
       [&](int64_t worker) { loop(Place(*team, worker)); });
+  if (error) std::rethrow_exception(error);
 }
 
 template <class S>
@@ -40,7 +41,8 @@ void Backward<S>::set_up(const Plan& plan, int64_t workers) {
     if (f.need_dw) joined = Buffer<T>(chunk_rows * joined_row);
   }
   if (f.need_dw) db_total = Buffer<double>(P * gates);
-  if (f.need_dw && !direct) dw = Buffer<T>(P * dw_panel());
+  if (f.need_dw && direct) given = f.make_dw();
+  else if (f.need_dw) dw = Buffer<T>(P * dw_panel());
   if (v.peepholes) {
     peepholes = Buffer<T>(P * v.peepholes * kLanes);
     dpeepholes = Buffer<double>(P * v.peepholes * kLanes);

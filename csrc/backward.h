@@ -1,5 +1,6 @@
 // The backward over time, as a class: backward.cpp runs the steps, gradients.cpp takes what is summed over many of them.
 #pragma once
+#include <exception>
 #include <optional>
 #include <type_traits>
 
@@ -56,6 +57,7 @@ class Backward {
   void combine(const Feed& feed, int64_t row, int64_t rows, const S* w, int64_t size, Range columns, Block<T> to);
   template <class F>
   void scatter(const Chunk& chunk, int64_t row, int64_t rows, const F& put);
+  void make_gradients();
   void finish(const Place& place);
   void write_bias(const Feed& feed, int64_t p, int64_t n, S* to);
   void write(const Feed& feed, const T* from, int64_t depth, int64_t p, int64_t n, S* to);
@@ -78,6 +80,8 @@ class Backward {
   const GemmPath<T>& path;
   const GateKernel kernel;
   std::optional<Team> team;
+  WeightGradients<S> given{};  // where to write
+  std::exception_ptr error;  // of one worker, while others wait for it
   const HalfPath* half = nullptr;
   bool direct = false;
   // With bfloat16 instructions: weights, dG and [x, h_prev] as such, and the last two with rows in pairs too

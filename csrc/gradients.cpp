@@ -63,13 +63,13 @@ void Backward<S>::write_products(int64_t p, int64_t rows) {
                       .w = right, .w_k = right_row, .c = to + (feed.gate[i] * H + p * kLanes) * width, .c_m = width,
                       .accumulate = false});
     };
-    write_product(v.ih, joined, joined_row, I, f.dw_ih);
-    write_product(v.hh, joined + I, joined_row, R, f.dw_hh);
+    write_product(v.ih, joined, joined_row, I, given.ih);
+    write_product(v.hh, joined + I, joined_row, R, given.hh);
     std::fill_n(db_total + p * gates, gates, 0.0);
     for (int64_t row = 0; row < rows; row++)
       for (int64_t i = 0; i < gates; i++) db_total[p * gates + i] += dgates_of(p, row)[i];
-    write_bias(v.ih, p, n, f.db_ih);
-    if (f.db_hh) write_bias(v.hh, p, n, f.db_hh);
+    write_bias(v.ih, p, n, given.b_ih);
+    if (given.b_hh) write_bias(v.hh, p, n, given.b_hh);
   }
 }
 
@@ -197,11 +197,24 @@ void Backward<S>::multiply(const Combine<T>& product) const {
   if (rest.n > 0) path.combine(rest);
 }
 
+// From the memory of what is done with: as large, and of pages that the system has cleared.
+template <class S>
+void Backward<S>::make_gradients() {
+  for (Buffer<T>* buffer : {&packed_ih, &packed_hh, &dgates, &joined}) *buffer = {};
+  for (Buffer<Pair>* buffer : {&pairs_ih, &pairs_hh, &dgate_pairs, &joined_pairs}) *buffer = {};
+  try {
+    given = f.make_dw();
+  } catch (...) {
+    error = std::current_exception();
+  }
+}
+
 template <class S>
 void Backward<S>::finish(const Place& place) {
-  if (place.worker == 0) {  // done with, and as large as the gradients that are written now
-    for (Buffer<T>* buffer : {&packed_ih, &packed_hh, &dgates, &joined}) buffer->drop();
-    for (Buffer<Pair>* buffer : {&pairs_ih, &pairs_hh, &dgate_pairs, &joined_pairs}) buffer->drop();
+  if (f.need_dw && !direct) {
+    if (place.worker == 0) make_gradients();
+    place.meet_all();
+    if (error) return;
   }
   const Range panels = place.mine(P), rows = place.mine(seq.B);
   for (int64_t b = rows.begin; b < rows.end; b++) {
@@ -216,15 +229,15 @@ void Backward<S>::finish(const Place& place) {
   for (int64_t p = panels.begin; p < panels.end; p++) {
     const int64_t n = std::min(kLanes, H - p * kLanes);
     if (!direct) {
-      write(v.ih, dw_ih(p), I, p, n, f.dw_ih);
-      write(v.hh, dw_hh(p), R, p, n, f.dw_hh);
-      write_bias(v.ih, p, n, f.db_ih);
-      if (f.db_hh) write_bias(v.hh, p, n, f.db_hh);
+      write(v.ih, dw_ih(p), I, p, n, given.ih);
+      write(v.hh, dw_hh(p), R, p, n, given.hh);
+      write_bias(v.ih, p, n, given.b_ih);
+      if (given.b_hh) write_bias(v.hh, p, n, given.b_hh);
     }
     if (v.peepholes)
-      convert<double, S>(v.peepholes, n, {dpeepholes + p * v.peepholes * kLanes, kLanes}, {f.dw_peephole + p * kLanes, H});
+      convert<double, S>(v.peepholes, n, {dpeepholes + p * v.peepholes * kLanes, kLanes}, {given.peephole + p * kLanes, H});
     if (f.size.project)
-      convert<T, S>(R, n, {dw_hr + p * R * kLanes, kLanes}, {f.dw_hr + p * kLanes, H});
+      convert<T, S>(R, n, {dw_hr + p * R * kLanes, kLanes}, {given.hr + p * kLanes, H});
   }
 }
 

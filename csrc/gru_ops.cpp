@@ -55,16 +55,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, 
   dh_n = as_contiguous(dh_n), y = as_contiguous(y), saved = as_contiguous(saved);
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
   const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, true);
-  const Tensor dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
-  const Tensor db_ih = new_tensor(x, {need_dw ? w_ih.size(0) : 0}), db_hh = new_tensor(x, {need_dw ? w_ih.size(0) : 0});
+  Tensor dw_ih, dw_hh, db_ih, db_hh;
+  const auto make_dw = [&] {
+    dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
+    db_ih = new_tensor(x, {need_dw ? w_ih.size(0) : 0}), db_hh = new_tensor(x, {need_dw ? w_ih.size(0) : 0});
+  };
+  if (!need_dw) make_dw();
   for_storage_type(dtype, [&]<class S>(S) {
     BackwardCall<S>{.variant = variant, .seq = seq, .size = size,
                     .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, nullptr}, .x = rows_of<S>(x),
                     .dy = rows_of<S>(dy), .dcells = {}, .h0 = data<S>(h0), .c0 = data<S>(h0), .y = data<S>(y),
                     .dh_n = data<S>(dh_n), .dc_n = nullptr, .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = nullptr, .need_dw = need_dw,
-                    .dw_ih = out<S>(dw_ih), .dw_hh = out<S>(dw_hh), .db_ih = out<S>(db_ih), .db_hh = out<S>(db_hh),
-                    .dw_hr = nullptr, .dw_peephole = nullptr}
+                    .make_dw = [&] {
+                      make_dw();
+                      return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db_ih), out<S>(db_hh), nullptr, nullptr};
+                    }}
         .run();
   });
   return {dx, dh0, dw_ih, dw_hh, db_ih, db_hh};

@@ -71,17 +71,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
   w_hr = as_contiguous(w_hr), w_peephole = as_contiguous(w_peephole);
   const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, true), dc0 = gradient_of(x, c0, true);
-  const Tensor dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
-  const Tensor db = new_tensor(x, {need_dw ? w_ih.size(0) : 0});
-  const Tensor dw_hr = gradient_of(x, w_hr, need_dw), dw_peephole = gradient_of(x, w_peephole, need_dw);
+  Tensor dw_ih, dw_hh, db, dw_hr, dw_peephole;
+  const auto make_dw = [&] {
+    dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
+    db = new_tensor(x, {need_dw ? w_ih.size(0) : 0});
+    dw_hr = gradient_of(x, w_hr, need_dw), dw_peephole = gradient_of(x, w_peephole, need_dw);
+  };
+  if (!need_dw) make_dw();
   for_storage_type(dtype, [&]<class S>(S) {
     BackwardCall<S>{.variant = variant, .seq = seq, .size = size,
                     .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, data<S>(w_hr), data<S>(w_peephole)},
                     .x = rows_of<S>(x), .dy = rows_of<S>(dy), .dcells = rows_of<S>(dcells), .h0 = data<S>(h0), .c0 = data<S>(c0),
                     .y = data<S>(y), .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = out<S>(dc0), .need_dw = need_dw,
-                    .dw_ih = out<S>(dw_ih), .dw_hh = out<S>(dw_hh), .db_ih = out<S>(db), .db_hh = nullptr,
-                    .dw_hr = out<S>(dw_hr), .dw_peephole = out<S>(dw_peephole)}
+                    .make_dw = [&] {
+                      make_dw();
+                      return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db), nullptr, out<S>(dw_hr), out<S>(dw_peephole)};
+                    }}
         .run();
   });
   return {dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr, dw_peephole};

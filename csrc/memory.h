@@ -19,8 +19,6 @@ class Buffer {
     return *this;
   }
   ~Buffer() { give_back_block(p_); }
-  // Gives the memory to the system before the end of the scope: for others who need as much next.
-  void drop() { drop_block(std::exchange(p_, nullptr)); }
   operator T*() const { return p_; }
 
  private:

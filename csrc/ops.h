@@ -53,11 +53,16 @@ S* out(const Tensor& t) {
   return static_cast<S*>(t.mutable_data_ptr());
 }
 
-// torch::stable::new_empty and contiguous look an op up by its name at every call, which a single step feels.
-inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& shape) {
   std::vector<int64_t> strides(shape.size());
   int64_t n = 1;
   for (size_t i = shape.size(); i-- > 0; n *= std::max<int64_t>(shape[i], 1)) strides[i] = n;
+  return strides;
+}
+
+// torch::stable::new_empty and contiguous look an op up by its name at every call, which a single step feels.
+inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
+  const std::vector<int64_t> strides = contiguous_strides(shape);
   const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), shim_dtype,
@@ -68,12 +73,17 @@ inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
 }
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape) { return new_tensor(like.scalar_type(), shape); }
 
-// What only the backward sees; its memory goes back to the pool.
+// The same in memory of the pool, where it goes back to; such a tensor can't be resized.
+inline Tensor new_pooled(const Tensor& like, ScalarType dtype, const std::vector<int64_t>& shape, size_t bytes) {
+  const std::vector<int64_t> strides = contiguous_strides(shape);
+  return torch::stable::from_blob(take_block(bytes), {shape.data(), shape.size()}, {strides.data(), strides.size()}, like.device(), dtype,
+                                  give_back_block);
+}
+
+// What only the backward sees.
 inline Tensor new_saved(const Tensor& like, int64_t rows, int64_t row, ScalarType dtype) {
-  const std::array<int64_t, 2> shape{rows, row}, strides{row, 1};
   if (rows == 0) return new_tensor(dtype, {rows, row});
-  const size_t bytes = static_cast<size_t>(rows * row) * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float));
-  return torch::stable::from_blob(take_block(bytes), {shape.data(), 2}, {strides.data(), 2}, like.device(), dtype, give_back_block);
+  return new_pooled(like, dtype, {rows, row}, static_cast<size_t>(rows * row) * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float)));
 }
 
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -159,11 +169,13 @@ Rows<const S> rows_of(const Optional& t) {
   return t ? rows_of<S>(*t) : Rows<const S>{};
 }
 
-// A gradient of the shape of `t`, or nothing (zero elements) where it is not wanted.
+// A gradient of the shape of `t`, or nothing (zero elements) where it is not wanted. Large ones are as costly to get from the system
+// at every call as what is saved.
 inline Tensor gradient_of(const Tensor& like, const Optional& t, bool wanted) {
   if (!wanted || !t) return new_tensor(like, {0});
-  const auto sizes = t->sizes();
-  return new_tensor(like, std::vector<int64_t>(sizes.begin(), sizes.end()));
+  const std::vector<int64_t> shape(t->sizes().begin(), t->sizes().end());
+  const size_t bytes = t->numel() * t->element_size();
+  return bytes >= 2 * kHugePage ? new_pooled(like, like.scalar_type(), shape, bytes) : new_tensor(like, shape);
 }
 
 }  // namespace fastlstm

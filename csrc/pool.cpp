@@ -20,7 +20,6 @@ namespace fastlstm {
 namespace {
 
 constexpr size_t kLarge = 1 << 20;  // smaller blocks are left to malloc, which keeps them itself
-constexpr size_t kHuge = 2 << 20;   // a huge page
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -39,7 +38,7 @@ class Pool {
  public:
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Kept block{nullptr, round_up(bytes, kHuge)};
+    Kept block{nullptr, round_up(bytes, kHugePage)};
     auto best = kept_.end();
     for (auto it = kept_.begin(); it != kept_.end(); ++it)
       if (it->bytes >= block.bytes && it->bytes <= block.bytes + block.bytes / 4 && (best == kept_.end() || it->bytes < best->bytes)) best = it;
@@ -51,7 +50,7 @@ class Pool {
     most_ = std::max(most_, used_bytes_ + block.bytes);
     if (!block.p) {
       trim(block.bytes);
-      block.p = allocate(block.bytes, kHuge);
+      block.p = allocate(block.bytes, kHugePage);
       advise_huge(block.p, block.bytes);
     }
     used_bytes_ += block.bytes;
@@ -60,16 +59,12 @@ class Pool {
   }
 
   // False where the block is not from here.
-  bool give_back(void* p, bool keep) {
+  bool give_back(void* p) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto it = used_.find(p);
     if (it == used_.end()) return false;
-    if (keep) {
-      kept_.push_back({p, it->second});
-      kept_bytes_ += it->second;
-    } else {
-      std::free(p);
-    }
+    kept_.push_back({p, it->second});
+    kept_bytes_ += it->second;
     used_bytes_ -= it->second;
     used_.erase(it);
     if (++returns_ % kMemory == 0) most_before_ = std::exchange(most_, used_bytes_);
@@ -123,11 +118,7 @@ Pool& pool() {
 void* take_block(size_t bytes) { return bytes < kLarge ? allocate(bytes, 64) : pool().take(bytes); }
 
 void give_back_block(void* block) {
-  if (block && !pool().give_back(block, true)) std::free(block);
-}
-
-void drop_block(void* block) {
-  if (block && !pool().give_back(block, false)) std::free(block);
+  if (block && !pool().give_back(block)) std::free(block);
 }
 
 void empty_pool() { pool().empty(); }
@@ -137,7 +128,7 @@ void advise_huge([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
   constexpr size_t kPage = 4096;
   const auto begin = round_up(reinterpret_cast<std::uintptr_t>(p), kPage);
   const auto end = (reinterpret_cast<std::uintptr_t>(p) + bytes) / kPage * kPage;
-  if (end >= begin + 2 * kHuge) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a hint
+  if (end >= begin + 2 * kHugePage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a hint
 #endif
 }
 

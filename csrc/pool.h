@@ -5,11 +5,11 @@
 
 namespace fastlstm {
 
+constexpr size_t kHugePage = 2 << 20;
+
 // At least `bytes` of uninitialised memory, aligned to 64. Throws std::runtime_error, as PyTorch does.
 void* take_block(size_t bytes);
 void give_back_block(void* block);
-// Gives it back to the system, now.
-void drop_block(void* block);
 
 // Returns the blocks that are kept and not in use to the system.
 void empty_pool();

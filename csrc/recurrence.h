@@ -9,6 +9,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <array>
+#include <functional>
 
 #include "gemm.h"
 #include "kernel_table.h"
@@ -126,6 +127,12 @@ struct ForwardCall {
   void run();
 };
 
+// Where the gradients of weights go, by the names in Weights; b_hh: null where it equals b_ih.
+template <class S>
+struct WeightGradients {
+  S *ih, *hh, *b_ih, *b_hh, *hr, *peephole;
+};
+
 template <class S>
 struct BackwardCall {
   using T = compute_t<S>;
@@ -140,7 +147,8 @@ struct BackwardCall {
   S *dx;  // null where not wanted; rows of I in the order of y's
   S *dh0, *dc0;  // dc0: null where c is h
   bool need_dw;
-  S *dw_ih, *dw_hh, *db_ih, *db_hh, *dw_hr, *dw_peephole;  // not written where need_dw is false; db_hh: null where it equals db_ih
+  // Called once where need_dw is set, when scratch memory of the size of the weights is done with and can serve again.
+  std::function<WeightGradients<S>()> make_dw;
   void run();
 };
 
