@@ -219,6 +219,7 @@ template <class S>
 void Backward<S>::fill_tile(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile) {
   const int64_t n = seq.size[t], before = seq.size_before(t), saved_row = record.saved();
   const T* const saved = f.saved + (seq.first[t] * P + p * n + b) * saved_row;
+  if (p + 1 < P) foresee(saved + n * saved_row, rows * saved_row);
   path.copy(rows, gates + kLanes, {saved, saved_row}, {tile, row_size});
   const int64_t known = std::clamp<int64_t>(before - b, 0, rows);  // rows whose previous cell state is not the initial one
   const Block<T> prev_cell{tile + record.prev_cell(), row_size};

@@ -166,6 +166,8 @@ class Forward {
     const Range panels = place.of_column(P);
     for (int64_t p = panels.begin; p < panels.end; p++)
       place.for_tiles(n, [&](int64_t b, int64_t rows) {
+        T* const saved = f.saved ? f.saved + (seq.first[t] * P + p * n + b) * record.saved() : nullptr;
+        if (saved) foresee(saved, rows * record.saved());
         multiply(s, p, b, rows, row, tile);
         if (p == P - 1) clear_absent_units(rows, tile);
         T* const c = cell + (p * seq.B + b) * kLanes;
@@ -176,8 +178,7 @@ class Forward {
         const Block<const T> new_cell{tile + record.cell(), row_size}, new_hidden{tile + record.hidden(), row_size};
         path.copy(rows, kLanes, new_cell, {c, kLanes});
         cut_off(s + 1, b, rows, Block<T>{c, kLanes});
-        if (f.saved)
-          path.copy(rows, record.saved(), {tile, row_size}, {f.saved + (seq.first[t] * P + p * n + b) * record.saved(), record.saved()});
+        if (saved) path.copy(rows, record.saved(), {tile, row_size}, {saved, record.saved()});
         if (f.cells) store(rows, std::min(kLanes, H - p * kLanes), new_cell, {f.cells + (seq.first[t] + b) * H + p * kLanes, H});
         if (f.c_n) keep_final(f.c_n, H, t, p, b, rows, new_cell);
         if (f.size.project)
