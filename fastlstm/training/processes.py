@@ -44,16 +44,22 @@ def joined() -> Iterator[None]:
     dist.init_process_group("gloo")
     try:
         yield
-    except RuntimeError as error:
-        # no frame may keep a replica
-        traceback.clear_frames(error.__traceback__)
+    except BaseException as error:
+        _clear_frames(error)
         # gloo has no exception of its own
-        if "gloo" not in str(error):
+        if not isinstance(error, RuntimeError) or "gloo" not in str(error):
             raise
         raise TrainingFailed("another process of this run has ended") from None
     finally:
         gc.collect()
         dist.destroy_process_group()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """So that none of them keeps a replica."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def check(batch: int, device: str) -> None:
