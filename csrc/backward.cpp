@@ -41,7 +41,7 @@ void Backward<S>::set_up(const Plan& plan, int64_t workers) {
     if (f.need_dw) joined = Buffer<T>(chunk_rows * joined_row);
   }
   if (f.need_dw) db_total = Buffer<double>(P * gates);
-  if (f.need_dw && direct) given = f.make_dw();
+  if (f.need_dw && direct) gradients = f.make_dw();
   else if (f.need_dw) dw = Buffer<T>(P * dw_panel());
   if (v.peepholes) {
     peepholes = Buffer<T>(P * v.peepholes * kLanes);
@@ -146,7 +146,7 @@ void Backward<S>::step(const Place& place, int64_t t, int64_t row) {
   const Range panels = place.of_column(P);
   for (int64_t p = panels.begin; p < panels.end; p++)
     place.for_tiles(n, [&](int64_t b, int64_t rows) {
-      fill_tile(t, p, b, rows, row, tile);
+      fill_tile(place, t, p, b, rows, row, tile);
       kernel(tile, rows);
       if (half)
         half->narrow(rows, gates, {reinterpret_cast<const float*>(tile), row_size}, {bits(half_dgates_of(p, row + b)), gates});
@@ -216,10 +216,10 @@ void Backward<S>::add_given(const Rows<const S>& given, int64_t size, int64_t t,
 }
 
 template <class S>
-void Backward<S>::fill_tile(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile) {
+void Backward<S>::fill_tile(const Place& place, int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile) {
   const int64_t n = seq.size[t], before = seq.size_before(t), saved_row = record.saved();
   const T* const saved = f.saved + (seq.first[t] * P + p * n + b) * saved_row;
-  if (p + 1 < P) foresee(saved + n * saved_row, rows * saved_row);
+  if (p + 1 < place.of_column(P).end) foresee<false>(saved + n * saved_row, rows * saved_row);
   path.copy(rows, gates + kLanes, {saved, saved_row}, {tile, row_size});
   const int64_t known = std::clamp<int64_t>(before - b, 0, rows);  // rows whose previous cell state is not the initial one
   const Block<T> prev_cell{tile + record.prev_cell(), row_size};

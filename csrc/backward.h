@@ -40,7 +40,7 @@ class Backward {
   void cut_off(int64_t t, int64_t b, int64_t rows, int64_t n, Block<T> state) const;
   void add_rows(int64_t t, int64_t p, int64_t b, int64_t rows, Block<T> to) const { add_given(f.dy, R, t, p, b, rows, to); }
   void add_given(const Rows<const S>& given, int64_t size, int64_t t, int64_t p, int64_t b, int64_t rows, Block<T> to) const;
-  void fill_tile(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile);
+  void fill_tile(const Place& place, int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile);
   template <class J>
   void join(const Place& place, int64_t t, int64_t row, J* rows);
 
@@ -80,7 +80,7 @@ class Backward {
   const GemmPath<T>& path;
   const GateKernel kernel;
   std::optional<Team> team;
-  WeightGradients<S> given{};  // where to write
+  WeightGradients<S> gradients{};  // where they are written
   std::exception_ptr error;  // of one worker, while others wait for it
   const HalfPath* half = nullptr;
   bool direct = false;

@@ -167,7 +167,7 @@ class Forward {
     for (int64_t p = panels.begin; p < panels.end; p++)
       place.for_tiles(n, [&](int64_t b, int64_t rows) {
         T* const saved = f.saved ? f.saved + (seq.first[t] * P + p * n + b) * record.saved() : nullptr;
-        if (saved) foresee(saved, rows * record.saved());
+        if (saved) foresee<true>(saved, rows * record.saved());
         multiply(s, p, b, rows, row, tile);
         if (p == P - 1) clear_absent_units(rows, tile);
         T* const c = cell + (p * seq.B + b) * kLanes;

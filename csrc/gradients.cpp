@@ -63,13 +63,13 @@ void Backward<S>::write_products(int64_t p, int64_t rows) {
                       .w = right, .w_k = right_row, .c = to + (feed.gate[i] * H + p * kLanes) * width, .c_m = width,
                       .accumulate = false});
     };
-    write_product(v.ih, joined, joined_row, I, given.ih);
-    write_product(v.hh, joined + I, joined_row, R, given.hh);
+    write_product(v.ih, joined, joined_row, I, gradients.ih);
+    write_product(v.hh, joined + I, joined_row, R, gradients.hh);
     std::fill_n(db_total + p * gates, gates, 0.0);
     for (int64_t row = 0; row < rows; row++)
       for (int64_t i = 0; i < gates; i++) db_total[p * gates + i] += dgates_of(p, row)[i];
-    write_bias(v.ih, p, n, given.b_ih);
-    if (given.b_hh) write_bias(v.hh, p, n, given.b_hh);
+    write_bias(v.ih, p, n, gradients.b_ih);
+    if (gradients.b_hh) write_bias(v.hh, p, n, gradients.b_hh);
   }
 }
 
@@ -203,7 +203,7 @@ void Backward<S>::make_gradients() {
   for (Buffer<T>* buffer : {&packed_ih, &packed_hh, &dgates, &joined}) *buffer = {};
   for (Buffer<Pair>* buffer : {&pairs_ih, &pairs_hh, &dgate_pairs, &joined_pairs}) *buffer = {};
   try {
-    given = f.make_dw();
+    gradients = f.make_dw();
   } catch (...) {
     error = std::current_exception();
   }
@@ -229,15 +229,15 @@ void Backward<S>::finish(const Place& place) {
   for (int64_t p = panels.begin; p < panels.end; p++) {
     const int64_t n = std::min(kLanes, H - p * kLanes);
     if (!direct) {
-      write(v.ih, dw_ih(p), I, p, n, given.ih);
-      write(v.hh, dw_hh(p), R, p, n, given.hh);
-      write_bias(v.ih, p, n, given.b_ih);
-      if (given.b_hh) write_bias(v.hh, p, n, given.b_hh);
+      write(v.ih, dw_ih(p), I, p, n, gradients.ih);
+      write(v.hh, dw_hh(p), R, p, n, gradients.hh);
+      write_bias(v.ih, p, n, gradients.b_ih);
+      if (gradients.b_hh) write_bias(v.hh, p, n, gradients.b_hh);
     }
     if (v.peepholes)
-      convert<double, S>(v.peepholes, n, {dpeepholes + p * v.peepholes * kLanes, kLanes}, {given.peephole + p * kLanes, H});
+      convert<double, S>(v.peepholes, n, {dpeepholes + p * v.peepholes * kLanes, kLanes}, {gradients.peephole + p * kLanes, H});
     if (f.size.project)
-      convert<T, S>(R, n, {dw_hr + p * R * kLanes, kLanes}, {given.hr + p * kLanes, H});
+      convert<T, S>(R, n, {dw_hr + p * R * kLanes, kLanes}, {gradients.hr + p * kLanes, H});
   }
 }
 

@@ -25,10 +25,10 @@ class Buffer {
   T* p_ = nullptr;
 };
 
-// Asks for memory that will be read or written soon, and lies in no cache yet: what is saved is used once in each pass.
-template <class T>
+// Asks for memory that will be read, or written, soon and lies in no cache yet: what is saved is used once in each pass.
+template <bool WRITE, class T>
 void foresee(const T* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i, 1, 2);
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i, WRITE, 2);
 }
 
 // Row length for a matrix whose rows are read side by side: never a multiple of 1 KiB, where they would share cache sets.

@@ -83,7 +83,8 @@ inline Tensor new_pooled(const Tensor& like, ScalarType dtype, const std::vector
 // What only the backward sees.
 inline Tensor new_saved(const Tensor& like, int64_t rows, int64_t row, ScalarType dtype) {
   if (rows == 0) return new_tensor(dtype, {rows, row});
-  return new_pooled(like, dtype, {rows, row}, static_cast<size_t>(rows * row) * (dtype == ScalarType::Double ? sizeof(double) : sizeof(float)));
+  const size_t value = dtype == ScalarType::Double ? sizeof(double) : sizeof(float);
+  return new_pooled(like, dtype, {rows, row}, static_cast<size_t>(rows * row) * value);
 }
 
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }

@@ -41,7 +41,8 @@ class Pool {
     Kept block{nullptr, round_up(bytes, kHugePage)};
     auto best = kept_.end();
     for (auto it = kept_.begin(); it != kept_.end(); ++it)
-      if (it->bytes >= block.bytes && it->bytes <= block.bytes + block.bytes / 4 && (best == kept_.end() || it->bytes < best->bytes)) best = it;
+      if (it->bytes >= block.bytes && it->bytes <= block.bytes + block.bytes / 4 && (best == kept_.end() || it->bytes < best->bytes))
+        best = it;
     if (best != kept_.end()) {
       block = *best;
       kept_.erase(best);

@@ -147,7 +147,8 @@ struct BackwardCall {
   S *dx;  // null where not wanted; rows of I in the order of y's
   S *dh0, *dc0;  // dc0: null where c is h
   bool need_dw;
-  // Called once where need_dw is set, when scratch memory of the size of the weights is done with and can serve again.
+  // Called once where need_dw is set: at the end, when packed weights are done with and their memory can serve again, or at the
+  // beginning where none are packed.
   std::function<WeightGradients<S>()> make_dw;
   void run();
 };

@@ -128,7 +128,7 @@ def gemm_path() -> str:
 
 
 def empty_pool() -> None:
-    """Return the scratch memory that the CPU kernels keep between calls to the system."""
+    """Return the memory that the CPU kernels keep between calls to the system."""
     if _C is not None:
         _C.empty_pool()
 
