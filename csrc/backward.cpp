@@ -146,7 +146,8 @@ void Backward<S>::step(const Place& place, int64_t t, int64_t row) {
   const Range panels = place.of_column(P);
   for (int64_t p = panels.begin; p < panels.end; p++)
     place.for_tiles(n, [&](int64_t b, int64_t rows) {
-      fill_tile(place, t, p, b, rows, row, tile);
+      if (p + 1 < panels.end) foresee<false>(saved_of(t, p + 1, b), rows * record.saved());
+      fill_tile(t, p, b, rows, row, tile);
       kernel(tile, rows);
       if (half)
         half->narrow(rows, gates, {reinterpret_cast<const float*>(tile), row_size}, {bits(half_dgates_of(p, row + b)), gates});
@@ -216,18 +217,13 @@ void Backward<S>::add_given(const Rows<const S>& given, int64_t size, int64_t t,
 }
 
 template <class S>
-void Backward<S>::fill_tile(const Place& place, int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile) {
-  const int64_t n = seq.size[t], before = seq.size_before(t), saved_row = record.saved();
-  const T* const saved = f.saved + (seq.first[t] * P + p * n + b) * saved_row;
-  if (p + 1 < place.of_column(P).end) foresee<false>(saved + n * saved_row, rows * saved_row);
+void Backward<S>::fill_tile(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile) {
+  const int64_t saved_row = record.saved();
+  const T* const saved = saved_of(t, p, b);
   path.copy(rows, gates + kLanes, {saved, saved_row}, {tile, row_size});
-  const int64_t known = std::clamp<int64_t>(before - b, 0, rows);  // rows whose previous cell state is not the initial one
+  const int64_t known = std::clamp<int64_t>(seq.size_before(t) - b, 0, rows);  // rows whose previous cell state is not the initial one
   const Block<T> prev_cell{tile + record.prev_cell(), row_size};
-  if (known > 0) {
-    const int64_t t_prev = seq.before(t);
-    const T* const previous = f.saved + (seq.first[t_prev] * P + p * before + b) * saved_row;
-    path.copy(known, kLanes, {previous + record.cell(), saved_row}, prev_cell);
-  }
+  if (known > 0) path.copy(known, kLanes, {saved_of(seq.before(t), p, b) + record.cell(), saved_row}, prev_cell);
   path.copy(rows - known, kLanes, {c0 + (p * seq.B + b + known) * kLanes, kLanes}, {prev_cell.p + known * row_size, row_size});
   cut_off(t, b, rows, kLanes, prev_cell);
   const Block<T> grad_hidden{tile + record.grad_hidden(), row_size}, grad_cell{tile + record.grad_cell(), row_size};

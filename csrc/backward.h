@@ -40,7 +40,7 @@ class Backward {
   void cut_off(int64_t t, int64_t b, int64_t rows, int64_t n, Block<T> state) const;
   void add_rows(int64_t t, int64_t p, int64_t b, int64_t rows, Block<T> to) const { add_given(f.dy, R, t, p, b, rows, to); }
   void add_given(const Rows<const S>& given, int64_t size, int64_t t, int64_t p, int64_t b, int64_t rows, Block<T> to) const;
-  void fill_tile(const Place& place, int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile);
+  void fill_tile(int64_t t, int64_t p, int64_t b, int64_t rows, int64_t row, T* tile);
   template <class J>
   void join(const Place& place, int64_t t, int64_t row, J* rows);
 
@@ -64,6 +64,8 @@ class Backward {
 
   // A panel's accumulators: dw_ih.T (I, columns), dw_hh.T (R, columns), and both those of a chunk's biases in one row of all slots.
   int64_t dw_panel() const { return I * v.ih.columns() + R * v.hh.columns() + gates; }
+  // What the forward saved of row b of step t, in panel p; rows follow one another.
+  const T* saved_of(int64_t t, int64_t p, int64_t b) const { return f.saved + (seq.first[t] * P + p * seq.size[t] + b) * record.saved(); }
   T* dgates_of(int64_t p, int64_t row) const { return dgates + (p * chunk_rows + row) * gates; }
   BFloat16* half_dgates_of(int64_t p, int64_t row) const { return half_dgates + (p * chunk_rows + row) * gates; }
   Pair* dgate_pairs_of(int64_t p) const { return dgate_pairs + p * ((chunk_rows + 1) / 2) * gates; }

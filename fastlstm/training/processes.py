@@ -51,7 +51,7 @@ def joined() -> Iterator[None]:
             raise
         raise TrainingFailed("another process of this run has ended") from None
     finally:
-        gc.collect()
+        gc.collect()  # replicas in cycles
         dist.destroy_process_group()
 
 
