@@ -5,7 +5,7 @@ from torch import Tensor
 from fastlstm import backends, checks, onnx
 from fastlstm.ops.gru import gru
 from fastlstm.ops.lstm import lstm
-from fastlstm.sequences import as_wide_as, autocast
+from fastlstm.sequences import autocast, promote_to_state
 
 
 def lstm_cell(
@@ -78,7 +78,7 @@ def gru_cell(
     x, h0, w_ih, w_hh, b_ih, b_hh = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
     checks.check_cell("gru", x, (h0,), w_ih, w_hh, b_ih, b_hh, None)
     chosen = _choose("gru", x, backend)
-    return as_wide_as(hx, gru(x, None, None, h0, w_ih, w_hh, b_ih, b_hh, backend=chosen)[0])
+    return promote_to_state(hx, gru(x, None, None, h0, w_ih, w_hh, b_ih, b_hh, backend=chosen)[0])
 
 
 def _lstm_cell(
@@ -99,7 +99,7 @@ def _lstm_cell(
     h, _, c, _ = lstm(
         x, None, None, h0, c0, w_ih, w_hh, b_ih, b_hh, None, w_peephole, coupled=variant.startswith("cifg"), backend=chosen,
     )  # fmt: skip
-    return as_wide_as(hx[1], h), as_wide_as(hx[1], c)
+    return promote_to_state(hx[1], h), promote_to_state(hx[1], c)
 
 
 def _choose(variant: str, x: Tensor, backend: str) -> str:

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import backends, by_torch, checks, layers, onnx
+from fastlstm import backends, checks, onnx, stack, torch_backend
 from fastlstm.cells import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
 from fastlstm.ops.gru import gru as gru_layer
 from fastlstm.ops.lstm import lstm as lstm_layer
-from fastlstm.sequences import Batch, Input, Lengths, as_wide_as, autocast, time_major
+from fastlstm.sequences import Batch, Input, Lengths, autocast, promote_to_state, time_major
 
 __all__ = ["cifg_lstm", "cifg_lstm_cell", "gru", "gru_cell", "lstm", "lstm_cell", "peephole_lstm", "peephole_lstm_cell"]
 
@@ -189,17 +189,15 @@ def gru(
 
     chosen = backends.choose("gru", x.device, x.dtype, backend, reset is not None).backend
     if chosen == "torch":
-        (y,), finals = by_torch.gru(batch, h0, weights, directions, drop)
+        (y,), finals = torch_backend.gru(batch, h0, weights, directions, drop)
     else:
 
         def run(x, batch_sizes, states, weights, reverse, last):  # type: ignore[no-untyped-def]
             y, h_n = gru_layer(x, batch_sizes, batch.reset, *states, *weights, reverse=reverse, backend=chosen)
             return (y,), (h_n,)
 
-        (y,), finals = layers.stack(
-            run, batch.x, batch.batch_sizes, (h0,), weights, directions=directions, dropout=drop
-        )
-    return batch.output(as_wide_as(given, y)), as_wide_as(given, batch.finals(finals)[0])
+        (y,), finals = stack.stack(run, batch.x, batch.batch_sizes, (h0,), weights, directions=directions, dropout=drop)
+    return batch.output(promote_to_state(given, y)), promote_to_state(given, batch.finals(finals)[0])
 
 
 def _lstm_family(
@@ -236,7 +234,7 @@ def _lstm_family(
     beyond_torch = reset is not None or return_cells
     chosen = backends.choose(variant, x.device, x.dtype, backend, beyond_torch).backend
     if chosen == "torch":
-        (y, *cells), finals = by_torch.lstm(batch, (h0, c0), weights, directions, drop)
+        (y, *cells), finals = torch_backend.lstm(batch, (h0, c0), weights, directions, drop)
     else:
         coupled = variant.startswith("cifg")
         layer = partial(lstm_layer, coupled=coupled, backend=chosen)
@@ -249,7 +247,7 @@ def _lstm_family(
             return (y, cells) if wanted else (y,), (h_n, c_n)
 
         rows = [_with_absent(names, w) for w in weights]
-        (y, *cells), finals = layers.stack(
+        (y, *cells), finals = stack.stack(
             run, batch.x, batch.batch_sizes, (h0, c0), rows, directions=directions, dropout=drop
         )
     h_n, c_n = batch.finals(finals)

@@ -108,7 +108,7 @@ def autocast(*tensors: Tensor | None) -> Sequence[Any]:
     return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
-def as_wide_as(state: Tensor, result: Tensor) -> Tensor:
+def promote_to_state(state: Tensor, result: Tensor) -> Tensor:
     """The result of a GRU or a cell in the dtype that PyTorch's gives it: on the CPU, autocast's does not narrow the state.
 
     `state` is the initial one, as it was given. (A dense `nn.LSTM` gives autocast's dtype, and so does ours.)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlstm
-from fastlstm import layers
+from fastlstm import stack
 from fastlstm.gpu import launch, plan
 from fastlstm.parity import difference
 from fastlstm.parity.compare import products_as_exact_as_ours
@@ -203,7 +203,7 @@ def two_streams() -> None:
 def both_directions_in_flight() -> None:
     for kind in KINDS:
         ours, x = module(kind, bidirectional=True, num_layers=2), batch(512, B, I)
-        with patch.object(layers, "side_by_side", lambda run, first, second: (run(*first), run(*second))):
+        with patch.object(stack, "side_by_side", lambda run, first, second: (run(*first), run(*second))):
             expected = train(ours, x)
         for _ in range(100):
             same(train(ours, x), expected)

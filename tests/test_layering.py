@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "convert", "loaders", "modules", "functional", "cells", "onnx", "by_torch", "sequences", "checks", "layers", "ops", "gpu",
-    "backends", "kernels", "_C",
+    "convert", "loaders", "modules", "functional", "cells", "onnx", "torch_backend", "sequences", "checks", "stack", "ops",
+    "gpu", "backends", "kernels", "_C",
 )  # fmt: skip
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm.kernels", "benchmarks": "fastlstm.benchmarks"}
 # Kernel files by their name: what they may import beside the standard library

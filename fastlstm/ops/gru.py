@@ -9,7 +9,7 @@ from torch import Tensor
 from fastlstm import backends
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.kernels.gru.reference import gru_reference
-from fastlstm.ops.calling import by_reference, differentiable, saved_like
+from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.vmap import vmap_by_loop
 
 

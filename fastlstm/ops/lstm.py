@@ -9,7 +9,7 @@ from torch import Tensor
 from fastlstm import backends
 from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.kernels.lstm.reference import lstm_reference
-from fastlstm.ops.calling import by_reference, differentiable, saved_like
+from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.vmap import vmap_by_loop
 
 

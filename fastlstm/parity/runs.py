@@ -50,7 +50,7 @@ def leaf(tensor: Tensor, strided: bool) -> Tensor:
 
 
 def stacked(backend: str | None = None) -> Forward:
-    """Layers and directions over the op with `backend`, or over the reference (None), written apart from `fastlstm.layers`."""
+    """Layers and directions over the op with `backend`, or over the reference (None), written apart from `fastlstm.stack`."""
 
     def forward(case: Case, given: Given) -> dict[str, Tensor]:
         x, batch_sizes = given["x"], None

@@ -7,7 +7,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm import backends, layers
+from fastlstm import backends, stack
 from fastlstm.modules import build
 
 T, B, I, H = 6, 4, 3, 5
@@ -15,7 +15,7 @@ T, B, I, H = 6, 4, 3, 5
 
 def decay(
     x: Tensor, batch_sizes: None, states: list[Tensor], weights: list[Tensor], *, reverse: bool, last: bool
-) -> layers.Results:
+) -> stack.Results:
     """A recurrence with one state and one weight: `s = s' / 2 + x w`, whose output is `s`; the last layer yields -s too."""
     (s,), (w,) = states, weights
     y = []
@@ -31,7 +31,7 @@ def test_stack_is_layer_after_layer(directions):
     x = torch.randn(T, B, I)
     s0 = torch.randn(3 * directions, B, H)
     weights = [[torch.randn(I if k < directions else H * directions, H)] for k in range(3 * directions)]
-    (y, minus_y), (s_n,) = layers.stack(decay, x, None, [s0], weights, directions=directions, dropout=0.0)
+    (y, minus_y), (s_n,) = stack.stack(decay, x, None, [s0], weights, directions=directions, dropout=0.0)
 
     finals = []
     for _ in range(3):
@@ -50,7 +50,7 @@ def test_stack_is_layer_after_layer(directions):
 def test_dropout_is_between_layers():
     x, s0, weights = torch.randn(T, B, I), torch.zeros(2, B, H), [[torch.randn(I, H)], [torch.randn(H, H)]]
     torch.manual_seed(4)
-    (y, _), _ = layers.stack(decay, x, None, [s0], weights, directions=1, dropout=0.5)
+    (y, _), _ = stack.stack(decay, x, None, [s0], weights, directions=1, dropout=0.5)
     torch.manual_seed(4)
     (first,), _ = decay(x, None, [s0[0]], weights[0], reverse=False, last=False)
     between = dropout(first, 0.5)
@@ -115,7 +115,7 @@ each_case = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def by_torch(monkeypatch):
+def by_pytorch(monkeypatch):
     """Where no kernel covers a case, "auto" chooses PyTorch's op."""
     choose = backends.choose
 
@@ -127,7 +127,7 @@ def by_torch(monkeypatch):
     monkeypatch.setattr(backends, "choose", auto_is_torch)
 
 
-@pytest.mark.usefixtures("by_torch")
+@pytest.mark.usefixtures("by_pytorch")
 @each_case
 @pytest.mark.parametrize("lengths", [None, [3, 6, 1, 4], [0, 6, 2, 0], [0, 0, 0, 0]], ids=str)
 def test_by_torch_is_ours(call, random_states, kind, options, lengths):
@@ -145,7 +145,7 @@ def test_by_torch_is_ours(call, random_states, kind, options, lengths):
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.usefixtures("by_torch")
+@pytest.mark.usefixtures("by_pytorch")
 @each_case
 def test_packed_by_torch(kind, options):
     theirs, ours = pair(kind, **options)
@@ -156,7 +156,7 @@ def test_packed_by_torch(kind, options):
     torch.testing.assert_close(finals, expected_finals, rtol=0, atol=0)
 
 
-@pytest.mark.usefixtures("by_torch")
+@pytest.mark.usefixtures("by_pytorch")
 @each_kind
 def test_by_torch_drops_out_and_trains_in_evaluation_mode(kind):
     theirs, ours = pair(kind, num_layers=2, dropout=0.5)

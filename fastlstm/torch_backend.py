@@ -1,4 +1,4 @@
-"""A whole stack by PyTorch's own ops, as `fastlstm.layers` would run it: what "auto" falls back to without kernels of ours."""
+"""A whole stack by PyTorch's own ops, as `fastlstm.stack` would run it: what "auto" falls back to without kernels of ours."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastlstm.layers import Results
 from fastlstm.sequences import Batch
+from fastlstm.stack import Results
 
 Weights = Sequence[Sequence[Tensor]]
 
