@@ -1,9 +1,5 @@
 """What of the GPU side needs no kernel to run: which backend is chosen, what is compiled, what ops return and plan."""
 
-import json
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -11,9 +7,8 @@ import pytest
 import torch
 
 from fastlstm import backends
-from fastlstm.cli.kernels import SPILL_BUDGET
-from fastlstm.gpu import catalogue, launch, plan
 from fastlstm.gpu import gru as gpu_gru
+from fastlstm.gpu import launch, plan
 from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.gpu.rows import Rows, steps_of
 
@@ -137,30 +132,6 @@ def test_rows_of_the_same_sizes_are_counted_once() -> None:
         with torch.inference_mode():
             sizes[1:] = torch.tensor([3, 0])
         assert offsets(sizes).tolist() == [0, 3, 6]
-
-
-def info(*arguments: str) -> subprocess.CompletedProcess:
-    """`fastlstm info`, where Triton compiles and does not interpret."""
-    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "fastlstm", "info", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True)
-
-
-# the others differ in little from these, and take a minute more: `fastlstm info --kernels` compiles all
-COMPILED = {"sm_80": ["bf16", "tf32"], "sm_90": ["bf16", "fp32", "tf32"], "gfx942": ["bf16"]}
-
-
-@pytest.mark.parametrize("target", catalogue.TARGETS)
-def test_every_kernel_compiles_and_hardly_spills(target: str) -> None:
-    dtypes = [word for dtype in COMPILED[target] for word in ("--dtype", dtype)]
-    said = info("--kernels", "--target", target, *dtypes, "--json")
-    assert said.returncode == 0, said.stderr
-    rows = json.loads(said.stdout)
-    assert {row["kernel"] for row in rows} == {
-        "lstm_forward", "lstm_backward", "gru_forward", "gru_backward", "project"
-    }  # fmt: skip
-    assert {row["dtype"] for row in rows} == set(COMPILED[target])
-    assert all(row["spilled"] <= SPILL_BUDGET[target] and row["registers"] > 0 for row in rows)
 
 
 def test_triton_is_asked_for_where_it_is_needed() -> None:
