@@ -3,11 +3,13 @@
 # PYTHON  the interpreter that .venv is made from (gpu-check: the one that runs it)     make test PYTHON=python3.12
 # TORCH   the torch to install, as pip spells a requirement                             make demo TORCH=torch==2.12.0
 # ARGS    more arguments for the tool behind demo, test and gpu-check                   make test ARGS="-k packed"
+# CPU     a lesser CPU to test as: avx512, avx2 or portable                             make test CPU=avx2 ARGS="-m cpu"
 # OUT     where gpu-check writes its results                                            make gpu-check OUT=results
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
+CPU ?=
 OUT ?= build/gpu-check
 
 VENV := .venv
@@ -26,8 +28,12 @@ help:  ## print this list
 demo: $(VENV)/run.stamp  ## set up, then train nn.LSTM and fastlstm.LSTM side by side on real text
 	$(BIN)/fastlstm train --compare torch $(ARGS)
 
+# What oneDNN, ATen, MKL and we may use: as much as a CPU of that kind has
+AS_avx512 := ONEDNN_MAX_CPU_ISA=AVX512_CORE ATEN_CPU_CAPABILITY=avx512 MKL_ENABLE_INSTRUCTIONS=AVX512
+AS_avx2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
+AS_portable := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 test: $(VENV)/dev.stamp  ## set up, then run every test
-	$(BIN)/pytest --durations=12 $(ARGS)
+	$(if $(CPU),$(AS_$(CPU))) $(BIN)/pytest --durations=12 $(CPU:%=--path=%) $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -1,55 +1,76 @@
-// Chooses the implementation of gemm.h once, from what the CPU offers.
+// Chooses the implementation of gemm.h, from what the CPU offers or what was asked for.
 #include "gemm.h"
+
+#include <atomic>
+#include <stdexcept>
+
+#include "isa.h"
 
 namespace fastlstm {
 namespace {
-
-enum class Isa { portable, avx2, avx512 };
 
 Isa detect() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw"))
-    return Isa::avx512;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::portable;
 }
 
-Isa isa() {
-  static const Isa chosen = detect();
+std::atomic<Isa>& current() {
+  static std::atomic<Isa> chosen{detect()};
   return chosen;
 }
 
 }  // namespace
 
+Isa isa() { return current().load(std::memory_order_relaxed); }
+
+const char* isa_name(Isa isa) {
+  static constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512+bf16"};
+  return kNames[static_cast<int>(isa)];
+}
+
+void force_isa(const std::optional<std::string>& name) {
+  const Isa best = detect();
+  if (!name) return current().store(best);
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512})
+    if (*name == isa_name(isa)) {
+      if (isa > best) throw std::runtime_error("path '" + *name + "' can't run here: this CPU is one of '" + isa_name(best) + "'");
+      return current().store(isa);
+    }
+  throw std::invalid_argument("path is '" + *name + "', expected 'avx512', 'avx2' or 'portable'");
+}
+
+// Each table is made where its instruction set was found only: making it may take such instructions.
 template <class T>
 const GemmPath<T>& gemm_path() {
-  static const GemmPath<T> chosen = [] {
 #if defined(__x86_64__)
-    if (isa() == Isa::avx512) return avx512::path<T>();
-    if (isa() == Isa::avx2) return avx2::path<T>();
+  if (isa() >= Isa::avx512) {
+    static const GemmPath<T> path = avx512::path<T>();
+    return path;
+  }
+  if (isa() == Isa::avx2) {
+    static const GemmPath<T> path = avx2::path<T>();
+    return path;
+  }
 #endif
-    return portable::path<T>();
-  }();
-  return chosen;
+  static const GemmPath<T> path = portable::path<T>();
+  return path;
 }
 template const GemmPath<float>& gemm_path<float>();
 template const GemmPath<double>& gemm_path<double>();
 
 const HalfPath* half_path() {
 #if defined(__x86_64__)
-  static const bool has = isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
-  static const HalfPath path = has ? avx512_bf16::half_path() : HalfPath{};  // compiled for CPUs that have it
-  return has ? &path : nullptr;
-#else
-  return nullptr;
+  if (isa() == Isa::avx512_bf16) {
+    static const HalfPath path = avx512_bf16::half_path();
+    return &path;
+  }
 #endif
-}
-
-const char* gemm_path_name() {
-  if (half_path()) return "avx512+bf16";
-  return isa() == Isa::avx512 ? "avx512" : isa() == Isa::avx2 ? "avx2" : "portable";
+  return nullptr;
 }
 
 }  // namespace fastlstm

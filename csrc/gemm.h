@@ -96,10 +96,9 @@ struct HalfPath {
 // Null where the CPU has none.
 const HalfPath* half_path();
 
-// The implementation for this CPU, and its name: "avx512+bf16", "avx512", "avx2" or "portable".
+// The implementation for the instruction set in use: see isa.h.
 template <class T>
 const GemmPath<T>& gemm_path();
-const char* gemm_path_name();
 
 namespace avx512_bf16 { HalfPath half_path(); }
 namespace avx512 { template <class T> GemmPath<T> path(); }

@@ -1,6 +1,7 @@
 """Which backend runs what, and why. `"auto"` chooses; a backend that is named runs or raises with the remedy."""
 
 import logging
+import platform
 from functools import cache
 from typing import NamedTuple
 
@@ -123,7 +124,7 @@ def extension_status() -> str:
 
 
 def gemm_path() -> str:
-    """The micro-kernels for this CPU: "avx512+bf16", "avx512", "avx2" or "portable"; "none" without the extension."""
+    """The micro-kernels in use: "avx512+bf16", "avx512", "avx2" or "portable"; "none" without the extension."""
     return _C.gemm_path() if _C is not None else "none"
 
 
@@ -133,20 +134,41 @@ def empty_pool() -> None:
         _C.empty_pool()
 
 
+# What LLVM calls the CPUs that gate kernels are compiled for where a path is forced
+_CPUS = {"avx512": "skylake-avx512", "avx2": "haswell", "portable": "x86-64"}
+
+
+def force_path(path: str | None) -> None:
+    """Run the CPU kernels of this process as a lesser CPU would, from now on: "avx512" (without the instructions for bfloat16),
+    "avx2" or "portable"; None is what this CPU has. For tests and measurements; calls that run go on as they began.
+
+    It is ours alone: PyTorch and oneDNN have `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, read when they start.
+    Raises RuntimeError where this CPU can't, or without the C++ extension, and ValueError for another name.
+    """
+    if path is not None and path not in _CPUS:
+        raise ValueError(f"path is {path!r}, expected one of {', '.join(map(repr, _CPUS))}, or None for this CPU's own")
+    if _C is None:
+        raise RuntimeError(f"path {path!r} can't run here: {NO_EXTENSION.format(extension_status())}")
+    _C.force_path(path)
+    explain.cache_clear()  # its reasons name the path
+
+
 _kept_alive: list[object] = []
 
 
-def _compile_gate_kernel(name: str) -> int:
-    """The address of a gate kernel, compiled by Numba (or read from its cache) the first time it is needed."""
+def _compile_gate_kernel(name: str, path: str) -> int:
+    """The address of a gate kernel, compiled by Numba (or read from its cache) the first time it is needed on a path."""
     if name.startswith("gru_"):
         from fastlstm.kernels.gru.cpu import compile_kernel
     else:
         from fastlstm.kernels.lstm.cpu import compile_kernel
 
-    kernel = compile_kernel(name)
+    forced = path != _NATIVE_PATH and platform.machine() in ("x86_64", "AMD64")
+    kernel = compile_kernel(name, _CPUS[path] if forced else None)
     _kept_alive.append(kernel)
     return kernel.address
 
 
+_NATIVE_PATH = gemm_path()
 if _C is not None:
     _C.set_kernel_compiler(_compile_gate_kernel)

@@ -10,10 +10,16 @@ Calls of libm's exp and tanh would be scalar (Numba has no vector math library),
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numba import cfunc, types
+from numba.core.codegen import JITCPUCodegen
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import overload
 
 # Numba's cache on disk notices edits of a kernel's own file only. Kernels close over this number to notice edits of this file.
@@ -23,19 +29,53 @@ LANES = 16  # hidden units of a record's slot
 DTYPES = {"f32": (np.float32, types.float32), "f64": (np.float64, types.float64)}
 
 
-def compile_gates(make, suffix: str, *flags: bool):
+def compile_gates(make, suffix: str, *flags: bool, cpu: str | None = None):
     """The gate kernel `make(dtype, *flags)` for "f32" or "f64", as a C function of (records, rows).
 
-    An object with `.address`. Keep it: the code lives as long as it does.
+    An object with `.address`. Keep it: the code lives as long as it does. `cpu`: LLVM's name of the CPU to compile for, where
+    it isn't this one.
     """
     dtype, numba_type = DTYPES[suffix]
     signature = types.void(types.CPointer(numba_type), types.int64)
     options = {"nopython": True, "error_model": "numpy", "fastmath": {"contract"}}
     kernel = make(dtype, *flags)
-    try:
-        return cfunc(signature, cache=True, **options)(kernel)
-    except RuntimeError:  # nowhere to write a cache: a read-only installation, a user without a home
-        return cfunc(signature, cache=False, **options)(kernel)
+    with _code_for(cpu):
+        try:
+            return cfunc(signature, cache=True, **options)(kernel)
+        except RuntimeError:  # nowhere to write a cache: a read-only installation, a user without a home
+            return cfunc(signature, cache=False, **options)(kernel)
+
+
+class _CodeFor(JITCPUCodegen):
+    """What Numba makes machine code with, for a CPU by its name; Numba's own is for the CPU that the process runs on."""
+
+    def __init__(self, cpu: str) -> None:
+        self._cpu = cpu
+        super().__init__("fastlstm.exec")
+
+    def _get_host_cpu_name(self) -> str:
+        return self._cpu
+
+    def _get_host_cpu_features(self) -> str:
+        return ""
+
+
+_code_for_cpu = cache(_CodeFor)  # kept: its code is in use
+
+
+@contextmanager
+def _code_for(cpu: str | None) -> Iterator[None]:
+    if cpu is None:
+        yield
+        return
+    context = cpu_target.target_context
+    with global_compiler_lock:
+        own = context.codegen()
+        context._internal_codegen = _code_for_cpu(cpu)
+        try:
+            yield
+        finally:
+            context._internal_codegen = own
 
 
 def sigmoid(x):

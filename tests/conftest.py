@@ -24,6 +24,22 @@ settings.register_profile("fastlstm", derandomize=True, deadline=None)
 settings.load_profile("fastlstm")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--path", help="run the CPU kernels as a lesser CPU would: avx512, avx2 or portable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--path"):
+        try:
+            backends.force_path(path)
+        except (ValueError, RuntimeError) as error:
+            raise pytest.UsageError(f"--path: {error}") from error
+
+
+def pytest_report_header() -> str:
+    return f"matrix products: {backends.gemm_path()}; ATen: {torch.backends.cpu.get_cpu_capability()}"
+
+
 @pytest.fixture(scope="session")
 def fake_library(tmp_path_factory):
     if fakes.COMPILER is None:

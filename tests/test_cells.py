@@ -190,6 +190,7 @@ def test_copies(variant, copied):
     assert not {w.data_ptr() for w in other.parameters()} & {w.data_ptr() for w in ours.parameters()}
 
 
+@pytest.mark.cpu
 @each_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes_and_meta(variant, dtype):
@@ -204,6 +205,7 @@ def test_dtypes_and_meta(variant, dtype):
     assert [(g.device.type, g.shape, g.dtype) for g in ghosts] == [("meta", t.shape, dtype) for t in results]
 
 
+@pytest.mark.cpu
 @each_variant
 def test_autocast(variant):
     ours = cell(variant).float()
@@ -219,6 +221,7 @@ def test_autocast(variant):
 NARROWED = {"nothing": [], "input": [0], "h": [1], "the last state": [-1], "states": [1, -1], "everything": [0, 1, -1]}
 
 
+@pytest.mark.cpu
 @each_kind
 @pytest.mark.parametrize("narrowed", NARROWED.values(), ids=NARROWED)
 def test_dtypes_under_autocast(kind, narrowed):

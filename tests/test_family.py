@@ -223,6 +223,7 @@ def test_dropout_is_the_references(variant):
     assert_same(*results)
 
 
+@pytest.mark.cpu
 @each_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes(call, random_states, variant, dtype):
@@ -235,6 +236,7 @@ def test_dtypes(call, random_states, variant, dtype):
         torch.testing.assert_close(got.double(), want, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
+@pytest.mark.cpu
 @each_variant
 def test_autocast(run, random_states, variant, layout):
     ours = module(variant, num_layers=2).float()

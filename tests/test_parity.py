@@ -16,7 +16,7 @@ from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.ops import lstm as ops_lstm
 
 
-@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("backend", [pytest.param("numba", marks=pytest.mark.cpu), "reference"])
 @pytest.mark.parametrize("dtype", parity.DTYPES)
 @pytest.mark.parametrize("case", parity.CASES)
 def test_parity(case: str, dtype: str, backend: str) -> None:

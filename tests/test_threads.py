@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastlstm.backends import VARIANTS
 from fastlstm.modules import build
 
+pytestmark = pytest.mark.cpu
 each_drop_in = pytest.mark.parametrize("variant", ["lstm", "gru"])
 
 

@@ -124,12 +124,17 @@ def by_torch(case: Case, given: Given) -> dict[str, Tensor]:
 
 
 def by_torch_chain(case: Case, given: Given) -> dict[str, Tensor]:
-    """PyTorch's module by its chain of ops, without oneDNN."""
+    """PyTorch's module by its chain of ops, without oneDNN and cuDNN."""
+    cudnn = torch.backends.cudnn.enabled
     with warnings.catch_warnings():
         # Setting the flags of oneDNN warns that TF32 needs an Intel GPU.
         warnings.filterwarnings("ignore", message="TF32 acceleration")
         with torch.backends.mkldnn.flags(enabled=False):
-            return by_torch(case, given)
+            torch.backends.cudnn.enabled = False
+            try:
+                return by_torch(case, given)
+            finally:
+                torch.backends.cudnn.enabled = cudnn
 
 
 def by_module(backend: str) -> Forward:

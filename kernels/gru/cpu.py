@@ -15,10 +15,10 @@ from numba import carray
 from fastlstm.kernels.cpu_math import LANES, SOURCE_STAMP, compile_gates, sigmoid, tanh
 
 
-def compile_kernel(name: str):
+def compile_kernel(name: str, cpu: str | None = None):
     """The kernel "gru_fwd_f32", "gru_bwd_f64", ...: an object with `.address`, as `compile_gates` gives it."""
     _, pass_name, suffix = name.rsplit("_", 2)
-    return compile_gates({"fwd": gru_fwd, "bwd": gru_bwd}[pass_name], suffix)
+    return compile_gates({"fwd": gru_fwd, "bwd": gru_bwd}[pass_name], suffix, cpu=cpu)
 
 
 def gru_fwd(dtype, stamp=SOURCE_STAMP):

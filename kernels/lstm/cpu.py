@@ -14,11 +14,11 @@ from numba import carray
 from fastlstm.kernels.cpu_math import LANES, SOURCE_STAMP, compile_gates, sigmoid, tanh
 
 
-def compile_kernel(name: str):
+def compile_kernel(name: str, cpu: str | None = None):
     """The kernel "lstm_fwd_f32", "cifg_peephole_lstm_bwd_f64", ...: an object with `.address`, as `compile_gates` gives it."""
     variant, pass_name, suffix = name.rsplit("_", 2)
     flags = variant.startswith("cifg"), "peephole" in variant
-    return compile_gates({"fwd": lstm_fwd, "bwd": lstm_bwd}[pass_name], suffix, *flags)
+    return compile_gates({"fwd": lstm_fwd, "bwd": lstm_bwd}[pass_name], suffix, *flags, cpu=cpu)
 
 
 def lstm_fwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):

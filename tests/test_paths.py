@@ -1,0 +1,94 @@
+"""`backends.force_path`: micro-kernels and gate kernels of a lesser CPU."""
+
+import platform
+import re
+
+import pytest
+import torch
+
+from fastlstm import backends, parity
+from fastlstm.kernels.gru import cpu as gru_cpu
+from fastlstm.kernels.lstm import cpu as lstm_cpu
+from fastlstm.modules import build
+
+PATHS = ("portable", "avx2", "avx512")  # each can do what those before it can
+
+needs_extension = pytest.mark.skipif(
+    backends.extension_status() != "built", reason="paths are those of the C++ extension"
+)
+
+
+def here() -> list[str]:
+    """The paths that this CPU has, and that the run allows."""
+    return list(PATHS[: PATHS.index(backends.gemm_path().partition("+")[0]) + 1])
+
+
+@pytest.fixture(autouse=True)
+def _path_of_the_run(request):
+    yield
+    if backends.extension_status() == "built":
+        backends.force_path(request.config.getoption("--path"))
+
+
+@needs_extension
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_is_used_or_refused(path):
+    backends.force_path(None)
+    best = backends.gemm_path()
+    if path in here():
+        backends.force_path(path)
+        assert backends.gemm_path() == path
+        assert f"({path} matrix products)" in backends.explain("lstm", "cpu", torch.float32).reason
+    else:
+        with pytest.raises(RuntimeError, match=f"path '{path}' can't run here: this CPU is one of '{re.escape(best)}'"):
+            backends.force_path(path)
+        assert backends.gemm_path() == best
+    backends.force_path(None)
+    assert backends.gemm_path() == best
+
+
+@pytest.mark.parametrize("path", ["AVX2", "avx512+bf16", "auto", "", 3])
+def test_another_path_is_named(path):
+    before = backends.gemm_path()
+    with pytest.raises(
+        ValueError, match=rf"path is {re.escape(repr(path))}, expected one of 'avx512', 'avx2', 'portable'"
+    ):
+        backends.force_path(path)
+    assert backends.gemm_path() == before
+
+
+@needs_extension
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("case", ["h17", "gru_h65", "cifg_peephole_lstm_stack_packed", "projection"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
+def test_parity_on_every_path(path, case, dtype):
+    if path not in here():
+        pytest.skip(f"this CPU, or this run, has no {path}")
+    backends.force_path(path)
+    assert [row for row in parity.check(case, dtype, "numba", "module") if not row.ok] == []
+
+
+@needs_extension
+@pytest.mark.parametrize("variant", ["peephole_lstm", "gru"])
+def test_vectors_of_any_width_give_the_same_bits(variant):
+    """AVX2 and AVX-512 differ in their vectors alone. (The portable path has no fused multiply-adds on x86.)"""
+    if "avx512" not in here():
+        pytest.skip("this CPU, or this run, has no avx512")
+    ours, x, results = build(variant, 40, 72, num_layers=2, bidirectional=True), torch.randn(13, 9, 40), []
+    for path in ("avx512", "avx2"):
+        backends.force_path(path)
+        y = ours(x)[0]
+        results.append([y, *torch.autograd.grad(y.square().sum(), list(ours.parameters()))])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the other paths are for x86")
+@pytest.mark.parametrize("path", ["avx2", "portable"])
+@pytest.mark.parametrize(("cpu", "kernel"), [(lstm_cpu, "peephole_lstm_bwd_f32"), (gru_cpu, "gru_fwd_f64")])
+def test_gate_kernels_are_compiled_for_the_path(monkeypatch, path, cpu, kernel):
+    """Machine code that was read from a cache can't be looked at: none is kept here."""
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    code = cpu.compile_kernel(kernel, backends._CPUS[path])._library.get_asm_str()
+    widths = set(re.findall(r"%([xyz])mm", code))
+    fused = bool(re.search(r"\bvfm?n?madd", code))
+    assert (widths, fused) == (({"x", "y"}, True) if path == "avx2" else ({"x"}, False))
