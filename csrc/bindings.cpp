@@ -54,6 +54,7 @@ PYBIND11_MODULE(_C, m) {
       "gemm_path", [] { return isa_name(isa()); }, "The micro-kernels in use: 'avx512+bf16', 'avx512', 'avx2' or 'portable'.");
   m.def("force_path", &force_isa, "Use 'avx512', 'avx2' or 'portable' from now on; None: the best that this CPU has.");
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");
+  m.def("poison", &set_poison, "For tests: whether fresh memory, scratch and results, is handed out full of NaN.");
   bind_launcher(m);
   m.def(
       "set_kernel_compiler",

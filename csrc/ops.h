@@ -67,7 +67,10 @@ inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), shim_dtype,
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   const Tensor t(handle);
-  if (t.numel() > 0) advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
+  if (t.numel() > 0) {
+    advise_huge(t.mutable_data_ptr(), t.numel() * t.element_size());
+    poison_fresh(t.mutable_data_ptr(), t.numel() * t.element_size());
+  }
   return t;
 }
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape) { return new_tensor(like.scalar_type(), shape); }

@@ -1,8 +1,10 @@
 #include "pool.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <stdexcept>
 #include <string>
@@ -20,6 +22,7 @@ namespace fastlstm {
 namespace {
 
 constexpr size_t kLarge = 1 << 20;  // smaller blocks are left to malloc, which keeps them itself
+std::atomic<bool> poisons{false};
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -116,13 +119,23 @@ Pool& pool() {
 
 }  // namespace
 
-void* take_block(size_t bytes) { return bytes < kLarge ? allocate(bytes, 64) : pool().take(bytes); }
+void* take_block(size_t bytes) {
+  void* const block = bytes < kLarge ? allocate(bytes, 64) : pool().take(bytes);
+  poison_fresh(block, round_up(bytes, 64));
+  return block;
+}
 
 void give_back_block(void* block) {
   if (block && !pool().give_back(block)) std::free(block);
 }
 
 void empty_pool() { pool().empty(); }
+
+void set_poison(bool on) { poisons = on; }
+
+void poison_fresh(void* p, size_t bytes) {
+  if (poisons.load(std::memory_order_relaxed)) std::memset(p, 0xFF, bytes);
+}
 
 void advise_huge([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)

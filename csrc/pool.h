@@ -14,6 +14,10 @@ void give_back_block(void* block);
 // Returns the blocks that are kept and not in use to the system.
 void empty_pool();
 
+// For tests: whether memory is handed out full of NaN, which in every dtype is all ones. poison_fresh does it where it is switched on.
+void set_poison(bool on);
+void poison_fresh(void* p, size_t bytes);
+
 // Asks for huge pages, where the system has them, for a large block; it helps where the block was not touched yet.
 void advise_huge(void* p, size_t bytes);
 

@@ -1,4 +1,6 @@
-"""Every test runs on one thread and from the same seed; a test that is about threads sets their number itself.
+"""Every test runs on one thread, from the same seed, and in fresh memory full of NaN: reading it before it is written shows.
+
+A test that is about threads sets their number itself, one that measures memory switches the poison off.
 
 Below: the drop-in modules beside PyTorch's, and how a recurrent module is run in each of the layouts that users have, for the
 tests that compare values.
@@ -61,6 +63,8 @@ def fake_cuda(fake_library):
 def _same_start() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if backends._C is not None:
+        backends._C.poison(True)
 
 
 OPTIONS = {

@@ -78,7 +78,9 @@ def interpreter(fake_cuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interpre
     for ops, gpu, names in ((ops_lstm, gpu_lstm, ("lstm_fwd", "lstm_bwd")), (ops_gru, gpu_gru, ("gru_fwd", "gru_bwd"))):
         for name in names:
             monkeypatch.setattr(ops, name, getattr(gpu, name))
+    torch.use_deterministic_algorithms(True)  # torch.empty hands out NaN then
     yield interpreter
+    torch.use_deterministic_algorithms(False)
     launch.loaded.cache_clear()
 
 
