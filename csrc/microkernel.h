@@ -38,6 +38,7 @@ template <class T>
 #endif
 
 // ROWS x (VECTORS * lanes) elements of c. Terms are summed in registers, and a block of them then joins what c holds.
+// Every loop over `acc` is unrolled: it would lie in memory if any index were no constant.
 template <class T, int ROWS, int VECTORS>
 struct Sum {
   using S = Simd<T>;
@@ -77,11 +78,15 @@ struct Sum {
   }
 
   [[gnu::always_inline]] inline void clear() {
+#pragma GCC unroll 8
     for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) acc[m][v] = typename S::V{};
   }
   [[gnu::always_inline]] inline void load(const T* from, int64_t stride, bool add) {
+#pragma GCC unroll 8
     for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) {
         const typename S::V value = S::load(from + m * stride + v * S::lanes);
         acc[m][v] = add ? value + acc[m][v] : value;
@@ -89,7 +94,9 @@ struct Sum {
   }
   [[gnu::always_inline]] inline void put() {
     if (begun) load(c, c_m, true);
+#pragma GCC unroll 8
     for (int m = 0; m < ROWS; m++)
+#pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) S::store(c + m * c_m + v * S::lanes, acc[m][v]);
   }
 };
