@@ -124,6 +124,8 @@ void tile(const Gemm<T, A>& g, const A* a, const A* a2, const A* b, const T* ini
 template <class T, class A>
 using Tile = void (*)(const Gemm<T, A>&, const A*, const A*, const A*, const T*, T*);
 
+static_assert(MAX_ROWS >= 4 && MAX_ROWS <= 6 && (MAX_VECTORS == 2 || MAX_VECTORS == 4), "the tiles that are chosen from below");
+
 template <class T, class A, int VECTORS>
 Tile<T, A> tile_of_rows(int64_t rows) {
   switch (rows) {
@@ -131,8 +133,10 @@ Tile<T, A> tile_of_rows(int64_t rows) {
     case 2: return tile<T, A, 2, VECTORS>;
     case 3: return tile<T, A, 3, VECTORS>;
     case 4: return tile<T, A, 4, VECTORS>;
-#if MAX_ROWS >= 6
+#if MAX_ROWS >= 5
     case 5: return tile<T, A, 5, VECTORS>;
+#endif
+#if MAX_ROWS >= 6
     case 6: return tile<T, A, 6, VECTORS>;
 #endif
   }
@@ -141,7 +145,9 @@ Tile<T, A> tile_of_rows(int64_t rows) {
 
 template <class T, class A>
 Tile<T, A> choose_tile(int64_t rows, int64_t vectors) {
-  switch (vectors) {
+  // Columns come in panels: where the widest tile divides a panel, there is no other
+  if constexpr (kLanes % (MAX_VECTORS * Simd<T>::lanes) == 0) return tile_of_rows<T, A, MAX_VECTORS>(rows);
+  else switch (vectors) {
     case 1: return tile_of_rows<T, A, 1>(rows);
     case 2: return tile_of_rows<T, A, 2>(rows);
 #if MAX_VECTORS >= 4
