@@ -17,7 +17,10 @@ from fastlstm.cli import app
 from fastlstm.cli.kernels import SPILL_BUDGET
 from fastlstm.gpu import ahead, catalogue, launch
 
-pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
+pytestmark = [
+    pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension"),
+    pytest.mark.xdist_group("gpu compile"),
+]
 
 # the others differ in little from these, and take a minute more: `fastlstm info --kernels` compiles all
 COMPILED = {"sm_80": ["bf16", "tf32"], "sm_90": ["bf16", "fp32", "tf32"], "gfx942": ["bf16"]}

@@ -12,6 +12,7 @@ import pytest
 
 import fastlstm
 
+pytestmark = pytest.mark.xdist_group("packaging")
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm/kernels", "benchmarks": "fastlstm/benchmarks"}
 

@@ -18,7 +18,8 @@ from fastlstm.ops import lstm as ops_lstm
 
 @pytest.mark.parametrize("backend", [pytest.param("numba", marks=pytest.mark.cpu), "reference"])
 @pytest.mark.parametrize("dtype", parity.DTYPES)
-@pytest.mark.parametrize("case", parity.CASES)
+# one process per case: its backends share the oracles
+@pytest.mark.parametrize("case", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in parity.CASES])
 def test_parity(case: str, dtype: str, backend: str) -> None:
     levels = [level for level in parity.LEVELS if parity.skip(case, dtype, backend, level) is None]
     if not levels:
