@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fastlstm.backends import IN_PYTORCH, VARIANTS
 from fastlstm.benchmarks import cases, contenders, memory, report, runner, work
 from fastlstm.cli import app
 
@@ -56,51 +57,70 @@ RESULT = {
 }  # fmt: skip
 
 
-VARIANTS = ("lstm", "gru", "peephole_lstm", "cifg_lstm", "cifg_peephole_lstm")
-PEERS = ("ours", "reference", "torch", "cell", "onnx", "dense", "lstm", "cut")
+# per peer: the cases, variants and modes that it does
+MODES = ("train", "infer")
+OTHERS = [v for v in VARIANTS if v != "lstm"]
+DOES = {
+    "ours": (TINY, VARIANTS, MODES),
+    "reference": (TINY, VARIANTS, MODES),
+    "torch": ([name for name in TINY if name != "resets"], VARIANTS, MODES),
+    "cell": (["dense", "stack", "packed", "lengths"], VARIANTS, MODES),
+    "onnx": (["dense", "stack", "lengths"], VARIANTS, ["infer"]),
+    "dense": (["packed", "lengths"], VARIANTS, MODES),
+    "lstm": (TINY, OTHERS, MODES),
+    "cut": (["resets"], IN_PYTORCH, MODES),
+}
+# beyond them: what no contender does
+NOBODY = [("proj", "gru"), ("step", "cifg_peephole_lstm")]
+WORK = [
+    (name, variant, mode, peer)
+    for peer, does in DOES.items()
+    for name, variant, mode in itertools.product(*does)
+    if (name, variant) not in NOBODY
+]
+# one of each reason: case, variant, mode, peer
+REASONS = {
+    "a GRU has no projection": ("proj", "gru", "train", "ours"),
+    "measured as a layer only": ("step", "cifg_peephole_lstm", "infer", "ours"),
+    "the case is dense itself": ("stack", "gru", "train", "dense"),
+    "PyTorch knows no resets": ("resets", "lstm", "train", "torch"),
+    "cells know no projection": ("proj", "lstm", "train", "cell"),
+    "resets are measured against cutting": ("resets", "gru", "train", "cell"),
+    "one step is no loop": ("step", "lstm", "infer", "cell"),
+    "measured in inference only": ("dense", "lstm", "train", "onnx"),
+    "no projection, no resets, no packed input and no cells": ("packed", "lstm", "infer", "onnx"),
+    "it is the LSTM itself": ("dense", "lstm", "train", "lstm"),
+    "there is nothing to cut": ("dense", "gru", "train", "cut"),
+    "no such module to run between cuts": ("resets", "cifg_lstm", "train", "cut"),
+}
 
 
-def why_unable(name: str, variant: str, mode: str, peer: str) -> str | None:
-    """What is said where a peer, or a variant, can't do a case; the first that holds."""
-    in_pytorch = variant in ("lstm", "gru")
-    reasons = {
-        "a GRU has no projection": name == "proj" and variant == "gru",
-        "measured as a layer only": name == "step" and variant == "cifg_peephole_lstm",
-        "the case is dense itself": peer == "dense" and name not in ("packed", "lengths"),
-        "PyTorch knows no resets": peer == "torch" and name == "resets",
-        "cells know no projection": peer == "cell" and name == "proj",
-        "resets are measured against cutting": peer == "cell" and name == "resets",
-        "one step is no loop": peer == "cell" and name == "step",
-        "measured in inference only": peer == "onnx" and mode == "train",
-        "no projection, no resets, no packed input and no cells": peer == "onnx"
-        and name in ("packed", "proj", "resets", "step"),
-        "it is the LSTM itself": peer == "lstm" and variant == "lstm",
-        "there is nothing to cut": peer == "cut" and name != "resets",
-        "no such module to run between cuts": peer == "cut" and not in_pytorch,
-    }
-    return next((words for words, holds in reasons.items() if holds), None)
+def contender(name: str, variant: str, mode: str, peer: str) -> work.Contender:
+    return contenders.contender(peer, work.make_work(TINY[name], variant, mode, torch.float32))
 
 
-WORK = list(itertools.product(TINY, VARIANTS, ["train", "infer"], PEERS))
-
-
-@pytest.mark.parametrize(("name", "variant", "mode", "peer"), [row for row in WORK if not why_unable(*row)])
+@pytest.mark.parametrize(("name", "variant", "mode", "peer"), WORK)
 def test_contenders_do_the_same_work(name: str, variant: str, mode: str, peer: str) -> None:
-    given = work.make_work(TINY[name], variant, mode, torch.float32)
-    one = contenders.contender(peer, given)
-    results = one.step()
+    one = contender(name, variant, mode, peer)
+    given, results = one.work, one.step()
     outputs = 1 + len(given.states) - (name == "step")
     if mode == "train" and peer not in ("cell", "lstm", "torch"):
         assert len(results) == outputs + 1 + len(given.states) + len(list(given.module.parameters()))
     assert not any(result.requires_grad for result in results)
-    if peer not in contenders.OTHER_WORK and not (peer == "torch" and variant not in ("lstm", "gru")):
+    if peer not in contenders.OTHER_WORK and not (peer == "torch" and variant not in IN_PYTORCH):
         assert runner.disagreement(one, strict=False) is None
 
 
-@pytest.mark.parametrize(("name", "variant", "mode", "peer"), [row for row in WORK if why_unable(*row)])
-def test_contenders_say_what_they_cannot_do(name: str, variant: str, mode: str, peer: str) -> None:
-    with pytest.raises(NotImplementedError, match=why_unable(name, variant, mode, peer)):
-        contenders.contender(peer, work.make_work(TINY[name], variant, mode, torch.float32))
+@pytest.mark.parametrize(("words", "row"), REASONS.items(), ids=REASONS)
+def test_contenders_say_what_they_cannot_do(words: str, row: tuple[str, str, str, str]) -> None:
+    with pytest.raises(NotImplementedError, match=words):
+        contender(*row)
+
+
+def test_contenders_do_nothing_else() -> None:
+    for row in set(itertools.product(TINY, VARIANTS, MODES, DOES)) - set(WORK):
+        with pytest.raises(NotImplementedError):
+            contender(*row)
 
 
 def test_half_precision_is_measured_against_ours() -> None:
