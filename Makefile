@@ -15,7 +15,7 @@ OUT ?= build/gpu-check
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip -qq --disable-pip-version-check --log $(VENV)/pip.log
-SOURCES := pyproject.toml setup.py fastlstm/version.py $(wildcard csrc/*)
+SOURCES := pyproject.toml setup.py fastlstm/version.py $(wildcard csrc/* csrc/*/*)
 # pyproject.toml is the one list of what a build needs
 BUILD_NEEDS = $(shell $(BIN)/python -c "import tomllib; print(*map(repr, tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires']))")
 

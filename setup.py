@@ -39,10 +39,10 @@ def extension() -> Extension:
     root = Path(torch.__file__).parent
     return Extension(
         "fastlstm._C",
-        sources=sorted(str(p) for p in Path("csrc").glob("*.cpp")),
-        depends=sorted(str(p) for p in Path("csrc").glob("*.h")),
+        sources=sorted(str(p) for p in Path("csrc").rglob("*.cpp")),
+        depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
         # in this order: torch brings a pybind11 of its own, that of 2.11 refuses to be used beside the stable ABI
-        include_dirs=[pybind11.get_include(), str(root / "include")],
+        include_dirs=["csrc", pybind11.get_include(), str(root / "include")],
         library_dirs=[str(root / "lib")],
         libraries=["torch_cpu", "c10"],
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],

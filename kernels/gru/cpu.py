@@ -1,4 +1,4 @@
-"""The GRU's gate math on the CPU, in Numba: README.md derives it, csrc/forward.cpp and backward.cpp call it.
+"""The GRU's gate math on the CPU, in Numba: README.md derives it, csrc/loop/ calls it.
 
 A kernel works in place on `rows` records of 16 hidden units each. A record is a few slots of 16 values; x_n and h_n are the
 parts of n's pre-activation, h_n being what r acts on:

@@ -1,4 +1,4 @@
-"""The LSTM family's gate math on the CPU, in Numba: README.md derives it, csrc/forward.cpp and backward.cpp call it.
+"""The LSTM family's gate math on the CPU, in Numba: README.md derives it, csrc/loop/ calls it.
 
 A kernel works in place on `rows` records of 16 hidden units each. A record is a few slots of 16 values:
 

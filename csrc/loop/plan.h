@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "sequence.h"
+#include "loop/sequence.h"
 
 namespace fastlstm {
 
@@ -15,17 +15,18 @@ inline Range share(int64_t n, int64_t worker, int64_t workers) {
   return {n * worker / workers, n * (worker + 1) / workers};
 }
 
-// Workers form `groups` x `columns`: a group owns some tiles of rows of the batch, a column some panels of hidden units. Rows are
-// independent, so groups never wait for each other within the loop; the columns of a group meet after every step.
+// Workers form `row_groups` x `unit_groups`: a row group owns some tiles of rows of the batch, a unit group some panels of hidden
+// units. Rows are independent, so row groups never wait for each other within the loop; the unit groups of a row group meet
+// after every step.
 struct Plan {
-  int64_t groups, columns;
+  int64_t row_groups, unit_groups;
   int64_t rows, tile_rows;  // the batch is cut into tiles of at most tile_rows rows
-  bool dealt;               // tiles are dealt to the groups in turn, or each group has an equal range of rows
-  bool hoist;                // products with the inputs are taken over many steps at once, not step by step
+  bool cyclic;              // tiles are dealt to the row groups in turn, or each row group has an equal range of rows
+  bool precompute_input;    // products with the inputs are taken over many steps at once, not step by step
 };
 
 struct Work {
-  int64_t panels, columns;       // columns of a panel's products
+  int64_t panels, width;         // width of a panel's products
   int64_t k_input, k_recurrent;  // row lengths of the products of a step
   int64_t bytes_per_value;
 };

@@ -7,7 +7,7 @@
 #include <utility>
 #include <variant>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace py = pybind11;
 

@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "recurrence.h"
+#include "loop/recurrence.h"
 
 namespace fastlstm {
 

@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "memory/pool.h"
 
 #include <algorithm>
 #include <atomic>

@@ -1,7 +1,7 @@
 // The micro-kernels behind gemm.h, written once over GCC's vector extension. Included by one source file per instruction set,
 // which defines ISA, VECTOR_BYTES, MAX_ROWS and MAX_VECTORS (rows x vectors of accumulators that fit the registers).
 // Nothing but gemm.h may be included here: inline functions compiled for a wider instruction set must not leak to the linker.
-#include "gemm.h"
+#include "gemm/gemm.h"
 
 namespace fastlstm::ISA {
 namespace {
@@ -30,7 +30,7 @@ template <class T>
 }
 
 #ifdef PAIRS
-[[gnu::always_inline]] inline Simd<float>::V multiply_add(Simd<float>::V acc, Pair x, Simd<float>::V row) {
+[[gnu::always_inline]] inline Simd<float>::V multiply_add(Simd<float>::V acc, Bf16Pair x, Simd<float>::V row) {
   int32_t both;
   __builtin_memcpy(&both, &x, sizeof(both));
   return (Simd<float>::V)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(both), (__m512bh)row);
@@ -106,10 +106,10 @@ void tile(const Gemm<T, A>& g, const A* a, const A* a2, const A* b, const T* ini
   Sum<T, ROWS, VECTORS> sum{.c = c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
   const int64_t b_k = g.b_k ? g.b_k : g.n;
   init ? sum.load(init, g.init_m, false) : sum.clear();
-  for (int64_t s = 0; s < g.segments; s++, a += g.a_segment) {
-    if (s + 1 < g.segments)  // short runs, far apart: hardware does not foresee the next
+  for (int64_t s = 0; s < g.batch; s++, a += g.a_batch) {
+    if (s + 1 < g.batch)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
-        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(a + g.a_segment + m * g.a_m + k);
+        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(a + g.a_batch + m * g.a_m + k);
     b = sum.add(g.k, a, g.a_m, g.a_k, b, b_k);
   }
   if (g.k2) {  // rounded as if the first product had been taken before, and were `init` here
@@ -196,7 +196,7 @@ template <class T>
 
 // One row of a against `lanes` rows of w.
 template <class T>
-void dot_row(const Dot<T>& d, const T* a, const T* w, const T* init, T* c) {
+void unpacked_t_row(const GemmUnpackedT<T>& d, const T* a, const T* w, const T* init, T* c) {
   using S = Simd<T>;
   typename S::V acc[S::lanes] = {};
   int64_t k = 0;
@@ -212,11 +212,11 @@ void dot_row(const Dot<T>& d, const T* a, const T* w, const T* init, T* c) {
 }
 
 template <class T>
-void dot(const Dot<T>& d) {
+void gemm_unpacked_t(const GemmUnpackedT<T>& d) {
   constexpr int64_t lanes = Simd<T>::lanes;
   int64_t n = 0;
   for (; n + lanes <= d.n; n += lanes)
-    for (int64_t m = 0; m < d.m; m++) dot_row<T>(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
+    for (int64_t m = 0; m < d.m; m++) unpacked_t_row<T>(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
   for (; n < d.n; n++)
     for (int64_t m = 0; m < d.m; m++) {
       T sum = 0;
@@ -227,7 +227,7 @@ void dot(const Dot<T>& d) {
 
 // TERMS rows of w, each read once, for all rows of c.
 template <class T, int TERMS>
-void combine_terms(const Combine<T>& g, const T* a, const T* w, bool add) {
+void unpacked_terms(const GemmUnpacked<T>& g, const T* a, const T* w, bool add) {
   using S = Simd<T>;
   int64_t i = 0;
   for (; i + S::lanes <= g.n; i += S::lanes) {
@@ -252,13 +252,13 @@ void combine_terms(const Combine<T>& g, const T* a, const T* w, bool add) {
 }
 
 template <class T>
-void combine(const Combine<T>& g) {
+void gemm_unpacked(const GemmUnpacked<T>& g) {
   bool add = g.accumulate;
   for (int64_t m = 0; m < g.m && g.k == 0 && !add; m++)
     for (int64_t i = 0; i < g.n; i++) g.c[m * g.c_m + i] = 0;
   for (int64_t k = 0; k < g.k; add = true) {
     const int64_t left = g.k - k, terms = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    const auto f = terms == 8 ? combine_terms<T, 8> : terms == 4 ? combine_terms<T, 4> : terms == 2 ? combine_terms<T, 2> : combine_terms<T, 1>;
+    const auto f = terms == 8 ? unpacked_terms<T, 8> : terms == 4 ? unpacked_terms<T, 4> : terms == 2 ? unpacked_terms<T, 2> : unpacked_terms<T, 1>;
     f(g, g.a + k * g.a_k, g.w + k * g.w_k, add);
     k += terms;
   }
@@ -322,7 +322,7 @@ void transpose(int64_t rows, int64_t columns, Block<const T> from, Block<T> to) 
 template <class T>
 void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
   using S = Simd<T>;
-  for (int64_t i = 0; i < kLanes; i += S::lanes) {
+  for (int64_t i = 0; i < kPanel; i += S::lanes) {
     typename S::V total = S::load(sum + i);
     for (int64_t m0 = 0; m0 < rows; m0 += 16) {
       typename S::V part{};
@@ -337,11 +337,11 @@ void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
 
 #ifndef PAIRS
 template <class T>
-GemmPath<T> path() {
-  return {gemm<T>, dot<T>, combine<T>, move<T, false>, move<T, true>, transpose<T>, dots<T>};
+MicroKernels<T> path() {
+  return {gemm<T>, gemm_unpacked_t<T>, gemm_unpacked<T>, move<T, false>, move<T, true>, transpose<T>, dots<T>};
 }
-template GemmPath<float> path<float>();
-template GemmPath<double> path<double>();
+template MicroKernels<float> path<float>();
+template MicroKernels<double> path<double>();
 #endif
 
 }  // namespace fastlstm::ISA

@@ -1,10 +1,10 @@
 // Chooses the implementation of gemm.h, from what the CPU offers or what was asked for.
-#include "gemm.h"
+#include "gemm/gemm.h"
 
 #include <atomic>
 #include <stdexcept>
 
-#include "isa.h"
+#include "gemm/isa.h"
 
 namespace fastlstm {
 namespace {
@@ -46,27 +46,27 @@ void force_isa(const std::optional<std::string>& name) {
 
 // Each table is made where its instruction set was found only: making it may take such instructions.
 template <class T>
-const GemmPath<T>& gemm_path() {
+const MicroKernels<T>& micro_kernels() {
 #if defined(__x86_64__)
   if (isa() >= Isa::avx512) {
-    static const GemmPath<T> path = avx512::path<T>();
+    static const MicroKernels<T> path = avx512::path<T>();
     return path;
   }
   if (isa() == Isa::avx2) {
-    static const GemmPath<T> path = avx2::path<T>();
+    static const MicroKernels<T> path = avx2::path<T>();
     return path;
   }
 #endif
-  static const GemmPath<T> path = portable::path<T>();
+  static const MicroKernels<T> path = portable::path<T>();
   return path;
 }
-template const GemmPath<float>& gemm_path<float>();
-template const GemmPath<double>& gemm_path<double>();
+template const MicroKernels<float>& micro_kernels<float>();
+template const MicroKernels<double>& micro_kernels<double>();
 
-const HalfPath* half_path() {
+const Bf16Kernels* bf16_kernels() {
 #if defined(__x86_64__)
   if (isa() == Isa::avx512_bf16) {
-    static const HalfPath path = avx512_bf16::half_path();
+    static const Bf16Kernels path = avx512_bf16::bf16_kernels();
     return &path;
   }
 #endif

@@ -13,7 +13,7 @@
 #define MAX_ROWS 6
 #define MAX_VECTORS 4
 #define PAIRS
-#include "microkernel.h"
+#include "gemm/microkernel.h"
 
 namespace fastlstm::avx512_bf16 {
 namespace {
@@ -27,7 +27,7 @@ void narrow(int64_t rows, int64_t n, Block<const float> from, Block<uint16_t> to
     }
 }
 
-void interleave(int64_t n, const uint16_t* first, const uint16_t* second, Pair* to) {
+void interleave(int64_t n, const uint16_t* first, const uint16_t* second, Bf16Pair* to) {
   for (int64_t i = 0; i < n; i += 16) {
     const __mmask16 mask = n - i < 16 ? (1u << (n - i)) - 1 : 0xffff;
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, first + i));
@@ -38,7 +38,7 @@ void interleave(int64_t n, const uint16_t* first, const uint16_t* second, Pair* 
 
 }  // namespace
 
-HalfPath half_path() { return {gemm<float, Pair>, narrow, interleave}; }
+Bf16Kernels bf16_kernels() { return {gemm<float, Bf16Pair>, narrow, interleave}; }
 
 }  // namespace fastlstm::avx512_bf16
 #if defined(__clang__)

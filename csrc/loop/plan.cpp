@@ -1,4 +1,4 @@
-#include "plan.h"
+#include "loop/plan.h"
 
 #include <algorithm>
 
@@ -6,7 +6,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kTileRows = 24;          // a tile of records stays in the first-level cache; a multiple of the micro-kernels' rows
-constexpr int64_t kHoistRows = 3;          // with more rows per step than this, weights of the inputs are well used step by step
+constexpr int64_t kPrecomputeRows = 3;     // with more rows per step than this, weights of the inputs are well used step by step
 constexpr double kBarrier = 1500;          // cycles
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
 constexpr double kNear = 64, kFar = 20;    // bytes per cycle lost on weights from the second and the third level
@@ -18,9 +18,9 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool sizes_vary(const Sequence& seq) { return !seq.size.empty() && seq.size.front() != seq.size.back(); }
 
 // Cycles of one step for one worker that has `rows` rows and `panels` panels.
-double step_cycles(double rows, double panels, const Work& work, bool hoist) {
-  const double k = work.k_recurrent + work.k_input, streamed = hoist ? work.k_recurrent : k;
-  const double values = static_cast<double>(work.columns) * panels, vectors = values * work.bytes_per_value / 64;
+double step_cycles(double rows, double panels, const Work& work, bool precompute_input) {
+  const double k = work.k_recurrent + work.k_input, streamed = precompute_input ? work.k_recurrent : k;
+  const double values = static_cast<double>(work.width) * panels, vectors = values * work.bytes_per_value / 64;
   const double bytes = values * streamed * work.bytes_per_value;
   return rows * vectors * k + bytes / (bytes > kCacheBytes ? kFar : kNear) + rows * panels * kGateCycles;
 }
@@ -30,24 +30,24 @@ double step_cycles(double rows, double panels, const Work& work, bool hoist) {
 Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
   Plan best{};
   double best_cycles = 0;
-  for (int64_t columns = 1; columns <= std::min(workers, work.panels); columns++) {
-    const int64_t groups = std::min(workers / columns, std::max<int64_t>(seq.B, 1));
-    if (groups * columns < workers && columns > 1 && workers % columns) continue;
-    const int64_t rows = ceil_div(seq.B, groups);
-    const bool hoist = rows <= kHoistRows && seq.T > 1;
+  for (int64_t unit_groups = 1; unit_groups <= std::min(workers, work.panels); unit_groups++) {
+    const int64_t row_groups = std::min(workers / unit_groups, std::max<int64_t>(seq.B, 1));
+    if (row_groups * unit_groups < workers && unit_groups > 1 && workers % unit_groups) continue;
+    const int64_t rows = ceil_div(seq.B, row_groups);
+    const bool precompute_input = rows <= kPrecomputeRows && seq.T > 1;
     const double cycles =
-        step_cycles(rows, ceil_div(work.panels, columns), work, hoist) + (columns > 1 ? kBarrier : 0);
-    if (best.groups && cycles >= best_cycles) continue;
+        step_cycles(rows, ceil_div(work.panels, unit_groups), work, precompute_input) + (unit_groups > 1 ? kBarrier : 0);
+    if (best.row_groups && cycles >= best_cycles) continue;
     best_cycles = cycles;
-    const bool dealt = groups > 1 && sizes_vary(seq);
-    best = {groups, columns, seq.B, dealt ? kTileRows / 2 : kTileRows, dealt, hoist};
+    const bool cyclic = row_groups > 1 && sizes_vary(seq);
+    best = {row_groups, unit_groups, seq.B, cyclic ? kTileRows / 2 : kTileRows, cyclic, precompute_input};
   }
   return best;
 }
 
 int64_t useful_workers(const Sequence& seq, const Work& work, int64_t available) {
   const double rows = seq.rows();
-  const double flops = 2 * rows * static_cast<double>(work.columns * work.panels) * (work.k_input + work.k_recurrent);
+  const double flops = 2 * rows * static_cast<double>(work.width * work.panels) * (work.k_input + work.k_recurrent);
   return std::clamp<int64_t>(static_cast<int64_t>(flops / kSerialFlops), 1, available);
 }
 

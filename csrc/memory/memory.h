@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "pool.h"
+#include "memory/pool.h"
 
 namespace fastlstm {
 
@@ -27,7 +27,7 @@ class Buffer {
 
 // Asks for memory that will be read, or written, soon and lies in no cache yet: what is saved is used once in each pass.
 template <bool WRITE, class T>
-void foresee(const T* p, int64_t n) {
+void prefetch(const T* p, int64_t n) {
   for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(p + i, WRITE, 2);
 }
 

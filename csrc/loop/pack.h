@@ -3,58 +3,58 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "recurrence.h"
+#include "loop/recurrence.h"
 
 namespace fastlstm {
 
 // to[j][i] = from[i][j]; where types differ, in blocks whose lines stay in the cache.
 template <class From, class To>
 void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> to) {
-  if constexpr (std::is_same_v<From, To> && std::is_floating_point_v<To>) return gemm_path<To>().transpose(rows, columns, from, to);
-  for (int64_t i0 = 0; i0 < rows; i0 += kLanes)
-    for (int64_t j0 = 0; j0 < columns; j0 += kLanes)
-      for (int64_t i = i0; i < std::min(rows, i0 + kLanes); i++)
-        for (int64_t j = j0; j < std::min(columns, j0 + kLanes); j++)
+  if constexpr (std::is_same_v<From, To> && std::is_floating_point_v<To>) return micro_kernels<To>().transpose(rows, columns, from, to);
+  for (int64_t i0 = 0; i0 < rows; i0 += kPanel)
+    for (int64_t j0 = 0; j0 < columns; j0 += kPanel)
+      for (int64_t i = i0; i < std::min(rows, i0 + kPanel); i++)
+        for (int64_t j = j0; j < std::min(columns, j0 + kPanel); j++)
           to.p[j * to.row + i] = static_cast<To>(from.p[i * from.row + j]);
 }
 
 // Panel p of w (gates * H, K) as the right-hand side of x @ w.T: (K, the feed's slots x 16 units).
 template <class S, class T>
-void pack_gates(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t p, T* to) {
-  const int64_t units = std::min(kLanes, H - p * kLanes);
-  if (units < kLanes) std::fill(to, to + K * feed.columns(), T(0));
+void pack_gates(const S* w, const GateMap& feed, int64_t H, int64_t K, int64_t p, T* to) {
+  const int64_t units = std::min(kPanel, H - p * kPanel);
+  if (units < kPanel) std::fill(to, to + K * feed.width(), T(0));
   for (int64_t i = 0; i < feed.gates; i++)
-    transpose<S, T>(units, K, {w + (feed.gate[i] * H + p * kLanes) * K, K}, {to + i * kLanes, feed.columns()});
+    transpose<S, T>(units, K, {w + (feed.gate[i] * H + p * kPanel) * K, K}, {to + i * kPanel, feed.width()});
 }
 
 // The same for bfloat16 and an even K, as pairs along K: (K / 2, the feed's slots x 16 units).
 template <class S>
-void pack_gate_pairs(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t p, Pair* to) {
-  const int64_t units = std::min(kLanes, H - p * kLanes);
-  if (units < kLanes) std::fill(to, to + K / 2 * feed.columns(), Pair{});
+void pack_gate_pairs(const S* w, const GateMap& feed, int64_t H, int64_t K, int64_t p, Bf16Pair* to) {
+  const int64_t units = std::min(kPanel, H - p * kPanel);
+  if (units < kPanel) std::fill(to, to + K / 2 * feed.width(), Bf16Pair{});
   for (int64_t i = 0; i < feed.gates; i++)
-    transpose<Pair, Pair>(units, K / 2, {reinterpret_cast<const Pair*>(w + (feed.gate[i] * H + p * kLanes) * K), K / 2},
-                          {to + i * kLanes, feed.columns()});
+    transpose<Bf16Pair, Bf16Pair>(units, K / 2, {reinterpret_cast<const Bf16Pair*>(w + (feed.gate[i] * H + p * kPanel) * K), K / 2},
+                          {to + i * kPanel, feed.width()});
 }
 
 // Adds a bias of panel p to the slots that it feeds.
 template <class S, class T>
-void add_bias(const S* bias, const Feed& feed, int64_t H, int64_t p, T* to) {
+void add_bias(const S* bias, const GateMap& feed, int64_t H, int64_t p, T* to) {
   if (!bias) return;
   for (int64_t i = 0; i < feed.gates; i++)
-    for (int64_t u = 0; u < std::min(kLanes, H - p * kLanes); u++)
-      to[feed.offset() + i * kLanes + u] += static_cast<T>(bias[feed.gate[i] * H + p * kLanes + u]);
+    for (int64_t u = 0; u < std::min(kPanel, H - p * kPanel); u++)
+      to[feed.offset() + i * kPanel + u] += static_cast<T>(bias[feed.gate[i] * H + p * kPanel + u]);
 }
 
 // Columns [first, first + n) of w (gates * H, K) as the right-hand side of dG @ w, whose rows are in the order of dG: panel,
-// slot, unit. n counts up to whole blocks of kLanes; `panel` packs one panel's rows.
+// slot, unit. n counts up to whole blocks of kPanel; `panel` packs one panel's rows.
 template <class S, class T>
-void pack_gate_columns(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, T* to) {
+void pack_gate_columns(const S* w, const GateMap& feed, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, T* to) {
   const int64_t exist = std::min(n, K - first);
   for (int64_t slot = 0; slot < feed.gates; slot++)
-    for (int64_t u = 0; u < kLanes; u++) {
-      T* out = to + ((panel * feed.gates + slot) * kLanes + u) * n;
-      const int64_t unit = panel * kLanes + u;
+    for (int64_t u = 0; u < kPanel; u++) {
+      T* out = to + ((panel * feed.gates + slot) * kPanel + u) * n;
+      const int64_t unit = panel * kPanel + u;
       const S* row = w + (feed.gate[slot] * H + unit) * K + first;
       const int64_t copied = unit < H ? exist : 0;
       for (int64_t i = 0; i < copied; i++) out[i] = static_cast<T>(row[i]);
@@ -64,13 +64,13 @@ void pack_gate_columns(const S* w, const Feed& feed, int64_t H, int64_t K, int64
 
 // The same for bfloat16, as pairs of neighbouring units.
 template <class S>
-void pack_gate_column_pairs(const S* w, const Feed& feed, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, Pair* to) {
+void pack_gate_column_pairs(const S* w, const GateMap& feed, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, Bf16Pair* to) {
   const uint16_t* const bits = reinterpret_cast<const uint16_t*>(w);
   const int64_t exist = std::min(n, K - first);
   for (int64_t slot = 0; slot < feed.gates; slot++)
-    for (int64_t u = 0; u < kLanes; u += 2) {
-      Pair* out = to + ((panel * feed.gates + slot) * kLanes + u) / 2 * n;
-      const int64_t unit = panel * kLanes + u;
+    for (int64_t u = 0; u < kPanel; u += 2) {
+      Bf16Pair* out = to + ((panel * feed.gates + slot) * kPanel + u) / 2 * n;
+      const int64_t unit = panel * kPanel + u;
       const uint16_t* row = bits + (feed.gate[slot] * H + unit) * K + first;
       for (int64_t i = 0; i < n; i++)
         out[i] = {i < exist && unit < H ? row[i] : uint16_t{0}, i < exist && unit + 1 < H ? row[K + i] : uint16_t{0}};
@@ -88,7 +88,7 @@ void pack_columns(const S* w, int64_t K, int64_t N, int64_t first, int64_t n, T*
     convert<S, T>(K, exist, {w + first, N}, {to, n});
 }
 
-// Blocks of at most four kLanes columns that together cover `units` columns [begin * kLanes, end * kLanes).
+// Blocks of at most four kPanel columns that together cover `units` columns [begin * kPanel, end * kPanel).
 template <class F>
 void for_column_blocks(int64_t begin, int64_t end, const F& f) {
   for (int64_t block = begin; block < end; block += 4) f(block, std::min<int64_t>(4, end - block));

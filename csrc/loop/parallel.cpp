@@ -1,4 +1,4 @@
-#include "parallel.h"
+#include "loop/parallel.h"
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>

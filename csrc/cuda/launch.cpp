@@ -1,4 +1,4 @@
-#include "launch.h"
+#include "cuda/launch.h"
 
 #include <bit>
 #include <limits>
@@ -8,7 +8,7 @@
 namespace fastlstm {
 namespace {
 
-static_assert(std::endian::native == std::endian::little, "a 32-bit parameter is read from the low half of its slot");
+static_assert(std::endian::native == std::endian::little, "a 32-bit parameter is read from the low bf16 of its slot");
 
 constexpr int64_t kSharedBytes = 48 * 1024;  // what a program may have without asking
 constexpr int64_t kInt = std::numeric_limits<int32_t>::max(), kMaxGridY = 65535, kMaxThreads = 1024;

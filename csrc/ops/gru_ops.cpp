@@ -1,5 +1,5 @@
 // The ops fastlstm::gru_fwd and fastlstm::gru_bwd.
-#include "ops.h"
+#include "ops/ops.h"
 
 namespace fastlstm {
 namespace {

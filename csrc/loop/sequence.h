@@ -22,7 +22,7 @@ struct Sequence {
 
   // Whether the state of row b is zeroed before step t is run. A cut lies between t - 1 and t: run in reverse, it is met before
   // t - 1, by the rows that come from t.
-  bool cut_before(int64_t t, int64_t b) const {
+  bool resets_before(int64_t t, int64_t b) const {
     if (!reset) return false;
     if (!reverse) return reset[first[t] + b];
     return b < size_before(t) && reset[first[t + 1] + b];

@@ -10,7 +10,7 @@
 #define VECTOR_BYTES 64
 #define MAX_ROWS 6
 #define MAX_VECTORS 4
-#include "microkernel.h"
+#include "gemm/microkernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda_driver.h"
+#include "cuda/cuda_driver.h"
 
 namespace pybind11 {
 class module_;

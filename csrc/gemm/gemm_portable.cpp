@@ -9,4 +9,4 @@
 #define MAX_ROWS 4
 #define MAX_VECTORS 2
 #endif
-#include "microkernel.h"
+#include "gemm/microkernel.h"

@@ -1,6 +1,6 @@
 // The loop over time on the CPU, for the LSTM family and the GRU: what its forward and backward share.
 //
-// Hidden units are handled in panels of kLanes = 16. A panel's gate kernel works on records, one per row of the batch, each a
+// Hidden units are handled in panels of kPanel = 16. A panel's gate kernel works on records, one per row of the batch, each a
 // few slots of 16 values; what the slots are is said in kernels/*/cpu.py, where the gate math is. C++ only fills and reads
 // slots. Every variant has pre-activations, a state c that is carried unit by unit, and a state h that goes through the
 // recurrent weights; a GRU's c is its h.
@@ -11,28 +11,28 @@
 #include <array>
 #include <functional>
 
-#include "gemm.h"
-#include "kernel_table.h"
-#include "memory.h"
-#include "parallel.h"
-#include "plan.h"
-#include "sequence.h"
+#include "gemm/gemm.h"
+#include "loop/kernel_table.h"
+#include "loop/parallel.h"
+#include "loop/plan.h"
+#include "loop/sequence.h"
+#include "memory/memory.h"
 
 namespace fastlstm {
 
 constexpr int64_t kMaxGates = 4;
 
 // The pre-activations of a record that one weight feeds: slots side by side, each from one of the weight's gates.
-struct Feed {
+struct GateMap {
   int64_t first, gates;
   std::array<int64_t, kMaxGates> gate;  // of slot first + i
 
-  int64_t columns() const { return gates * kLanes; }
-  int64_t offset() const { return first * kLanes; }
+  int64_t width() const { return gates * kPanel; }
+  int64_t offset() const { return first * kPanel; }
 };
 
 struct Variant {
-  Feed ih, hh;
+  GateMap ih, hh;
   int64_t slots;            // of pre-activations
   int64_t peepholes;        // slots of peephole weights
   bool cell;                // c is a state of its own; else it is h
@@ -44,7 +44,7 @@ struct Variant {
 
 // Slots: i f g o; i g o; and for the GRU n (its x part), r, z, n (its h part).
 inline Variant lstm_variant(bool coupled, bool peephole) {
-  const Feed all{0, coupled ? 3 : 4, {0, 1, 2, 3}};
+  const GateMap all{0, coupled ? 3 : 4, {0, 1, 2, 3}};
   const Recurrence recurrence = coupled ? (peephole ? Recurrence::cifg_peephole_lstm : Recurrence::cifg_lstm)
                                         : (peephole ? Recurrence::peephole_lstm : Recurrence::lstm);
   return {all, all, all.gates, peephole ? all.gates - 1 : 0, true, recurrence};
@@ -63,14 +63,14 @@ using compute_t = typename Compute<S>::type;
 using torch::headeronly::BFloat16;
 inline uint16_t* bits(BFloat16* p) { return reinterpret_cast<uint16_t*>(p); }
 inline const uint16_t* bits(const BFloat16* p) { return reinterpret_cast<const uint16_t*>(p); }
-inline const Pair* pairs(const BFloat16* p) { return reinterpret_cast<const Pair*>(p); }
+inline const Bf16Pair* pairs(const BFloat16* p) { return reinterpret_cast<const Bf16Pair*>(p); }
 
 struct Sizes {
   int64_t I, H, R;  // R: size of the recurrent state, the projection's where there is one
   bool project;
 
   int64_t panels() const { return blocks(H); }
-  static int64_t blocks(int64_t units) { return (units + kLanes - 1) / kLanes; }
+  static int64_t blocks(int64_t units) { return (units + kPanel - 1) / kPanel; }
   // Whether rows of inputs and states are whole pairs of bfloat16. (It may depend on nothing but shapes: results would.)
   bool paired() const { return I % 2 == 0 && R % 2 == 0 && !project; }
 };
@@ -83,20 +83,20 @@ struct Record {
   Record(const Variant& v, const Sizes& size) : slots(v.slots), peepholes(v.peepholes), project(size.project) {}
 
   // Both passes: pre-activations that become gates, then c; the backward finds them as the forward saved them.
-  int64_t gates() const { return slots * kLanes; }
-  int64_t cell() const { return gates(); }
+  int64_t gate_width() const { return slots * kPanel; }
+  int64_t c() const { return gate_width(); }
   // Forward: c_prev becomes c; then the hidden values, and peepholes.
-  int64_t hidden() const { return cell() + kLanes; }
-  int64_t forward_peepholes() const { return hidden() + kLanes; }
-  int64_t forward() const { return forward_peepholes() + peepholes * kLanes; }
+  int64_t m() const { return c() + kPanel; }
+  int64_t forward_peepholes() const { return m() + kPanel; }
+  int64_t forward() const { return forward_peepholes() + peepholes * kPanel; }
   // Backward: c_prev, dh, dc, and peepholes. It leaves the gradients of pre-activations in their slots, and dc_prev.
-  int64_t prev_cell() const { return cell() + kLanes; }
-  int64_t grad_hidden() const { return prev_cell() + kLanes; }
-  int64_t grad_cell() const { return grad_hidden() + kLanes; }
-  int64_t backward_peepholes() const { return grad_cell() + kLanes; }
-  int64_t backward() const { return backward_peepholes() + peepholes * kLanes; }
+  int64_t c_prev() const { return c() + kPanel; }
+  int64_t dh() const { return c_prev() + kPanel; }
+  int64_t dc() const { return dh() + kPanel; }
+  int64_t backward_peepholes() const { return dc() + kPanel; }
+  int64_t backward() const { return backward_peepholes() + peepholes * kPanel; }
   // What the forward saves for the backward: gates and c, and the hidden values where a projection needs them.
-  int64_t saved() const { return hidden() + (project ? kLanes : 0); }
+  int64_t saved() const { return m() + (project ? kPanel : 0); }
 };
 
 template <class S>
@@ -105,7 +105,7 @@ struct Weights {
   const S *ih, *hh, *b_ih, *b_hh, *hr, *peephole;
 };
 
-// Values of one panel, from rows of T to rows of S (or back), of which only `n` <= kLanes exist.
+// Values of one panel, from rows of T to rows of S (or back), of which only `n` <= kPanel exist.
 template <class From, class To>
 void convert(int64_t rows, int64_t n, Block<const From> from, Block<To> to) {
   for (int64_t m = 0; m < rows; m++)

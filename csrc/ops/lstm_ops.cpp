@@ -1,5 +1,5 @@
 // The ops fastlstm::lstm_fwd and fastlstm::lstm_bwd: the LSTM, with peepholes, with coupled gates, or with both.
-#include "ops.h"
+#include "ops/ops.h"
 
 namespace fastlstm {
 namespace {
