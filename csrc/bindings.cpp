@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cuda/launch.h"
+#include "gemm/gemm.h"
 #include "gemm/isa.h"
 #include "loop/kernel_table.h"
 #include "memory/pool.h"
@@ -51,8 +52,9 @@ PYBIND11_MODULE(_C, m) {
   using namespace fastlstm;
   m.doc() = "The loops over time of fastlstm, and their gate kernels' addresses.";
   m.def(
-      "micro_kernels", [] { return isa_name(isa()); }, "The micro-kernels in use: 'avx512+bf16', 'avx512', 'avx2' or 'portable'.");
+      "gemm_path", [] { return isa_name(isa()); }, "The micro-kernels in use: 'avx512+bf16', 'avx512', 'avx2' or 'portable'.");
   m.def("force_path", &force_isa, "Use 'avx512', 'avx2' or 'portable' from now on; None: the best that this CPU has.");
+  m.attr("PANEL") = kPanel;
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");
   m.def("poison", &set_poison, "For tests: whether fresh memory, scratch and results, is handed out full of NaN.");
   bind_launcher(m);

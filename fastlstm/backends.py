@@ -128,6 +128,11 @@ def gemm_path() -> str:
     return _C.gemm_path() if _C is not None else "none"
 
 
+def panel() -> int:
+    """Hidden units of a panel, in which the CPU's records are kept."""
+    return _C.PANEL
+
+
 def empty_pool() -> None:
     """Return the memory that the CPU kernels keep between calls to the system."""
     if _C is not None:

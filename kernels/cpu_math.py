@@ -22,10 +22,13 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import overload
 
+from fastlstm._C import PANEL
+
+__all__ = ["PANEL", "SOURCE_STAMP", "compile_gates", "sigmoid", "tanh"]
+
 # Numba's cache on disk notices edits of a kernel's own file only. Kernels close over this number to notice edits of this file.
 SOURCE_STAMP = zlib.crc32(Path(__file__).read_bytes())
 
-LANES = 16  # hidden units of a record's slot
 DTYPES = {"f32": (np.float32, types.float32), "f64": (np.float64, types.float64)}
 
 

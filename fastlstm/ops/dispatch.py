@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PANEL = 16  # hidden units per panel of the saved records
+from fastlstm import backends
 
 
 def differentiable(tensors: tuple[Tensor | None, ...]) -> bool:
@@ -30,5 +30,6 @@ def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *other
 def saved_like(x: Tensor, units: int, slots: int, save: bool) -> Tensor:
     """An empty tensor like the one that a forward saves for its backward."""
     rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
-    shape = (rows if save else 0, (units + PANEL - 1) // PANEL * slots * PANEL)
+    panel = backends.panel()
+    shape = (rows if save else 0, (units + panel - 1) // panel * slots * panel)
     return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)

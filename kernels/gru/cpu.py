@@ -12,7 +12,7 @@ the next step, dc that of the next step's z * h'.
 
 from numba import carray
 
-from fastlstm.kernels.cpu_math import LANES, SOURCE_STAMP, compile_gates, sigmoid, tanh
+from fastlstm.kernels.cpu_math import PANEL, SOURCE_STAMP, compile_gates, sigmoid, tanh
 
 
 def compile_kernel(name: str, cpu: str | None = None):
@@ -26,9 +26,9 @@ def gru_fwd(dtype, stamp=SOURCE_STAMP):
 
     def kernel(records, rows):
         stamp  # noqa: B018 (part of the cache's key: see cpu_math)
-        tile = carray(records, (rows, 6, LANES), dtype)
+        tile = carray(records, (rows, 6, PANEL), dtype)
         for row in range(rows):
-            for u in range(LANES):
+            for u in range(PANEL):
                 r, z = sigmoid(tile[row, 1, u]), sigmoid(tile[row, 2, u])
                 n = tanh(tile[row, 0, u] + r * tile[row, 3, u])
                 h = (one - z) * n + z * tile[row, 4, u]
@@ -43,9 +43,9 @@ def gru_bwd(dtype, stamp=SOURCE_STAMP):
 
     def kernel(records, rows):
         stamp  # noqa: B018
-        tile = carray(records, (rows, 8, LANES), dtype)
+        tile = carray(records, (rows, 8, PANEL), dtype)
         for row in range(rows):
-            for u in range(LANES):
+            for u in range(PANEL):
                 n, r, z = tile[row, 0, u], tile[row, 1, u], tile[row, 2, u]
                 dh = tile[row, 6, u] + tile[row, 7, u]
                 dx_n = dh * (one - z) * (one - n * n)

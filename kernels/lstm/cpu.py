@@ -11,7 +11,7 @@ LLVM sees that nothing aliases and turns a slot into one vector register.
 
 from numba import carray
 
-from fastlstm.kernels.cpu_math import LANES, SOURCE_STAMP, compile_gates, sigmoid, tanh
+from fastlstm.kernels.cpu_math import PANEL, SOURCE_STAMP, compile_gates, sigmoid, tanh
 
 
 def compile_kernel(name: str, cpu: str | None = None):
@@ -29,9 +29,9 @@ def lstm_fwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):
 
     def kernel(records, rows):
         stamp  # noqa: B018 (part of the cache's key: see cpu_math)
-        tile = carray(records, (rows, slots, LANES), dtype)
+        tile = carray(records, (rows, slots, PANEL), dtype)
         for row in range(rows):
-            for u in range(LANES):
+            for u in range(PANEL):
                 c_prev = tile[row, C, u]
                 a_i, a_o = tile[row, 0, u], tile[row, O, u]
                 if peephole:
@@ -65,9 +65,9 @@ def lstm_bwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):
 
     def kernel(records, rows):
         stamp  # noqa: B018
-        tile = carray(records, (rows, slots, LANES), dtype)
+        tile = carray(records, (rows, slots, PANEL), dtype)
         for row in range(rows):
-            for u in range(LANES):
+            for u in range(PANEL):
                 i, g, o = tile[row, 0, u], tile[row, G, u], tile[row, O, u]
                 c_prev, dh = tile[row, C_PREV, u], tile[row, DH, u]
                 tanh_c = tanh(tile[row, C, u])
