@@ -5,7 +5,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../csrc/gemm.h"
+#include "gemm/gemm.h"
 
 using namespace fastlstm;
 
@@ -20,18 +20,18 @@ template <class T>
 void run(int64_t function, const std::vector<int64_t>& n, std::vector<std::vector<T>>& x) {
   const auto p = [&](size_t i) { return x[i].empty() ? nullptr : x[i].data(); };
   const auto block = [&](size_t i, size_t row) { return Block<const T>{p(i), n[row]}; };
-  const auto path = portable::path<T>();
+  const auto micro = portable::path<T>();
   switch (function) {
     case 0:
-      return path.gemm({.m = n[0], .n = n[1], .k = n[2], .segments = n[3], .a = p(0), .a_m = n[4], .a_k = n[5], .a_segment = n[6],
+      return micro.gemm({.m = n[0], .n = n[1], .k = n[2], .batch = n[3], .a = p(0), .a_m = n[4], .a_k = n[5], .a_batch = n[6],
                              .a2 = p(1), .a2_m = n[7], .k2 = n[8], .b = p(2), .b_k = n[9], .init = p(3), .init_m = n[10], .c = p(4),
                              .c_m = n[11], .accumulate = n[12] != 0, .block = n[13]});
-    case 1: return path.dot({n[0], n[1], n[2], p(0), n[3], p(1), n[4], p(2), n[5], p(3), n[6]});
-    case 2: return path.combine({n[0], n[1], n[2], p(0), n[3], n[4], p(1), n[5], p(2), n[6], n[7] != 0});
-    case 3: return path.copy(n[0], n[1], block(0, 2), {p(1), n[3]});
-    case 4: return path.add(n[0], n[1], block(0, 2), {p(1), n[3]});
-    case 5: return path.transpose(n[0], n[1], block(0, 2), {p(1), n[3]});
-    case 6: return path.dots(n[0], block(0, 1), block(1, 2), p(2));
+    case 1: return micro.gemm_unpacked_t({n[0], n[1], n[2], p(0), n[3], p(1), n[4], p(2), n[5], p(3), n[6]});
+    case 2: return micro.gemm_unpacked({n[0], n[1], n[2], p(0), n[3], n[4], p(1), n[5], p(2), n[6], n[7] != 0});
+    case 3: return micro.copy(n[0], n[1], block(0, 2), {p(1), n[3]});
+    case 4: return micro.add(n[0], n[1], block(0, 2), {p(1), n[3]});
+    case 5: return micro.transpose(n[0], n[1], block(0, 2), {p(1), n[3]});
+    case 6: return micro.dots(n[0], block(0, 1), block(1, 2), p(2));
   }
 }
 

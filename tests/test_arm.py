@@ -13,9 +13,9 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
 DRIVER = Path(__file__).with_name("arm_products.cpp")
-FUNCTIONS = ("gemm", "dot", "combine", "copy", "add", "transpose", "dots")  # in the driver's order
+FUNCTIONS = ("gemm", "gemm_unpacked_t", "gemm_unpacked", "copy", "add", "transpose", "dots")  # in the driver's order
 CROSS = shutil.which("aarch64-linux-gnu-g++")
-NATIVE = shutil.which("g++")  # Clang's code sums `dot` in another order
+NATIVE = shutil.which("g++")  # Clang's code sums `gemm_unpacked_t` in another order
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 ON_ARM = platform.machine() == "aarch64"  # where Debian's native compiler bears the cross compiler's name too
 
@@ -64,7 +64,7 @@ def call(
 
 
 def gemm(a: Tensor, b: Tensor, c: Tensor, init=None, a2=None, accumulate: bool = False, block: int = 256) -> Call:
-    """`a` (segments, M, K), `a2` (M, K2), `b` (segments * K + K2, N), `init` (M, N) or (1, N), `c` (M, N)."""
+    """`a` (batch, M, K), `a2` (M, K2), `b` (batch * K + K2, N), `init` (M, N) or (1, N), `c` (M, N)."""
     S, M, K = a.shape
     K2 = 0 if a2 is None else a2.shape[1]
     left, right = torch.cat([*a, *([] if a2 is None else [a2])], 1), b
@@ -80,14 +80,14 @@ def product(a: Tensor, b: Tensor, added: list[Tensor]) -> tuple[Tensor, Tensor]:
     return a @ b + sum(added), a.abs() @ b.abs() + sum(t.abs() for t in added)
 
 
-def dot(a: Tensor, w: Tensor, init: Tensor, c: Tensor) -> Call:
+def gemm_unpacked_t(a: Tensor, w: Tensor, init: Tensor, c: Tensor) -> Call:
     sizes = [*c.shape, a.shape[1], a.stride(0), w.stride(0), init.stride(0), c.stride(0)]
-    return call("dot", sizes, [a, w, init, c], *product(a, w.T, [init]), terms=len(w.T) + 1)
+    return call("gemm_unpacked_t", sizes, [a, w, init, c], *product(a, w.T, [init]), terms=len(w.T) + 1)
 
 
-def combine(a: Tensor, w: Tensor, c: Tensor, accumulate: bool) -> Call:
+def gemm_unpacked(a: Tensor, w: Tensor, c: Tensor, accumulate: bool) -> Call:
     sizes = [*c.shape, len(w), *a.stride(), w.stride(0), c.stride(0), accumulate]
-    return call("combine", sizes, [a, w, c], *product(a, w, [c] * accumulate), terms=len(w) + 1)
+    return call("gemm_unpacked", sizes, [a, w, c], *product(a, w, [c] * accumulate), terms=len(w) + 1)
 
 
 def move(function: str, source: Tensor, to: Tensor) -> Call:
@@ -117,9 +117,11 @@ def calls() -> list[Call]:
     # as few rows as a tile has, and one more and less
     some += [gemm(numbers(1, M, 6), numbers(6, 16), numbers(M, 16)) for M in range(2, 14)]
     for M, N, K in (1, 1, 1), (2, 3, 7), (3, 8, 16), (1, 13, 37):
-        some.append(dot(numbers(M, K, row=K + 1), numbers(N, K), numbers(M, N), numbers(M, N, row=N + 3)))
-        some.append(combine(numbers(M, K), numbers(K, N, row=N + 2), numbers(M, N), accumulate=False))
-        some.append(combine(numbers(M, K, transposed=True), numbers(K, N), numbers(M, N, row=N + 1), accumulate=True))
+        some.append(gemm_unpacked_t(numbers(M, K, row=K + 1), numbers(N, K), numbers(M, N), numbers(M, N, row=N + 3)))
+        some.append(gemm_unpacked(numbers(M, K), numbers(K, N, row=N + 2), numbers(M, N), accumulate=False))
+        some.append(
+            gemm_unpacked(numbers(M, K, transposed=True), numbers(K, N), numbers(M, N, row=N + 1), accumulate=True)
+        )
         some.append(move("transpose", numbers(N, K, row=K + 1), numbers(K, N, row=N + 2)))
         some += [move(name, numbers(M, 16 * N), numbers(M, 16 * N, row=16 * N + 5)) for name in ("copy", "add")]
         some.append(dots(numbers(K, 16, row=20), numbers(K, 16), numbers(16)))
@@ -129,7 +131,7 @@ def calls() -> list[Call]:
 def flags() -> list[str]:
     """How setup.py compiles."""
     keywords = (n for n in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(n, ast.keyword))
-    return next(ast.literal_eval(k.value) for k in keywords if k.arg == "extra_compile_args")
+    return [f"-I{ROOT / 'csrc'}", *next(ast.literal_eval(k.value) for k in keywords if k.arg == "extra_compile_args")]
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,7 @@ def programs(tmp_path_factory) -> dict[str, list[str]]:
     if NATIVE is None:
         pytest.skip("no g++ for this machine, to compare with")
     folder = tmp_path_factory.mktemp("arm")
-    every, portable = sorted(map(str, ROOT.glob("csrc/gemm*.cpp"))), [str(ROOT / "csrc/gemm_portable.cpp")]
+    every, portable = sorted(map(str, ROOT.glob("csrc/gemm/*.cpp"))), [str(ROOT / "csrc/gemm/gemm_portable.cpp")]
     builds = {
         "arm": [CROSS, "-static", *flags(), *every],
         "arm, not contracted": [CROSS, "-static", *flags(), "-ffp-contract=off", *every],

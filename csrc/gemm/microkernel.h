@@ -146,7 +146,7 @@ Tile<T, A> tile_of_rows(int64_t rows) {
 template <class T, class A>
 Tile<T, A> choose_tile(int64_t rows, int64_t vectors) {
   // Columns come in panels: where the widest tile divides a panel, there is no other
-  if constexpr (kLanes % (MAX_VECTORS * Simd<T>::lanes) == 0) return tile_of_rows<T, A, MAX_VECTORS>(rows);
+  if constexpr (kPanel % (MAX_VECTORS * Simd<T>::lanes) == 0) return tile_of_rows<T, A, MAX_VECTORS>(rows);
   else switch (vectors) {
     case 1: return tile_of_rows<T, A, 1>(rows);
     case 2: return tile_of_rows<T, A, 2>(rows);
