@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from helpers import assert_same, random
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -24,10 +25,6 @@ CELLS = {
 each_kind = pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell"])
 each_variant = pytest.mark.parametrize("variant", CELLS)
 each_bias = pytest.mark.parametrize("bias", [True, False])
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def cell(variant: str, **options) -> nn.RNNCellBase:
@@ -60,10 +57,6 @@ def run(module: nn.Module, x: Tensor, states: list[Tensor] | None) -> list[Tenso
     d_outputs = [random(*t.shape).to(t.dtype) for t in outputs]
     leaves = [x, *given, *module.parameters()]
     return [*outputs, *torch.autograd.grad(outputs, leaves, d_outputs, allow_unused=True, materialize_grads=True)]
-
-
-def assert_same(ours: object, theirs: object) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 BATCHES = {"a batch": (B,), "unbatched": (), "one": (1,), "none": (0,)}

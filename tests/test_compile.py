@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import B, H, I, T, assert_same, random
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -9,20 +10,11 @@ import fastlstm
 from fastlstm.backends import VARIANTS, extension_status
 from fastlstm.training.model import build_model
 
-I, H, T, B = 3, 5, 6, 4
 LENGTHS = torch.tensor([3, 6, 0, 4])
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
 
 
 def module(**options) -> fastlstm.LSTM:
     return fastlstm.LSTM(I, H, num_layers=2, bidirectional=True, dtype=torch.float64, **options)
-
-
-def assert_same(ours: object, theirs: object) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def quiet_compiler(test):

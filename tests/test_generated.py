@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import VARIANTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -12,15 +13,13 @@ from fastlstm.ops.lstm import lstm
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the kernels need the C++ extension")
 
-GATES = {"lstm": 4, "gru": 3, "peephole_lstm": 4, "cifg_lstm": 3, "cifg_peephole_lstm": 3}
-PEEPHOLES = {"peephole_lstm": 3, "cifg_peephole_lstm": 2}
 LAYOUTS = ("dense", "packed", "padded", "step")
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> dict:
     case = {
-        "variant": draw(st.sampled_from(backends.VARIANTS)),
+        "variant": draw(st.sampled_from(list(VARIANTS))),
         "layout": draw(st.sampled_from(LAYOUTS)),
         "T": draw(st.integers(1, 9)),
         "B": draw(st.integers(1, 14)),
@@ -59,12 +58,15 @@ def tensors(case: dict, dtype: torch.dtype) -> tuple[list[Tensor | None], Tensor
 
     variant, B, H, P = case["variant"], case["B"], case["H"], case["P"]
     leading, sizes = batch(case, random)
-    rows, outputs = GATES[variant] * H, P or H
+    rows, outputs = VARIANTS[variant].gates * H, P or H
     states = [normal(B, outputs)] if variant == "gru" else [normal(B, outputs), normal(B, H)]
     biases = [normal(rows), normal(rows)] if case["bias"] else [None, None]
     given = [normal(*leading, case["I"]), *states, normal(rows, case["I"]) / 2, normal(rows, outputs) / 2, *biases]
     if variant != "gru":
-        given += [normal(P, H) if P else None, normal(PEEPHOLES[variant], H) if variant in PEEPHOLES else None]
+        given += [
+            normal(P, H) if P else None,
+            normal(VARIANTS[variant].peepholes, H) if VARIANTS[variant].peepholes else None,
+        ]
     reset = torch.rand(leading, generator=random) < 0.3 if case["reset"] else None
     return given, sizes, reset
 

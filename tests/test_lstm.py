@@ -1,58 +1,70 @@
-"""`fastlstm.LSTM` and `GRU` give the values and gradients of `nn.LSTM` and `GRU`, whatever the shape, layout and options."""
+"""Every variant has the values and gradients of its oracle, PyTorch's module or the reference: any shape, layout and dtype."""
 
 import numpy as np
 import pytest
 import torch
+from helpers import (
+    IN_PYTORCH,
+    LENGTHS,
+    VARIANTS,
+    B,
+    H,
+    I,
+    T,
+    as_hx,
+    as_list,
+    assert_same,
+    call,
+    each_case,
+    each_layout,
+    each_variant,
+    module,
+    pair,
+    random,
+    random_states,
+    run,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-I, H, T, B = 3, 5, 6, 4
-LENGTHS = [3, 6, 1, 4]
-
-each_kind = pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+LAYOUTS = each_layout.args[1]
+BOTH = {"num_layers": 2, "bidirectional": True}
 
 
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def assert_same(ours: object, theirs: object) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-def test_lstm(run, pair, random_states, case, layout):
-    kind, options = case
-    theirs, ours = pair(kind, **options)
+@each_case()
+@each_layout
+def test_lstm(variant, options, layout):
+    oracle, ours = pair(variant, **options)
     x, hx = random(T, B, I), random_states(ours, B)
-    assert_same(run(ours, layout, LENGTHS, x, hx), run(theirs, layout, LENGTHS, x, hx))
+    assert_same(run(ours, layout, LENGTHS, x, hx), run(oracle, layout, LENGTHS, x, hx))
 
 
-@settings(max_examples=40)
+@settings(max_examples=80)
 @given(st.data())
-def test_lstm_of_any_shape(run, pair, random_states, data):
-    kind, size = data.draw(st.sampled_from(["LSTM", "GRU"])), st.integers(1, 5)
+def test_lstm_of_any_shape(data):
+    variant, size = data.draw(st.sampled_from(list(VARIANTS))), st.integers(1, 5)
     input_size, hidden_size, layers, batch, steps = (data.draw(size) for _ in range(5))
     lengths = data.draw(st.lists(st.integers(1, steps), min_size=batch, max_size=batch))
     options = {name: data.draw(st.booleans()) for name in ("bias", "batch_first", "bidirectional")}
-    if kind == "LSTM":
+    if variant != "gru":
         options["proj_size"] = data.draw(st.integers(0, hidden_size - 1))
-    theirs, ours = pair(kind, input_size, hidden_size, num_layers=layers, **options)
+    oracle, ours = pair(variant, input_size, hidden_size, num_layers=layers, **options)
     x, hx = random(steps, batch, input_size), random_states(ours, batch)
-    layout = data.draw(st.sampled_from(["dense", "packed", "packed unsorted", "lengths", "unbatched"]))
-    assert_same(run(ours, layout, lengths, x, hx), run(theirs, layout, lengths, x, hx))
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    assert_same(run(ours, layout, lengths, x, hx), run(oracle, layout, lengths, x, hx))
 
 
-def test_states_are_zero_by_default(pair, case):
-    kind, options = case
-    theirs, ours = pair(kind, **options)
+@each_case()
+def test_states_are_zero_by_default(variant, options):
+    oracle, ours = pair(variant, **options)
     x = random(T, B, I)
     packed = pack_padded_sequence(x, torch.tensor(LENGTHS), enforce_sorted=False)
-    assert_same(ours(x), theirs(x))
-    assert_same(ours(x, None), theirs(x))
-    assert_same(ours(input=x[0], hx=None), theirs(x[0]))
-    assert_same([ours(packed)[0].data, ours(packed)[1]], [theirs(packed)[0].data, theirs(packed)[1]])
+    assert_same(ours(x), oracle(x))
+    assert_same(ours(x, None), oracle(x))
+    assert_same(ours(input=x[0], hx=None), oracle(x[0]))
+    assert_same([ours(packed)[0].data, ours(packed)[1]], [oracle(packed)[0].data, oracle(packed)[1]])
 
 
 STRIDES = {
@@ -65,19 +77,17 @@ STRIDES = {
 }
 
 
-@each_kind
+@each_variant
 @pytest.mark.parametrize("strided", STRIDES.values(), ids=STRIDES)
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_strides(call, pair, kind, strided, batch_first):
-    theirs, ours = pair(kind, num_layers=2, batch_first=batch_first)
-    x, *hx = (t.requires_grad_() for t in (strided(B, B, I), strided(2, B, H), strided(2, B, H)))
-    if kind == "GRU":
-        hx.pop()
-    for module in (theirs, ours):
-        module.weight_hh_l0 = nn.Parameter(theirs.weight_hh_l0.detach().t().contiguous().t())
-    outputs = [call(module, "dense", [], x, hx) for module in (ours, theirs)]
+def test_strides(variant, strided, batch_first):
+    oracle, ours = pair(variant, num_layers=2, batch_first=batch_first)
+    leaves = [t.requires_grad_() for t in (strided(B, B, I), *(strided(2, B, H) for _ in random_states(ours)))]
+    for name in ("weight_hh_l0", "weight_peephole_l0")[: 2 if VARIANTS[variant].peepholes else 1]:
+        setattr(ours, name, nn.Parameter(getattr(oracle, name).detach().t().contiguous().t()))
+    outputs = [call(m, "dense", [], leaves[0], leaves[1:]) for m in (ours, oracle)]
     assert_same(*outputs)
-    assert_same(*[torch.autograd.grad([t.sum() for t in outs], [x, *hx]) for outs in outputs])
+    assert_same(*[torch.autograd.grad([t.square().sum() for t in outs], leaves) for outs in outputs])
 
 
 LENGTH_KINDS = {
@@ -91,47 +101,50 @@ LENGTH_KINDS = {
 }
 
 
-@each_kind
+@each_variant
 @pytest.mark.parametrize("given_as", LENGTH_KINDS.values(), ids=LENGTH_KINDS)
-def test_lengths_of_any_kind(pair, kind, given_as):
-    _, ours = pair(kind)
-    x = random(T, B, I)
+def test_lengths_of_any_kind(variant, given_as):
+    ours, x = module(variant), random(T, B, I)
     assert_same(ours(x, lengths=given_as(LENGTHS)), ours(x, lengths=LENGTHS))
 
 
-@each_kind
-def test_lengths_under_another_default_device(pair, kind):
-    _, ours = pair(kind)
-    x = random(T, B, I)
+@each_variant
+def test_lengths_under_another_default_device(variant):
+    ours, x = module(variant), random(T, B, I)
     with torch.device("meta"):
         results = ours(x, lengths=LENGTHS)
     assert_same(results, ours(x, lengths=LENGTHS))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="lengths on another device needs one")
-@each_kind
-def test_lengths_on_another_device(pair, kind):
-    _, ours = pair(kind)
-    x = random(T, B, I)
+@each_variant
+def test_lengths_on_another_device(variant):
+    ours, x = module(variant), random(T, B, I)
     assert_same(ours(x, lengths=torch.tensor(LENGTHS, device="cuda")), ours(x, lengths=LENGTHS))
 
 
-def test_lengths_may_be_zero(call, pair, random_states, case):
-    kind, options = case
-    theirs, ours = pair(kind, **options)
+@each_case()
+def test_lengths_may_be_zero(variant, options):
+    """As a batch of those that are not; whose are, keep their states, and nothing beyond a length is read."""
+    oracle, ours = pair(variant, **options)
     x, hx = random(T, B, I), random_states(ours, B)
     lengths, some = [0, 4, 0, 6], [1, 3]
-    y, *finals = call(ours, "lengths", lengths, x, hx)
-    batch = 0 if ours.batch_first else 1
-    expected = call(theirs, "lengths", [4, 6], x[:, some], [s[:, some] for s in hx])
-    assert_same([y.index_select(batch, torch.tensor(some)), *(s[:, some] for s in finals)], expected)
-    assert not y.index_select(batch, torch.tensor([0, 2])).any()
+    poisoned = x.masked_fill(torch.arange(T)[:, None, None] >= torch.tensor(lengths)[:, None], torch.nan)
+    y, *rest = run(ours, "lengths", lengths, poisoned, hx)
+    S, y = len(hx), y.transpose(0, 1) if ours.batch_first else y
+    finals, dx, d_initial = rest[:S], rest[S], rest[S + 1 : 2 * S + 1]
+    picked, *others = call(oracle, "lengths", [4, 6], x[:, some], [s[:, some] for s in hx])
+    picked = picked.transpose(0, 1) if ours.batch_first else picked
+    assert_same([y[:, some], *(s[:, some] for s in finals)], [picked, *others])
+    assert not y[:, ::2].any()
+    assert not dx[:, ::2].any()
     assert_same([s[:, ::2] for s in finals], [s[:, ::2] for s in hx])
+    assert all(d[:, ::2].all() for d in d_initial)
 
 
-@each_kind
-def test_all_lengths_zero(run, pair, random_states, kind):
-    _, ours = pair(kind, num_layers=2, bidirectional=True)
+@each_variant
+def test_all_lengths_zero(variant):
+    ours = module(variant, **BOTH)
     x, hx = random(T, B, I), random_states(ours, B)
     y, *rest = run(ours, "lengths", [0] * B, x, hx)
     S = len(hx)
@@ -141,40 +154,37 @@ def test_all_lengths_zero(run, pair, random_states, kind):
     assert all(t.all() for t in d_initial)
 
 
-@each_kind
-def test_nothing_beyond_a_length_is_read(run, pair, random_states, kind):
-    _, ours = pair(kind, num_layers=2, bidirectional=True)
+@each_variant
+def test_nothing_beyond_a_length_is_read(variant):
+    ours = module(variant, **BOTH)
     x, hx = random(T, B, I), random_states(ours, B)
     lengths = [0, 6, 2, 3]
     poisoned = x.masked_fill(torch.arange(T)[:, None, None] >= torch.tensor(lengths)[:, None], torch.nan)
     assert_same(run(ours, "lengths", lengths, poisoned, hx), run(ours, "lengths", lengths, x, hx))
 
 
-def test_an_empty_batch(run, pair, random_states, case):
-    kind, options = case
-    theirs, ours = pair(kind, **options)
+@each_case()
+def test_an_empty_batch(variant, options):
+    oracle, ours = pair(variant, **options)
     x, hx = random(T, 0, I), random_states(ours, 0)
-    assert_same(run(ours, "dense", [], x, hx), run(theirs, "dense", [], x, hx))
-    assert_same(run(ours, "lengths", [], x, hx), run(theirs, "dense", [], x, hx))
+    assert_same(run(ours, "dense", [], x, hx), run(oracle, "dense", [], x, hx))
+    assert_same(run(ours, "lengths", [], x, hx), run(oracle, "dense", [], x, hx))
 
 
-@each_kind
-def test_one_step_at_a_time_is_the_whole_sequence(call, pair, random_states, kind):
-    _, ours = pair(kind, num_layers=2)
-    x, hx = random(T, B, I), random_states(ours, B)
-    whole, *finals = call(ours, "dense", [], x, hx)
-    steps = []
-    for x_t in x:
-        y, *hx = call(ours, "dense", [], x_t[None], hx)
-        steps.append(y)
-    assert_same((torch.cat(steps), hx), (whole, finals))
+@each_variant
+def test_packed_of_a_hand_made_sequence(variant):
+    oracle, ours = pair(variant)
+    x = PackedSequence(random(6, I), torch.tensor([3, 2, 1]), torch.tensor([2, 0, 1]))
+    hx = as_hx(random_states(ours, 3))
+    (y, finals), (expected, expected_finals) = ours(x, hx), oracle(x, hx)
+    assert_same((y.data, finals), (expected.data, expected_finals))
 
 
-def test_outputs_own_their_memory(pair, case):
-    kind, options = case
-    _, ours = pair(kind, **options)
+@each_case()
+def test_outputs_own_their_memory(variant, options):
+    ours = module(variant, **options)
     y, finals = ours(random(T, B, I))
-    finals = [finals] if kind == "GRU" else finals
+    finals = as_list(finals)
     y = y.transpose(0, 1) if ours.batch_first else y
     for t in (y, *finals):
         assert t.is_contiguous()
@@ -183,30 +193,44 @@ def test_outputs_own_their_memory(pair, case):
     assert y.any()
 
 
+@each_variant
+def test_dropout_is_the_references(variant):
+    """The same numbers are dropped, forward and backward: both draw them between layers."""
+    ours, reference = (module(variant, num_layers=3, dropout=0.5, backend=name) for name in ("numba", "reference"))
+    reference.load_state_dict(ours.state_dict())
+    x, results = torch.ones(T, B, I, dtype=torch.float64), []
+    for m in (ours, reference):
+        torch.manual_seed(4)
+        y, finals = m(x)
+        results.append([y, finals, *torch.autograd.grad(y.square().sum(), list(m.parameters()))])
+        assert not torch.equal(m.eval()(x)[0], y)
+    assert_same(*results)
+
+
 @pytest.mark.cpu
-@each_kind
+@each_variant
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_dtypes(call, pair, random_states, kind, dtype):
-    theirs, ours = pair(kind, num_layers=2, bidirectional=True)
+def test_dtypes(variant, dtype):
+    oracle, ours = pair(variant, **BOTH)
     x, *hx = (t.to(dtype) for t in (random(T, B, I), *random_states(ours, B)))
-    theirs.to(dtype).double(), ours.to(dtype)
-    expected = call(theirs, "dense", [], x.double(), [s.double() for s in hx])
+    oracle.to(dtype).double(), ours.to(dtype)
+    expected = call(oracle, "dense", [], x.double(), [s.double() for s in hx])
     for got, want in zip(call(ours, "dense", [], x, hx), expected, strict=True):
         assert got.dtype == dtype
         torch.testing.assert_close(got.double(), want, rtol=0, atol=16 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.cpu
-@each_kind
-def test_autocast(run, pair, random_states, kind, layout):
-    _, ours = pair(kind, num_layers=2)
-    ours.float()
+@each_variant
+@each_layout
+def test_autocast(variant, layout):
+    ours = module(variant, num_layers=2).float()
     x, hx = torch.randn(T, B, I), [s.float() for s in random_states(ours, B)]
     wanted = run(ours, layout, LENGTHS, x, hx)
     with torch.autocast("cpu", torch.bfloat16):
         results = run(ours, layout, LENGTHS, x, hx)
     outputs = 1 + len(hx)
-    dtype = torch.bfloat16 if kind == "LSTM" else torch.float32
+    dtype = torch.float32 if variant == "gru" else torch.bfloat16
     assert [t.dtype for t in results[:outputs]] == [dtype] * outputs
     assert all(t.dtype == torch.float32 for t in results[outputs:])
     for got, want in zip(results, wanted, strict=True):
@@ -214,27 +238,16 @@ def test_autocast(run, pair, random_states, kind, layout):
 
 
 @pytest.mark.cpu
-@each_kind
+@each_variant
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16])
-def test_dtypes_under_autocast(pair, kind, x_dtype, state_dtype):
-    """The LSTM gives autocast's dtype, a GRU that of its state. So do PyTorch's, the LSTM where oneDNN has bfloat16."""
-    x, state = random(T, B, I).to(x_dtype), None if state_dtype is None else random(1, B, H).to(state_dtype)
-    expected = torch.bfloat16 if kind == "LSTM" else state_dtype or x_dtype
-    theirs, ours = pair(kind)
-    runs = kind == "GRU" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    for module in (theirs, ours) if runs else (ours,):
+def test_dtypes_under_autocast(variant, x_dtype, state_dtype):
+    """The LSTMs give autocast's dtype, a GRU that of its state. So do PyTorch's, the LSTM where oneDNN has bfloat16."""
+    oracle, ours = pair(variant)
+    x, states = random(T, B, I).to(x_dtype), [s.to(state_dtype) for s in random_states(ours, B)]
+    expected = state_dtype or x_dtype if variant == "gru" else torch.bfloat16
+    asked = variant == "gru" or (variant in IN_PYTORCH and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    for m in (oracle, ours) if asked else (ours,):
         with torch.autocast("cpu", torch.bfloat16):
-            y, finals = module.float()(x, state if state is None or kind == "GRU" else (state, state))
-        finals = [finals] if kind == "GRU" else finals
-        assert [t.dtype for t in (y, *finals)] == [expected] * (1 + len(finals))
-
-
-@each_kind
-def test_packed_of_a_hand_made_sequence(pair, random_states, kind):
-    theirs, ours = pair(kind)
-    x = PackedSequence(random(6, I), torch.tensor([3, 2, 1]), torch.tensor([2, 0, 1]))
-    hx = random_states(ours, 3)
-    hx = hx[0] if kind == "GRU" else tuple(hx)
-    (y, finals), (expected, expected_finals) = ours(x, hx), theirs(x, hx)
-    assert_same((y.data, finals), (expected.data, expected_finals))
+            y, finals = m.float()(x, as_hx(states) if state_dtype else None)
+        assert [t.dtype for t in (y, *as_list(finals))] == [expected] * (1 + len(states))

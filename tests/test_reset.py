@@ -5,14 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers import B, H, I, assert_same, call, each_case, each_layout, each_variant, module, random, random_states, run
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fastlstm
-from fastlstm.backends import VARIANTS
-from fastlstm.modules import build
 
-I, H, T, B = 3, 5, 7, 4
+T = 7
 LENGTHS = [4, 7, 1, 5]
 
 OPTIONS = {
@@ -22,28 +21,6 @@ OPTIONS = {
     "two layers, two directions, batch first": {"num_layers": 2, "bidirectional": True, "batch_first": True},
     "projection, two layers, two directions": {"num_layers": 2, "bidirectional": True, "proj_size": 2},
 }
-# a GRU has no projection
-CASES = {
-    f"{variant}, {name}": (variant, options)
-    for variant in VARIANTS
-    for name, options in OPTIONS.items()
-    if variant != "gru" or "proj_size" not in options
-}
-
-each_variant = pytest.mark.parametrize("variant", VARIANTS)
-each_case = pytest.mark.parametrize(("variant", "options"), CASES.values(), ids=CASES)
-
-
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def module(variant: str, **options) -> nn.RNNBase:
-    return build(variant, I, H, dtype=torch.float64, **options)
-
-
-def assert_same(ours: object, theirs: object) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def some() -> Tensor:
@@ -75,8 +52,9 @@ def in_pieces(peer: nn.RNNBase, lengths: list[int], x: Tensor, hx: list[Tensor],
     return [torch.cat(ys, dim=1), *(torch.cat(s, dim=1) for s in zip(*finals, strict=True))]
 
 
-@each_case
-def test_reset_is_a_cut(run, random_states, layout, variant, options):
+@each_case(OPTIONS)
+@each_layout
+def test_reset_is_a_cut(layout, variant, options):
     ours = module(variant, **options)
     peer = module(variant, **(options | {"batch_first": False}), backend="reference")
     peer.load_state_dict(ours.state_dict())
@@ -101,7 +79,7 @@ def test_reset_is_a_cut(run, random_states, layout, variant, options):
 
 @each_variant
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_reset_before_the_first_step(call, random_states, variant, bidirectional):
+def test_reset_before_the_first_step(variant, bidirectional):
     """It takes the initial states away from the direction that begins there, and only from it."""
     ours = module(variant, num_layers=2, bidirectional=bidirectional)
     x, hx = random(T, B, I), random_states(ours, B)
@@ -115,7 +93,7 @@ def test_reset_before_the_first_step(call, random_states, variant, bidirectional
 
 
 @each_variant
-def test_reset_everywhere_is_a_batch_of_single_steps(call, random_states, variant):
+def test_reset_everywhere_is_a_batch_of_single_steps(variant):
     ours = module(variant, num_layers=2, bidirectional=True)
     x = random(T, B, I)
     y, *_ = call(ours, "dense", [], x, random_states(ours, B), reset=torch.ones(T, B, dtype=torch.bool))
@@ -124,7 +102,8 @@ def test_reset_everywhere_is_a_batch_of_single_steps(call, random_states, varian
 
 
 @each_variant
-def test_reset_nowhere_changes_no_bit(run, random_states, layout, variant):
+@each_layout
+def test_reset_nowhere_changes_no_bit(layout, variant):
     ours = module(variant, num_layers=2, bidirectional=True)
     x, hx = random(T, B, I), random_states(ours, B)
     never = torch.zeros(T, B, dtype=torch.bool)
@@ -134,7 +113,7 @@ def test_reset_nowhere_changes_no_bit(run, random_states, layout, variant):
 
 @each_variant
 @pytest.mark.parametrize("lengths", [LENGTHS, [0, 7, 3, 0]], ids=str)
-def test_resets_beyond_a_length_are_ignored(run, random_states, variant, lengths):
+def test_resets_beyond_a_length_are_ignored(variant, lengths):
     ours = module(variant, num_layers=2, bidirectional=True)
     x, hx, reset = random(T, B, I), random_states(ours, B), some()
     beyond = torch.arange(T)[:, None] >= torch.tensor(lengths)
@@ -143,7 +122,7 @@ def test_resets_beyond_a_length_are_ignored(run, random_states, variant, lengths
 
 
 @each_variant
-def test_step_by_step(call, random_states, variant):
+def test_step_by_step(variant):
     """As an agent runs it: one step at a time, with the resets of that step."""
     ours = module(variant, num_layers=2)
     x, hx, reset = random(T, B, I), random_states(ours, B), some()
@@ -169,8 +148,8 @@ def test_gradients_do_not_cross_a_cut(variant):
 
 @each_variant
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_gradcheck(call, random_states, variant, bidirectional):
-    ours = build(variant, 2, 3, bidirectional=bidirectional, dtype=torch.float64)
+def test_gradcheck(variant, bidirectional):
+    ours = module(variant, 2, 3, bidirectional=bidirectional)
     leaves = [t.requires_grad_() for t in (random(4, 2, 2), *random_states(ours, 2))]
     reset = torch.tensor([[True, False], [False, True], [True, True], [False, False]])
 

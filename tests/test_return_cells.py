@@ -2,13 +2,24 @@
 
 import pytest
 import torch
+from helpers import (
+    LENGTHS,
+    WITH_CELLS,
+    B,
+    H,
+    I,
+    T,
+    assert_same,
+    call,
+    each_case,
+    each_layout,
+    module,
+    random,
+    random_states,
+    run,
+)
 from torch import Tensor, nn
 
-from fastlstm.backends import VARIANTS
-from fastlstm.modules import build
-
-I, H, T, B = 3, 5, 6, 4
-LENGTHS = [3, 6, 1, 4]
 OPTIONS = {
     "plain": {},
     "projection": {"proj_size": 2},
@@ -16,39 +27,25 @@ OPTIONS = {
     "projection, two layers, two directions": {"num_layers": 2, "bidirectional": True, "proj_size": 1},
 }
 
-each_variant = pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "gru"])
-each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+each_variant = pytest.mark.parametrize("variant", WITH_CELLS)
 
 
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-def module(variant: str, **options) -> nn.RNNBase:
-    return build(variant, I, H, dtype=torch.float64, **options)
-
-
-def assert_same(ours: object, theirs: object) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-
-
-@each_variant
-@each_option
-@pytest.mark.parametrize("resets", [False, True])
-def test_kernels_are_the_reference(run, random_states, layout, variant, options, resets):
-    """Values, and the gradients that come through outputs, final states and cells together."""
+@each_case(OPTIONS, WITH_CELLS)
+@each_layout
+def test_kernels_are_the_reference(layout, variant, options):
+    """Of a sequence with resets: values, and the gradients that come through outputs, final states and cells together."""
     ours, reference = (module(variant, backend=backend, **options) for backend in ("numba", "reference"))
     reference.load_state_dict(ours.state_dict())
     x, hx = random(T, B, I), random_states(ours, B)
-    reset = torch.rand(T, B) < 0.3 if resets else None
+    reset = torch.rand(T, B) < 0.3
     results = [run(m, layout, LENGTHS, x, hx, reset=reset, return_cells=True) for m in (ours, reference)]
     assert results[0][3].shape[-1] == H * (2 if ours.bidirectional else 1)
     assert_same(*results)
 
 
-@each_variant
-@each_option
-def test_asking_for_cells_changes_no_bit(call, random_states, layout, variant, options):
+@each_case(OPTIONS, WITH_CELLS)
+@each_layout
+def test_asking_for_cells_changes_no_bit(layout, variant, options):
     ours = module(variant, **options)
     x, hx = random(T, B, I), random_states(ours, B)
     *results, _ = call(ours, layout, LENGTHS, x, hx, return_cells=True)
@@ -66,7 +63,7 @@ def step_by_step(ours: nn.RNNBase, x: Tensor, states: tuple[Tensor, Tensor]) -> 
 
 @each_variant
 @pytest.mark.parametrize("options", [{}, {"proj_size": 2}, {"proj_size": 1, "bias": False}], ids=str)
-def test_cells_are_those_of_single_steps(random_states, variant, options):
+def test_cells_are_those_of_single_steps(variant, options):
     ours = module(variant, **options)
     x, hx = random(T, B, I), random_states(ours, B)
     _, (_, c_n), cells = ours(x, hx, return_cells=True)
@@ -84,14 +81,14 @@ def test_cells_are_those_of_single_steps(random_states, variant, options):
 def part(whole: nn.RNNBase, variant: str, suffix: str, **options) -> nn.RNNBase:
     """One layer and direction of a stack, as a module of its own."""
     weights = {name: w for name, w in whole.state_dict().items() if name.endswith(suffix)}
-    one = build(variant, weights[f"weight_ih{suffix}"].shape[1], H, dtype=torch.float64, **options)
+    one = module(variant, weights[f"weight_ih{suffix}"].shape[1], **options)
     one.load_state_dict({name.removesuffix(suffix) + "_l0": w for name, w in weights.items()})
     return one
 
 
 @each_variant
 @pytest.mark.parametrize("options", [{}, {"proj_size": 2}], ids=str)
-def test_cells_of_a_stack_are_its_last_layers(random_states, variant, options):
+def test_cells_of_a_stack_are_its_last_layers(variant, options):
     """Both directions of it, side by side: D * H features, also where outputs are projections."""
     ours = module(variant, num_layers=2, bidirectional=True, **options)
     x, (h0, c0) = random(T, B, I), random_states(ours, B)
@@ -107,7 +104,7 @@ def test_cells_of_a_stack_are_its_last_layers(random_states, variant, options):
 
 
 @each_variant
-def test_cells_are_zero_beyond_a_length(run, random_states, variant):
+def test_cells_are_zero_beyond_a_length(variant):
     """As outputs are; what a gradient says there is not heard."""
     ours = module(variant, num_layers=2, bidirectional=True)
     lengths = [0, 6, 2, 3]
@@ -126,7 +123,7 @@ def test_cells_are_zero_beyond_a_length(run, random_states, variant):
 
 
 @each_variant
-def test_cells_of_an_unbatched_sequence(random_states, variant):
+def test_cells_of_an_unbatched_sequence(variant):
     ours = module(variant, bidirectional=True, batch_first=True)
     x, hx = random(T, I), random_states(ours)
     expected = ours(x[None], tuple(s[:, None] for s in hx), return_cells=True)[2][0]
@@ -138,9 +135,9 @@ def test_cells_of_an_unbatched_sequence(random_states, variant):
 @each_variant
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"num_layers": 2, "proj_size": 2}], ids=str)
 @pytest.mark.parametrize("given", ["nothing", "reset", "lengths"])
-def test_gradcheck(random_states, variant, options, given):
+def test_gradcheck(variant, options, given):
     """Through the cells alone: no gradient comes through outputs or final states."""
-    ours = build(variant, 2, 3, dtype=torch.float64, **options)
+    ours = module(variant, 2, 3, **options)
     leaves = [t.requires_grad_() for t in (random(3, 2, 2), *random_states(ours, 2))]
     reset = torch.tensor([[False, False], [False, True], [False, False]])
     more = {"nothing": {}, "reset": {"reset": reset}, "lengths": {"lengths": [3, 1]}}[given]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import call, random_states
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -130,7 +131,7 @@ def by_pytorch(monkeypatch):
 @pytest.mark.usefixtures("by_pytorch")
 @each_case
 @pytest.mark.parametrize("lengths", [None, [3, 6, 1, 4], [0, 6, 2, 0], [0, 0, 0, 0]], ids=str)
-def test_by_torch_is_ours(call, random_states, kind, options, lengths):
+def test_by_torch_is_ours(kind, options, lengths):
     module = getattr(fastlstm, kind)(I, H, **options, dtype=torch.float64)
     x, hx = torch.randn(T, B, I, dtype=torch.float64), random_states(module, B)
     poisoned = x

@@ -6,22 +6,16 @@ import pickle
 
 import pytest
 import torch
+from helpers import B, H, I, T, assert_same, call, each_variant, random, random_states
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize
 
-from fastlstm.backends import VARIANTS
 from fastlstm.modules import build
 
-I, H, T, B = 3, 5, 6, 4
 LENGTHS = torch.tensor([3, 6, 0, 4])
 
 
-def random(*shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64)
-
-
-each_variant = pytest.mark.parametrize("variant", VARIANTS)
 each_kind = pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 
 
@@ -35,10 +29,6 @@ def pair(kind: str) -> tuple[nn.RNNBase, nn.RNNBase]:
     torch.manual_seed(1)
     theirs = getattr(nn, kind)(I, H, num_layers=2, bidirectional=True, dtype=torch.float64)
     return theirs, module(kind.lower())
-
-
-def assert_same(ours: object, theirs: object) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 def through_pickle(lstm: nn.Module) -> nn.Module:
@@ -194,7 +184,7 @@ def test_reparametrised_weights(variant, reparametrise):
 
 
 @each_variant
-def test_gradcheck(random_states, variant):
+def test_gradcheck(variant):
     projected = {} if variant == "gru" else {"proj_size": 2}
     ours = module(variant, batch_first=True, **projected)
     inputs = [t.requires_grad_() for t in (random(2, 3, I), *random_states(ours, 2))]
@@ -209,7 +199,7 @@ def test_gradcheck(random_states, variant):
 
 
 @each_variant
-def test_second_derivatives_of_the_reference_are_right(call, random_states, variant):
+def test_second_derivatives_of_the_reference_are_right(variant):
     ours = module(variant, backend="reference")
     inputs = [t.requires_grad_() for t in (random(3, 2, I), *random_states(ours, 2))]
     assert torch.autograd.gradgradcheck(lambda x, *hx: call(ours, "dense", [], x, list(hx))[0], inputs, fast_mode=True)
