@@ -5,7 +5,7 @@ from itertools import product
 
 import torch
 
-GATES = {"lstm": 4, "gru": 3, "peephole_lstm": 4, "cifg_lstm": 3, "cifg_peephole_lstm": 3}
+from fastlstm.backends import VARIANTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Case:
     def gemms(self, variant: str) -> list[tuple[int, int, int, int]]:
         """The matrix products of a forward pass as (how many, rows, inner, columns)."""
         products = []
-        columns = GATES[variant] * self.H
+        columns = len(VARIANTS[variant].gates) * self.H
         for k in range(self.layers):
             inputs = self.I if k == 0 else self.directions * self.outputs
             products.append((self.directions, self.rows, inputs, columns))

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlstm.backends import IN_PYTORCH
 from fastlstm.benchmarks.loops import CellLoop, Cutting
 from fastlstm.benchmarks.work import (
     Contender,
@@ -22,6 +21,7 @@ from fastlstm.benchmarks.work import (
     stack_options,
     step,
 )
+from fastlstm.kernels.lstm import LSTM
 
 
 def contender(name: str, work: Work) -> Contender:
@@ -51,9 +51,9 @@ def dense(work: Work) -> Contender:
 
 def our_lstm(work: Work) -> Contender:
     """Our own LSTM of the same size: what peepholes cost, and what a gate fewer saves."""
-    if work.variant == "lstm":
+    if work.variant == LSTM:
         raise NotImplementedError("it is the LSTM itself")
-    return ours(make_work(work.case, "lstm", work.mode, work.dtype, str(work.x.device)))
+    return ours(make_work(work.case, LSTM, work.mode, work.dtype, str(work.x.device)))
 
 
 def our_fp32(work: Work) -> Contender:
@@ -68,18 +68,17 @@ def torch_module(work: Work) -> Contender:
     case = work.case
     if work.reset is not None:
         raise NotImplementedError("PyTorch knows no resets")
-    kinds = {"lstm": (nn.LSTM, nn.LSTMCell), "gru": (nn.GRU, nn.GRUCell)}
-    layer, cell = kinds.get(work.variant, kinds["lstm"])
+    name = work.variant.counterpart or "LSTM"
     options = {"dtype": work.dtype, "device": work.x.device}
     if case.layout == "cell":
-        module: nn.Module = cell(case.I, case.H, **options)
+        module: nn.Module = getattr(nn, f"{name}Cell")(case.I, case.H, **options)
     else:
-        module = layer(case.I, case.H, **stack_options(case), **options)
-    if work.variant in kinds:
+        module = getattr(nn, name)(case.I, case.H, **stack_options(case), **options)
+    if work.variant.counterpart:
         module.load_state_dict(work.module.state_dict())
 
     def forward(x: PackedSequence | Tensor, *states: Tensor) -> tuple:
-        results = module(x, states[0] if work.variant == "gru" else states)
+        results = module(x, states[0] if len(states) == 1 else states)
         if case.layout == "cell":
             return as_tuple(results)
         return results[0], *as_tuple(results[1])
@@ -96,9 +95,9 @@ def torch_module(work: Work) -> Contender:
 def cutting(work: Work) -> Contender:
     if work.reset is None:
         raise NotImplementedError("there is nothing to cut")
-    if work.variant not in IN_PYTORCH:
+    if not work.variant.counterpart:
         raise NotImplementedError("PyTorch has no such module to run between cuts")
-    kind = {"lstm": nn.LSTM, "gru": nn.GRU}[work.variant]
+    kind = getattr(nn, work.variant.counterpart)
     module = kind(work.case.I, work.case.H, **stack_options(work.case), dtype=work.dtype, device=work.x.device)
     module.load_state_dict(work.module.state_dict())
     cut = Cutting(work, module)
@@ -141,7 +140,7 @@ def onnx_runtime(work: Work) -> Contender:
         from fastlstm.onnx import recurrent_model
 
         weights = dict(work.module.named_parameters())
-        model = recurrent_model(work.variant, weights, case.layers, case.directions)
+        model = recurrent_model(work.variant.name, weights, case.layers, case.directions)
     except ImportError as error:
         raise NotImplementedError(f"{error.name} is not installed") from error
     options = onnxruntime.SessionOptions()

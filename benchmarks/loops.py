@@ -8,14 +8,15 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.benchmarks.work import Work
+from fastlstm.kernels.variant import Variant
 
 
 class EquationCell(nn.Module):
     """One step of a Peephole or CIFG LSTM as users write it; PyTorch has no cell for them. `weights` as in `all_weights`."""
 
-    def __init__(self, variant: str, weights: list[Tensor]) -> None:
+    def __init__(self, variant: Variant, weights: list[Tensor]) -> None:
         super().__init__()
-        self.coupled, self.peephole = variant.startswith("cifg"), "peephole" in variant
+        self.coupled, self.peephole = variant.coupled, bool(variant.peepholes)
         self.weights = nn.ParameterList(nn.Parameter(w.detach().clone()) for w in weights)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -37,10 +38,10 @@ class EquationCell(nn.Module):
 
 
 def cell_of(work: Work, weights: list[Tensor]) -> nn.Module:
-    kinds = {"lstm": nn.LSTMCell, "gru": nn.GRUCell}
-    if work.variant not in kinds:
+    if not work.variant.counterpart:
         return EquationCell(work.variant, weights)
-    cell = kinds[work.variant](weights[0].shape[1], work.case.H, dtype=work.dtype, device=work.x.device)
+    kind = getattr(nn, f"{work.variant.counterpart}Cell")
+    cell = kind(weights[0].shape[1], work.case.H, dtype=work.dtype, device=work.x.device)
     for own, weight in zip(cell.parameters(), weights, strict=True):
         own.data.copy_(weight.data)
     return cell

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fastlstm.backends import VARIANTS
 from fastlstm.benchmarks.cases import CASES
 from fastlstm.benchmarks.contenders import contender
 from fastlstm.benchmarks.work import DTYPES, make_work
@@ -30,9 +31,10 @@ def peak_memory(case: str, variant: str, name: str, dtype: str, threads: int) ->
 
 def measure(case: str, variant: str, contender_name: str, dtype: str) -> int:
     # A small batch first: what is loaded or compiled once is not the step's.
+    kind = VARIANTS[variant]
     small = dataclasses.replace(CASES[case], T=1 if CASES[case].layout == "cell" else 2, shortest=1, B=2)
-    contender(contender_name, make_work(small, variant, "train", DTYPES[dtype])).step()
-    work = make_work(CASES[case], variant, "train", DTYPES[dtype])
+    contender(contender_name, make_work(small, kind, "train", DTYPES[dtype])).step()
+    work = make_work(CASES[case], kind, "train", DTYPES[dtype])
     # The peak so far, that of imports and compilers, is forgotten where the system can do that (Linux).
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")

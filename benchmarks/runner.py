@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 import fastlstm
-from fastlstm.backends import IN_PYTORCH
+from fastlstm.backends import VARIANTS
 from fastlstm.benchmarks.cases import CASES, Case
 from fastlstm.benchmarks.contenders import OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
@@ -38,12 +38,12 @@ def measure(name: str, variant: str, mode: str, against: str, *, dtype: str, pai
     row = {"case": name, "variant": variant, "mode": mode, "against": against}
     case = CASES[name]
     try:
-        work = make_work(case, variant, mode, DTYPES[dtype], device)
+        work = make_work(case, VARIANTS[variant], mode, DTYPES[dtype], device)
         theirs = contender(against, work)
     except NotImplementedError as error:
         return row | {"reason": str(error)}
     mine = contender("ours", work)
-    same_work = against not in OTHER_WORK and not (against == "torch" and variant not in IN_PYTORCH)
+    same_work = against not in OTHER_WORK and not (against == "torch" and not VARIANTS[variant].counterpart)
     for one, label in ((mine, "ours"), (theirs, against)):
         reason = disagreement(one, strict=label == "ours") if one is mine or same_work else None
         if reason:
@@ -85,7 +85,7 @@ def compile_ahead(rows: list[tuple[str, str, str, str]], dtype: str, device: str
             case = dataclasses.replace(CASES[name], T=min(CASES[name].T, 2), shortest=min(CASES[name].shortest, 1))
             for one in ("ours", against)[: 1 + (against in OTHER_WORK)]:
                 try:
-                    yield contender(one, make_work(case, variant, mode, DTYPES[dtype], device)).step
+                    yield contender(one, make_work(case, VARIANTS[variant], mode, DTYPES[dtype], device)).step
                 except NotImplementedError:
                     continue  # `measure` gives the reason
 
@@ -101,7 +101,7 @@ def disagreement(one: Contender, strict: bool) -> str | None:
     work = one.work
     eps = torch.finfo(work.dtype).eps
     oracle = contender("reference", work.to(torch.float64)).step()
-    in_pytorch = work.variant in IN_PYTORCH and work.reset is None
+    in_pytorch = work.variant.counterpart and work.reset is None
     torchs = contender("torch" if in_pytorch else "reference", work).step()
     states = [f"{letter}" for letter in "hc"][: len(work.states)]
     names = ["y", *(f"{s}_n" for s in states)] if work.case.layout != "cell" else states

@@ -11,14 +11,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import fastlstm
 from fastlstm.benchmarks.cases import Case
+from fastlstm.kernels.variant import Variant
 from fastlstm.modules import build
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-CELLS: dict[str, Callable[..., nn.Module]] = {
-    "lstm": fastlstm.LSTMCell,
-    "gru": fastlstm.GRUCell,
-    "peephole_lstm": fastlstm.PeepholeLSTMCell,
-    "cifg_lstm": fastlstm.CIFGLSTMCell,
+CELLS: dict[Variant, type[nn.Module]] = {
+    cell.variant: cell
+    for cell in (fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.PeepholeLSTMCell, fastlstm.CIFGLSTMCell)
 }
 # x and the initial states to y, then the final states
 Forward = Callable[..., tuple[Tensor, ...]]
@@ -29,7 +28,7 @@ class Work:
     """One batch, the weights in a module of ours, and a random gradient of the output. `x` is (N, I) where it is packed."""
 
     case: Case
-    variant: str
+    variant: Variant
     mode: str  # "train": forward and backward; "infer": forward, no gradients
     dtype: torch.dtype
     module: nn.Module
@@ -57,13 +56,13 @@ class Contender:
     compile_s: float | None = None
 
 
-def make_work(case: Case, variant: str, mode: str, dtype: torch.dtype, device: str = "cpu") -> Work:
+def make_work(case: Case, variant: Variant, mode: str, dtype: torch.dtype, device: str = "cpu") -> Work:
     """A random batch of the case: the same numbers for every contender.
 
     Raises NotImplementedError, with the reason, where there is no such work.
     """
-    if variant == "gru" and case.P:
-        raise NotImplementedError("a GRU has no projection")
+    if case.P and not variant.projects:
+        raise NotImplementedError(f"a {variant.op.upper()} has no projection")
     if case.layout == "cell" and variant not in CELLS:
         raise NotImplementedError("measured as a layer only")
     random = torch.Generator().manual_seed(0)
@@ -73,18 +72,18 @@ def make_work(case: Case, variant: str, mode: str, dtype: torch.dtype, device: s
 
     leading = {"packed": (case.rows,), "cell": (case.B,)}.get(case.layout, (case.T, case.B))
     stack = () if case.layout == "cell" else (case.layers * case.directions,)
-    x, h0 = normal(*leading, case.I), normal(*stack, case.B, case.outputs)
-    states = (h0,) if variant == "gru" else (h0, normal(*stack, case.B, case.H))
+    x = normal(*leading, case.I)
+    states = tuple(normal(*stack, case.B, width) for width in variant.widths(case.H, case.outputs).values())
     dy = normal(*leading, case.directions * case.outputs)
     reset = (torch.rand(case.T, case.B, generator=random) < case.resets).to(device) if case.resets else None
     module = new_module(case, variant, dtype=dtype, device=device)
     return Work(case, variant, mode, dtype, module, x, states, dy, reset)
 
 
-def new_module(case: Case, variant: str, **options: Any) -> nn.Module:
+def new_module(case: Case, variant: Variant, **options: Any) -> nn.Module:
     if case.layout == "cell":
         return CELLS[variant](case.I, case.H, **options)
-    return build(variant, case.I, case.H, **stack_options(case), **options)
+    return build(variant.name, case.I, case.H, **stack_options(case), **options)
 
 
 def stack_options(case: Case) -> dict[str, Any]:
@@ -105,10 +104,10 @@ def forward_of_ours(work: Work, module: nn.Module) -> Forward:
     case = work.case
 
     def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        hx = states[0] if work.variant == "gru" else states
+        hx = states[0] if len(states) == 1 else states
         if case.layout == "cell":
             results = module(x, hx)
-            return (results,) if work.variant == "gru" else results
+            return as_tuple(results)
         if case.layout == "packed":
             y, finals = module(PackedSequence(x, batch_sizes(case)), hx)
             return y.data, *as_tuple(finals)

@@ -255,7 +255,9 @@ def main(libraries: list[str]) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     os.chdir(tempfile.mkdtemp())  # some leave checkpoints where they run
-    print(f"torch {torch.__version__}; LSTM and GRU: {backends.explain('lstm', 'cpu', torch.float32).reason}\n")
+    print(
+        f"torch {torch.__version__}; LSTM and GRU: {backends.explain(backends.VARIANTS['lstm'], 'cpu', torch.float32).reason}\n"
+    )
     print("| library | version | model | how | ours | largest difference |\n| --- | --- | --- | --- | --- | --- |")
     for library in libraries or RUNS:
         if importlib.util.find_spec(library) is None:

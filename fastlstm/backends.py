@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 import torch
 
+from fastlstm.kernels.gru import GRU
+from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
+from fastlstm.kernels.variant import Variant
+
 try:
     import fastlstm._C as _C
 except ModuleNotFoundError:
@@ -15,8 +19,8 @@ except ImportError as error:
     _C, _C_ERROR = None, f"not loadable: {error}"
 
 NAMES = ("auto", "numba", "triton", "reference")
-VARIANTS = ("lstm", "gru", "peephole_lstm", "cifg_lstm", "cifg_peephole_lstm")
-IN_PYTORCH = ("lstm", "gru")
+VARIANTS = {v.name: v for v in (LSTM, GRU, PEEPHOLE_LSTM, CIFG_LSTM, CIFG_PEEPHOLE_LSTM)}
+IN_PYTORCH = tuple(name for name, v in VARIANTS.items() if v.counterpart)
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
@@ -34,16 +38,16 @@ class Choice(NamedTuple):
 
 
 def choose(
-    variant: str, device: torch.device, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
+    variant: Variant, device: torch.device, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
 ) -> Choice:
-    """The backend that runs `variant`, one of VARIANTS, on `device` and `dtype`, and one sentence that says why.
+    """The backend that runs `variant` on `device` and `dtype`, and one sentence that says why.
 
     `beyond_torch`: PyTorch's own op, where it has one, does not do what is asked. A fallback is logged, once. Raises
     ValueError for an unknown name and RuntimeError where the requested backend can't run, with the remedy.
     """
     choice = explain(variant, device.type, dtype, requested, beyond_torch)
     if requested == "auto" and choice.backend in ("torch", "reference"):
-        _log_fallback(variant, device.type, dtype, choice)
+        _log_fallback(variant.name, device.type, dtype, choice)
     return choice
 
 
@@ -53,7 +57,7 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @cache
 def explain(
-    variant: str, device: str, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
+    variant: Variant, device: str, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
 ) -> Choice:
     """What `choose` would choose, unlogged; `device` is a device type."""
     if requested not in NAMES:
@@ -73,9 +77,9 @@ def explain(
         return Choice(native, "C++ loop over Triton kernels" if on_gpu else _CPU_LOOP.format(gemm_path()))
     if requested != "auto":
         raise RuntimeError(
-            f"backend {requested!r} can't run {variant} here: {obstacle}; backend 'auto' finds one that can"
+            f"backend {requested!r} can't run {variant.name} here: {obstacle}; backend 'auto' finds one that can"
         )
-    return Choice("torch" if variant in IN_PYTORCH and not beyond_torch else "reference", obstacle)
+    return Choice("torch" if variant.counterpart and not beyond_torch else "reference", obstacle)
 
 
 @cache

@@ -3,6 +3,9 @@
 from torch import Tensor
 
 from fastlstm import backends, checks, onnx
+from fastlstm.kernels.gru import GRU
+from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
+from fastlstm.kernels.variant import Variant
 from fastlstm.ops.gru import gru
 from fastlstm.ops.lstm import lstm
 from fastlstm.sequences import autocast, promote_to_state
@@ -27,7 +30,7 @@ def lstm_cell(
     >>> h.shape, c.shape
     (torch.Size([3, 2]), torch.Size([3, 2]))
     """
-    return _lstm_cell("lstm", input, hx, w_ih, w_hh, b_ih, b_hh, None, backend)
+    return _lstm_cell(LSTM, input, hx, w_ih, w_hh, b_ih, b_hh, None, backend)
 
 
 def peephole_lstm_cell(
@@ -42,7 +45,7 @@ def peephole_lstm_cell(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One step of `fastlstm.functional.peephole_lstm`: `(h, c)`. As `lstm_cell`, with `w_peephole` (3, H)."""
-    return _lstm_cell("peephole_lstm", input, hx, w_ih, w_hh, b_ih, b_hh, w_peephole, backend)
+    return _lstm_cell(PEEPHOLE_LSTM, input, hx, w_ih, w_hh, b_ih, b_hh, w_peephole, backend)
 
 
 def cifg_lstm_cell(
@@ -57,7 +60,7 @@ def cifg_lstm_cell(
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One step of `fastlstm.functional.cifg_lstm`: `(h, c)`. As `lstm_cell`, with 3H rows, and `w_peephole` (2, H) or None."""
-    variant = "cifg_lstm" if w_peephole is None else "cifg_peephole_lstm"
+    variant = CIFG_LSTM if w_peephole is None else CIFG_PEEPHOLE_LSTM
     return _lstm_cell(variant, input, hx, w_ih, w_hh, b_ih, b_hh, w_peephole, backend)
 
 
@@ -76,13 +79,13 @@ def gru_cell(
     Sizes: B batch, I input, H hidden. `input` (B, I), `hx` (B, H), `w_ih` (3H, I), `w_hh` (3H, H), biases (3H) or None.
     """
     x, h0, w_ih, w_hh, b_ih, b_hh = autocast(input, hx, w_ih, w_hh, b_ih, b_hh)
-    checks.check_cell("gru", x, (h0,), w_ih, w_hh, b_ih, b_hh, None)
-    chosen = _choose("gru", x, backend)
+    checks.check_cell(GRU, x, (h0,), w_ih, w_hh, b_ih, b_hh, None)
+    chosen = _choose(GRU, x, backend)
     return promote_to_state(hx, gru(x, None, None, h0, w_ih, w_hh, b_ih, b_hh, backend=chosen)[0])
 
 
 def _lstm_cell(
-    variant: str,
+    variant: Variant,
     input: Tensor,
     hx: tuple[Tensor, Tensor],
     w_ih: Tensor,
@@ -97,12 +100,12 @@ def _lstm_cell(
     checks.check_cell(variant, x, (h0, c0), w_ih, w_hh, b_ih, b_hh, w_peephole)
     chosen = _choose(variant, x, backend)
     h, _, c, _ = lstm(
-        x, None, None, h0, c0, w_ih, w_hh, b_ih, b_hh, None, w_peephole, coupled=variant.startswith("cifg"), backend=chosen,
+        x, None, None, h0, c0, w_ih, w_hh, b_ih, b_hh, None, w_peephole, coupled=variant.coupled, backend=chosen,
     )  # fmt: skip
     return promote_to_state(hx[1], h), promote_to_state(hx[1], c)
 
 
-def _choose(variant: str, x: Tensor, backend: str) -> str:
+def _choose(variant: Variant, x: Tensor, backend: str) -> str:
     """The reference where there are no kernels, as good as PyTorch's own op for one step; and for ONNX, which has no cells."""
     if onnx.exporting():
         return "reference"

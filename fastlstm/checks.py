@@ -2,28 +2,12 @@
 
 from collections.abc import Sequence
 from numbers import Number
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-
-class Shape(NamedTuple):
-    """What a variant's weights look like: gates per weight matrix, peepholes, and whether there may be a projection."""
-
-    gates: int
-    peepholes: int = 0
-    projection: bool = False
-
-
-SHAPES = {
-    "lstm": Shape(4, projection=True),
-    "peephole_lstm": Shape(4, peepholes=3, projection=True),
-    "cifg_lstm": Shape(3, projection=True),
-    "cifg_peephole_lstm": Shape(3, peepholes=2, projection=True),
-    "gru": Shape(3),
-}
+from fastlstm.kernels.variant import Variant
 
 
 def check_input(x: Tensor, packed: bool, name: str = "LSTM") -> None:
@@ -38,65 +22,55 @@ def check_input(x: Tensor, packed: bool, name: str = "LSTM") -> None:
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead")
 
 
-def _weight_names(shape: Shape) -> dict[int, tuple[str, ...]]:
-    """The names of a layer's weights, in order, by how many there are."""
-    found = {}
-    for biases in ((), ("b_ih", "b_hh")):
-        for projection in ((), ("w_hr",))[: 1 + shape.projection]:
-            names = ("w_ih", "w_hh", *biases, *projection, *(("w_peephole",) if shape.peepholes else ()))
-            found[len(names)] = names
-    return found
-
-
-WEIGHT_NAMES = {variant: _weight_names(shape) for variant, shape in SHAPES.items()}
-
-
 def check_weights(
-    variant: str, weights: Sequence[Sequence[Tensor]], directions: int, x: Tensor
+    variant: Variant, weights: Sequence[Sequence[Tensor]], directions: int, x: Tensor
 ) -> tuple[int, int, tuple[str, ...]]:
     """The sizes of the cell state and of the output, (H, R), and the weights' names; they fit each other and the input."""
-    shape = SHAPES[variant]
     if len(weights) == 0 or len(weights) % directions:
         raise ValueError(
             f"weights has {len(weights)} entries, expected a multiple of {directions}: one per layer and direction"
         )
-    names = WEIGHT_NAMES[variant].get(len(weights[0]))
-    if names is None:
-        least, most = min(WEIGHT_NAMES[variant]), max(WEIGHT_NAMES[variant])
-        words = ", ".join(WEIGHT_NAMES[variant][most])
-        raise ValueError(f"weights[0] has {len(weights[0])} tensors, expected {least} to {most}: {words}")
-    w_ih, w_hh, *_ = weights[0]
-    w_hr = weights[0][names.index("w_hr")] if "w_hr" in names else None
+    bias, projected = _optional_weights(variant, len(weights[0]))
+    w_ih, w_hh, *others = weights[0]
+    w_hr = others[2 if bias else 0] if projected else None
     for name, w in (("w_ih", w_ih), ("w_hh", w_hh), ("w_hr", w_hr)):
         if w is not None and w.dim() != 2:
             raise ValueError(f"{name} of weights[0] has shape {tuple(w.shape)}, expected two dimensions")
     R, H = w_hr.shape if w_hr is not None else (w_hh.shape[1], w_hh.shape[1])
     _check_input_fits(x, w_ih)
-    rows, dtype, device = shape.gates * H, w_ih.dtype, w_ih.device
-    sizes: list[tuple[int, ...]] = [(rows, w_ih.shape[1]), (rows, R)]  # in the order of `names`
-    if "b_ih" in names:
-        sizes += [(rows,), (rows,)]
-    if w_hr is not None:
-        sizes.append((R, H))
-    if shape.peepholes:
-        sizes.append((shape.peepholes, H))
+    dtype, device = w_ih.dtype, w_ih.device
+    expected = variant.weights(w_ih.shape[1], H, R if projected else None, bias=bias)
     for k, tensors in enumerate(weights):
-        if len(tensors) != len(names):
-            raise ValueError(f"weights[{k}] has {len(tensors)} tensors, expected {len(names)}: as many as weights[0]")
+        if len(tensors) != len(expected):
+            raise ValueError(
+                f"weights[{k}] has {len(tensors)} tensors, expected {len(expected)}: as many as weights[0]"
+            )
         if k == directions:
-            sizes[0] = rows, R * directions
-        for name, w, size in zip(names, tensors, sizes, strict=True):
+            expected["w_ih"] = expected["w_ih"][0], R * directions
+        for (name, size), w in zip(expected.items(), tensors, strict=True):
             if w.shape != size:
                 raise ValueError(
                     f"{name} of weights[{k}] has shape {tuple(w.shape)}, expected {size}: "
-                    f"input size {sizes[0][1]}, hidden size {H} and output size {R} of its layer"
+                    f"input size {expected['w_ih'][1]}, hidden size {H} and output size {R} of its layer"
                 )
             if w.dtype is not dtype or w.device != device:
                 raise ValueError(
                     f"{name} of weights[{k}] is {w.dtype} on {w.device}, expected {dtype} on {device}: "
                     "all weights are alike"
                 )
-    return H, R, names
+    return H, R, tuple(expected)
+
+
+def _optional_weights(variant: Variant, count: int) -> tuple[bool, bool]:
+    """Whether there are biases, and a projection, among the weights of a layer: their number tells."""
+    least = 3 if variant.peepholes else 2
+    more = count - least
+    bias, projected = more in (2, 3), more in (1, 3)
+    if not 0 <= more <= 3 or (projected and not variant.projects):
+        words = ", ".join(variant.weights(0, 0, 0 if variant.projects else None))
+        most = least + 2 + variant.projects
+        raise ValueError(f"weights[0] has {count} tensors, expected {least} to {most}: {words}")
+    return bias, projected
 
 
 def _check_input_fits(x: Tensor, w_ih: Tensor) -> None:
@@ -211,24 +185,29 @@ def _check_state_fits(s: Tensor, name: str, x: Tensor) -> None:
 
 
 def check_cell(
-    variant: str, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *others: Tensor | None
+    variant: Variant, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *others: Tensor | None
 ) -> None:
     """One step's arguments fit each other: `others` are `b_ih`, `b_hh` and `w_peephole`, or None.
 
     What is right passes the first look, which costs a third of finding out what is wrong: a loop calls this at every step.
     """
-    if not _cell_fits(SHAPES[variant], x, states, w_ih, w_hh, others):
+    if not _cell_fits(variant, x, states, w_ih, w_hh, others):
         _check_cell(variant, x, states, w_ih, w_hh, *others)
 
 
 def _cell_fits(
-    shape: Shape, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, others: Sequence[Tensor | None]
+    variant: Variant,
+    x: Tensor,
+    states: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    others: Sequence[Tensor | None],
 ) -> bool:
     if x.dim() != 2 or x.layout is not torch.strided:
         return False
     B, I = x.shape
     H = w_hh.shape[-1]
-    rows, dtype, device = shape.gates * H, x.dtype, x.device
+    rows, dtype, device = len(variant.gates) * H, x.dtype, x.device
     if w_ih.shape != (rows, I) or w_hh.shape != (rows, H):
         return False
     for s in states:
@@ -245,7 +224,7 @@ def _cell_fits(
     if w_peephole is None:
         peepholes_fit = True
     else:
-        peepholes_fit = w_peephole.shape == (shape.peepholes, H) and w_peephole.dtype is dtype
+        peepholes_fit = w_peephole.shape == (len(variant.peepholes), H) and w_peephole.dtype is dtype
         peepholes_fit = peepholes_fit and w_peephole.device == device
     return (
         peepholes_fit
@@ -257,7 +236,7 @@ def _cell_fits(
 
 
 def _check_cell(
-    variant: str, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *others: Tensor | None
+    variant: Variant, x: Tensor, states: Sequence[Tensor], w_ih: Tensor, w_hh: Tensor, *others: Tensor | None
 ) -> None:
     if x.dim() != 2:
         raise ValueError(f"input has {x.dim()} dimensions, expected 2: (batch, input_size)")
@@ -265,8 +244,7 @@ def _check_cell(
         raise RuntimeError(f"input has layout {x.layout}, expected torch.strided: the batch is read as dense rows")
     B, I = x.shape
     H = w_hh.shape[-1]
-    shape = SHAPES[variant]
-    rows = shape.gates * H
+    rows = len(variant.gates) * H
     if w_ih.dim() != 2 or w_ih.shape[1] != I:
         raise RuntimeError(f"input has inconsistent input_size: got {I} expected {w_ih.shape[-1]}")
     for k, s in enumerate(states):
@@ -278,7 +256,7 @@ def _check_cell(
             raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {[*s.shape, None][1]}, expected {H}")
         if s.dim() != 2:
             raise RuntimeError(f"hidden{k} has {s.dim()} dimensions, expected 2: (batch, hidden_size)")
-    expected = ((rows, I), (rows, H), (rows,), (rows,), (shape.peepholes, H))
+    expected = ((rows, I), (rows, H), (rows,), (rows,), (len(variant.peepholes), H))
     names = ("w_ih", "w_hh", "b_ih", "b_hh", "w_peephole")
     for name, w, size in zip(names, (w_ih, w_hh, *others), expected, strict=True):
         if w is not None and w.shape != size:

@@ -9,6 +9,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import backends, checks, onnx, stack, torch_backend
 from fastlstm.cells import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
+from fastlstm.kernels.gru import GRU
+from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
+from fastlstm.kernels.variant import Variant
 from fastlstm.ops.gru import gru as gru_layer
 from fastlstm.ops.lstm import lstm as lstm_layer
 from fastlstm.sequences import Batch, Input, Lengths, autocast, promote_to_state, time_major
@@ -65,7 +68,7 @@ def lstm(
     (torch.Size([5, 4, 2]), torch.Size([1, 4, 2]))
     """
     return _lstm_family(
-        "lstm", input, weights, hx, bidirectional, batch_first, dropout, training, lengths, reset, return_cells, backend
+        LSTM, input, weights, hx, bidirectional, batch_first, dropout, training, lengths, reset, return_cells, backend
     )
 
 
@@ -94,7 +97,7 @@ def peephole_lstm(
     torch.Size([5, 4, 2])
     """
     return _lstm_family(
-        "peephole_lstm", input, weights, hx, bidirectional, batch_first, dropout, training, lengths, reset, return_cells,
+        PEEPHOLE_LSTM, input, weights, hx, bidirectional, batch_first, dropout, training, lengths, reset, return_cells,
         backend,
     )  # fmt: skip
 
@@ -125,7 +128,7 @@ def cifg_lstm(
     >>> cifg_lstm(torch.randn(5, 4, 3), [(w_ih, w_hh)])[0].shape
     torch.Size([5, 4, 2])
     """
-    variant = "cifg_peephole_lstm" if peephole else "cifg_lstm"
+    variant = CIFG_PEEPHOLE_LSTM if peephole else CIFG_LSTM
     return _lstm_family(
         variant,
         input,
@@ -176,18 +179,16 @@ def gru(
     given = x if hx is None else hx
     x, hx, weights = _autocast(x, hx, weights)
     directions = 2 if bidirectional else 1
-    H, _, names = checks.check_weights("gru", weights, directions, x)
+    H, _, names = checks.check_weights(GRU, weights, directions, x)
     drop = dropout if training else 0.0
     initial = None if hx is None else (hx,)
     if onnx.exporting():
-        y, finals = onnx.exported(
-            "gru", input, x, weights, names, initial, directions, batch_first, drop, lengths, reset
-        )
+        y, finals = onnx.exported(GRU, input, x, weights, names, initial, directions, batch_first, drop, lengths, reset)
         return y, finals[0]
     batch = time_major(input, x, batch_first, lengths, reset)
     (h0,) = _initial(initial, batch, [(len(weights), batch.B, H)])
 
-    chosen = backends.choose("gru", x.device, x.dtype, backend, reset is not None).backend
+    chosen = backends.choose(GRU, x.device, x.dtype, backend, reset is not None).backend
     if chosen == "torch":
         (y,), finals = torch_backend.gru(batch, h0, weights, directions, drop)
     else:
@@ -201,7 +202,7 @@ def gru(
 
 
 def _lstm_family(
-    variant: str,
+    variant: Variant,
     input: Input,
     weights: Weights,
     hx: LSTMState | None,
@@ -236,8 +237,7 @@ def _lstm_family(
     if chosen == "torch":
         (y, *cells), finals = torch_backend.lstm(batch, (h0, c0), weights, directions, drop)
     else:
-        coupled = variant.startswith("cifg")
-        layer = partial(lstm_layer, coupled=coupled, backend=chosen)
+        layer = partial(lstm_layer, coupled=variant.coupled, backend=chosen)
 
         def run(x, batch_sizes, states, weights, reverse, last):  # type: ignore[no-untyped-def]
             wanted = return_cells and last

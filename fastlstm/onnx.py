@@ -20,11 +20,14 @@ from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import checks
+from fastlstm.backends import VARIANTS
+from fastlstm.kernels.variant import PARAMETERS, Variant
 from fastlstm.sequences import Input, Lengths, time_major
 
-# One direction's weights by their names in `fastlstm.checks`
+# One direction's weights by their names in `fastlstm.functional`
 Named = Mapping[str, Tensor]
 DTYPES = (torch.float16, torch.float32, torch.float64)
+ORDERS = {"lstm": "iofg", "gru": "zrn"}  # of ONNX's gates; its peepholes have them without g
 
 
 def exporting() -> bool:
@@ -37,7 +40,7 @@ exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def exported(
-    variant: str,
+    variant: Variant,
     input: Input,
     x: Tensor,
     weights: Sequence[Sequence[Tensor]],
@@ -103,19 +106,19 @@ def _check_exportable(input: Input, x: Tensor, weights: Named, reset: Tensor | N
 
 
 def _symbolic_layer(
-    variant: str, x: Tensor, sides: Sequence[Named], states: Sequence[Tensor] | None, lengths: Tensor | None
+    variant: Variant, x: Tensor, sides: Sequence[Named], states: Sequence[Tensor] | None, lengths: Tensor | None
 ) -> tuple[Tensor, list[Tensor]]:
     """`y` (T, B, D * H) and the final states (D, B, H) of one node; its values are made up, its shapes are right."""
     T, B, _ = x.shape
     D, H = len(sides), sides[0]["w_hh"].shape[1]
-    count = 1 if variant == "gru" else 2
+    count = len(variant.states)
     W, R, bias, P = operands(variant, sides)
     initial: Sequence[Tensor | None] = [None] * count if states is None else states
     inputs = [x, W, R, bias, lengths, *initial, P]
     while inputs[-1] is None:
         inputs.pop()
     y, *finals = torch.onnx.ops.symbolic_multi_out(
-        op_type(variant),
+        variant.op.upper(),
         inputs,
         attributes(variant, H, D),
         dtypes=[x.dtype] * (1 + count),
@@ -130,20 +133,16 @@ def _symbolic_layer(
     return torch.cat(y.unbind(1), dim=-1) if D == 2 else y.squeeze(1), finals
 
 
-def op_type(variant: str) -> str:
-    return "GRU" if variant == "gru" else "LSTM"
-
-
-def attributes(variant: str, H: int, directions: int, reverse: bool = False) -> dict[str, Any]:
+def attributes(variant: Variant, H: int, directions: int, reverse: bool = False) -> dict[str, Any]:
     """Those of a variant's node; `reverse` runs a single direction from the end."""
     direction = "bidirectional" if directions == 2 else "reverse" if reverse else "forward"
     common = {"hidden_size": H, "direction": direction}
-    if variant == "gru":
+    if variant.op == "gru":
         return common | {"linear_before_reset": 1}
-    return common | ({"input_forget": 1} if variant.startswith("cifg") else {})
+    return common | ({"input_forget": 1} if variant.coupled else {})
 
 
-def operands(variant: str, sides: Sequence[Named]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+def operands(variant: Variant, sides: Sequence[Named]) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """A node's inputs `W` (D, G*H, I), `R` (D, G*H, H), `B` (D, 2*G*H) and `P` (D, 3*H), or None; G = 4, of a GRU 3."""
 
     def rows(*names: str) -> Tensor | None:
@@ -159,27 +158,22 @@ def operands(variant: str, sides: Sequence[Named]) -> tuple[Tensor, Tensor, Tens
     return W, R, rows("b_ih", "b_hh"), None if P is None else P.flatten(1)
 
 
-def reordered(variant: str, name: str, weight: Tensor) -> Tensor:
+def reordered(variant: Variant, name: str, weight: Tensor) -> Tensor:
     """The gates' rows of a weight, or the peepholes', in ONNX's order."""
-    count = weight.shape[0] if name == "w_peephole" else checks.SHAPES[variant].gates
-    H = weight.shape[0] // count
+    letters = variant.peepholes if name == "w_peephole" else variant.gates
+    H = weight.shape[0] // len(letters)
     # Slices, since the exporter evaluates no split of a constant beforehand
-    gates = [weight[k * H : (k + 1) * H] for k in range(count)]
-    if variant == "gru":
-        r, z, n = gates
-        return torch.cat([z, r, n])
-    # i, then f where it has its own, then g where these aren't peepholes, then o
-    i, *others, o = gates
-    if variant.startswith("cifg"):
+    gates = {letter: weight[k * H : (k + 1) * H] for k, letter in enumerate(letters)}
+    if variant.coupled:
         # Honoured or not, `input_forget` then gives f = 1 - i, which is σ(-i)
-        others = [-i, *others]
-    return torch.cat([i, o, *others])
+        gates["f"] = -gates["i"]
+    return torch.cat([gates[letter] for letter in ORDERS[variant.op] if letter in gates])
 
 
 def recurrent_model(
     variant: str, weights: Mapping[str, Tensor], layers: int, directions: int, reverse: bool = False
 ) -> Any:
-    """An `onnx.ModelProto` of `layers` x `directions` of a variant, from weights by the names of its module, float32.
+    """An `onnx.ModelProto` of `layers` x `directions` of a variant by its name, from the weights of its module, float32.
 
     Inputs: x (T, B, I), lengths (B) int32, h0 and c0 (L*D, B, H). Outputs: y (T, B, D*H), zero past each sequence's end,
     h_n and c_n (L*D, B, H); a GRU has no c0 and c_n. `reverse` runs a single direction from each sequence's end.
@@ -191,8 +185,8 @@ def recurrent_model(
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    H = weights["weight_hh_l0"].shape[1]
-    initials, finals = (("h0",), ("h_n",)) if variant == "gru" else (("h0", "c0"), ("h_n", "c_n"))
+    kind, H = VARIANTS[variant], weights["weight_hh_l0"].shape[1]
+    initials, finals = [f"{s}0" for s in kind.states], [f"{s}_n" for s in kind.states]
     constants = {"shape": torch.tensor([0, 0, -1])}
     nodes = [
         helper.make_node("Split", [state], [f"{state}_l{k}" for k in range(layers)], axis=0, num_outputs=layers)
@@ -201,12 +195,13 @@ def recurrent_model(
     x = "x"
     for k in range(layers):
         sides = [_named(weights, suffix) for suffix in (f"_l{k}", f"_l{k}_reverse")[:directions]]
-        of_layer = dict(zip((f"W_l{k}", f"R_l{k}", f"B_l{k}", f"P_l{k}"), operands(variant, sides), strict=True))
+        of_layer = dict(zip((f"W_l{k}", f"R_l{k}", f"B_l{k}", f"P_l{k}"), operands(kind, sides), strict=True))
         constants |= {name: t for name, t in of_layer.items() if t is not None}
         W, R, B, P = ("" if t is None else name for name, t in of_layer.items())
         inputs = [x, W, R, B, "lengths", *(f"{state}_l{k}" for state in initials), *([P] if P else [])]
         outputs = [f"{name}_l{k}" for name in ("y", *finals)]
-        nodes.append(helper.make_node(op_type(variant), inputs, outputs, **attributes(variant, H, directions, reverse)))
+        options = attributes(kind, H, directions, reverse)
+        nodes.append(helper.make_node(kind.op.upper(), inputs, outputs, **options))
         # ONNX gives (T, D, B, H).
         nodes.append(helper.make_node("Transpose", [f"y_l{k}"], [f"yt_l{k}"], perm=[0, 2, 1, 3]))
         x = "y" if k == layers - 1 else f"x_l{k + 1}"
@@ -229,7 +224,5 @@ def recurrent_model(
 
 
 def _named(weights: Mapping[str, Tensor], suffix: str) -> Named:
-    """A module's weights of one layer and direction, by their names in `fastlstm.checks`."""
-    names = {"weight_ih": "w_ih", "weight_hh": "w_hh", "bias_ih": "b_ih", "bias_hh": "b_hh"}
-    names["weight_peephole"] = "w_peephole"
-    return {short: weights[long + suffix] for long, short in names.items() if long + suffix in weights}
+    """A module's weights of one layer and direction, by their names in `fastlstm.functional`."""
+    return {name: weights[long + suffix] for name, long in PARAMETERS.items() if long + suffix in weights}

@@ -96,7 +96,7 @@ REASONS = {
 
 
 def contender(name: str, variant: str, mode: str, peer: str) -> work.Contender:
-    return contenders.contender(peer, work.make_work(TINY[name], variant, mode, torch.float32))
+    return contenders.contender(peer, work.make_work(TINY[name], VARIANTS[variant], mode, torch.float32))
 
 
 @pytest.mark.parametrize(("name", "variant", "mode", "peer"), WORK)
@@ -124,7 +124,7 @@ def test_contenders_do_nothing_else() -> None:
 
 
 def test_half_precision_is_measured_against_ours() -> None:
-    half = work.make_work(TINY["dense"], "gru", "train", torch.bfloat16)
+    half = work.make_work(TINY["dense"], VARIANTS["gru"], "train", torch.bfloat16)
     assert contenders.contender("fp32", half).step()[0].dtype == torch.float32
     with pytest.raises(NotImplementedError, match="in float32 itself"):
         contenders.contender("fp32", half.to(torch.float32))
@@ -132,7 +132,7 @@ def test_half_precision_is_measured_against_ours() -> None:
 
 def test_the_path_that_pytorch_took_is_seen() -> None:
     dense = {
-        name: contenders.contender("torch", work.make_work(TINY[name], "lstm", "train", torch.float32)).path
+        name: contenders.contender("torch", work.make_work(TINY[name], VARIANTS["lstm"], "train", torch.float32)).path
         for name in TINY
         if name != "resets"
     }

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="
 @pytest.mark.parametrize("variant", backends.VARIANTS)
 def test_triton_runs_where_it_is_asked_for(variant: str) -> None:
     for dtype in backends.GPU_DTYPES:
-        assert backends.explain(variant, "cuda", dtype, "triton").backend == "triton"
-    choice = backends.explain(variant, "cuda", torch.float32)
+        assert backends.explain(backends.VARIANTS[variant], "cuda", dtype, "triton").backend == "triton"
+    choice = backends.explain(backends.VARIANTS[variant], "cuda", torch.float32)
     assert choice.backend == ("torch" if variant in backends.IN_PYTORCH else "reference")
     assert "not been run on a GPU yet" in choice.reason
 
@@ -34,7 +34,7 @@ def test_triton_runs_where_it_is_asked_for(variant: str) -> None:
 )
 def test_a_backend_that_cannot_run_says_why(device: str, dtype: torch.dtype, backend: str, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
-        backends.explain("lstm", device, dtype, backend)
+        backends.explain(backends.VARIANTS["lstm"], device, dtype, backend)
 
 
 def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,7 @@ def test_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     backends.explain.cache_clear()
     with pytest.raises(RuntimeError, match=r"the kernels need compute capability 8.0, and this GPU has 7.5"):
-        backends.explain("lstm", "cuda", torch.float32, "triton")
+        backends.explain(backends.VARIANTS["lstm"], "cuda", torch.float32, "triton")
     backends.explain.cache_clear()
 
 

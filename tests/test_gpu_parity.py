@@ -95,7 +95,7 @@ OF_TWO = (
 OF_LSTM = ("three", "b65", "saturated", "projection_reverse", "projection_packed", "only_c_n", "frozen_recurrence")
 
 
-def of(cases: tuple[str, ...], variants: tuple[str, ...] = backends.VARIANTS) -> list[str]:
+def of(cases: tuple[str, ...], variants: tuple[str, ...] = tuple(backends.VARIANTS)) -> list[str]:
     """The names of the cases of these variants, as far as they have them."""
     names = [case if variant == "lstm" else f"{variant}_{case}" for variant in variants for case in cases]
     return [name for name in names if name in CASES]

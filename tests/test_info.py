@@ -23,7 +23,7 @@ def test_info_json() -> None:
     assert facts["machine"]["gpus"] == [] or torch.cuda.is_available()
     rows = [row for row in facts["backends"] if row["device"] == "cpu"]
     on_cpu = {(row["variant"], row["dtype"]): (row["backend"], row["reason"]) for row in rows}
-    expected = {(v, d): choose(v, torch.device("cpu"), getattr(torch, d)) for v in VARIANTS for d in DTYPES}
+    expected = {(v, d): choose(VARIANTS[v], torch.device("cpu"), getattr(torch, d)) for v in VARIANTS for d in DTYPES}
     assert on_cpu == expected
     assert len(rows) == len(expected)
 

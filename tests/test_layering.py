@@ -15,7 +15,9 @@ ORDER = (
 )  # fmt: skip
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm.kernels", "benchmarks": "fastlstm.benchmarks"}
 # Kernel files by their name: what they may import beside the standard library
-KERNEL_NEEDS = {"cpu": {"numba", "numpy"}, "gpu": {"triton", "torch"}, "reference": {"torch"}, "__init__": set()}
+KERNEL_NEEDS = {
+    "cpu": {"numba", "numpy"}, "gpu": {"triton", "torch"}, "reference": {"torch"}, "variant": set(), "__init__": set(),
+}  # fmt: skip
 LINES = 400
 
 
@@ -73,11 +75,11 @@ def tool(module: str) -> str:
 
 
 def is_its_own(module: str, name: str) -> bool:
-    """A kernel file may import its tool, and of ours what is written in the same tool."""
+    """A kernel file may import its tool, and of ours what is written in the same tool, and what a variant is."""
     if name == "fastlstm._C.PANEL":  # what calls them says how many units a panel has
         return tool(module) == "cpu"
     if name.startswith("fastlstm"):
-        return tool(name.rsplit(".", 1)[0]) == tool(module)
+        return tool(name.rsplit(".", 1)[0]) in (tool(module), "variant")
     return name.split(".")[0] in KERNEL_NEEDS[tool(module)] | sys.stdlib_module_names
 
 

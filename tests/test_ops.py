@@ -211,8 +211,8 @@ def test_numba_that_does_not_import():
         import sys, torch, fastlstm
         from fastlstm import backends
         sys.modules["numba"] = None
-        assert backends.explain("lstm", "cpu", torch.float32).backend == "torch"
-        assert backends.explain("peephole_lstm", "cpu", torch.float32).backend == "reference"
+        assert backends.explain(backends.VARIANTS["lstm"], "cpu", torch.float32).backend == "torch"
+        assert backends.explain(backends.VARIANTS["peephole_lstm"], "cpu", torch.float32).backend == "reference"
         fastlstm.LSTM(3, 4)(torch.randn(2, 1, 3))
         fastlstm.PeepholeLSTM(3, 4)(torch.randn(2, 1, 3))
         fastlstm.LSTM(3, 4, backend="numba")(torch.randn(2, 1, 3))

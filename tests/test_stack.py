@@ -174,8 +174,8 @@ def test_by_torch_drops_out_and_trains_in_evaluation_mode(kind):
 def test_what_pytorch_cannot_do_is_not_given_to_it():
     """Resets and cells: where there are no kernels, "auto" runs the reference."""
     cpu, other = torch.device("cpu"), torch.device("xpu")
-    for variant in backends.VARIANTS:
+    for variant in backends.VARIANTS.values():
         assert backends.choose(variant, cpu, torch.float32, beyond_torch=True).backend == "numba"
         assert backends.choose(variant, other, torch.float32, beyond_torch=True).backend == "reference"
-        in_pytorch = variant in ("lstm", "gru")
+        in_pytorch = variant.name in ("lstm", "gru")
         assert backends.choose(variant, other, torch.float32).backend == ("torch" if in_pytorch else "reference")

@@ -61,7 +61,7 @@ def weights(folder: Path) -> bytes:
     ("variant", "dtype", "layers"),
     [
         *itertools.product(["lstm"], ["float32", "float64", "bfloat16"], [1, 2]),
-        *itertools.product(VARIANTS[1:], ["float32"], [2]),
+        *itertools.product(tuple(VARIANTS)[1:], ["float32"], [2]),
     ],
 )
 def test_learns(text: Path, tmp_path: Path, variant: str, dtype: str, layers: int) -> None:

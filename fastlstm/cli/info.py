@@ -108,7 +108,7 @@ def devices() -> list[str]:
 
 def chosen(variant: str, device: str, dtype: torch.dtype) -> dict[str, str]:
     """What "auto" runs `variant` on, and why."""
-    choice = backends.explain(variant, device, dtype)
+    choice = backends.explain(backends.VARIANTS[variant], device, dtype)
     where = {"variant": variant, "device": device, "dtype": str(dtype).removeprefix("torch.")}
     return {**where, "backend": choice.backend, "reason": choice.reason}
 

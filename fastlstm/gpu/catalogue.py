@@ -14,6 +14,8 @@ from fastlstm.gpu.gru import gru_bwd, gru_fwd
 from fastlstm.gpu.lstm import lstm_bwd, lstm_fwd
 from fastlstm.gpu.plan import Gpu
 from fastlstm.kernels.gpu_compile import Resources, Spec, Target, resources
+from fastlstm.kernels.lstm import LSTM
+from fastlstm.kernels.variant import PARAMETERS, Variant
 
 A100 = Gpu(processors=108, shared=163 * 1024)
 MI300 = Gpu(processors=304, shared=64 * 1024)
@@ -55,52 +57,42 @@ class Compiled(NamedTuple):
 def entries(target: str) -> list[Entry]:
     """The kernels of every variant and dtype, at SIZES."""
     found: dict[Spec, Entry] = {}
-    for variant, dtype, (B, H, everything) in product((*VARIANTS, "projection"), DTYPES, SIZES):
-        for spec in launched(variant, *DTYPES[dtype], B, H, TARGETS[target][1], everything=everything):
-            found.setdefault(spec, Entry(variant, dtype, B, H, spec))
+    projection = ("projection", LSTM, True)
+    for (name, variant, projected), dtype, (B, H, everything) in product(
+        (*((name, variant, False) for name, variant in VARIANTS.items()), projection), DTYPES, SIZES
+    ):
+        P, gpu = H // 2 if projected else None, TARGETS[target][1]
+        for spec in launched(variant, *DTYPES[dtype], B, H, P, gpu, everything=everything):
+            found.setdefault(spec, Entry(name, dtype, B, H, spec))
     return list(found.values())
 
 
 def launched(
-    variant: str, dtype: torch.dtype, precision: str, B: int, H: int, gpu: Gpu, *, everything: bool
+    variant: Variant, dtype: torch.dtype, precision: str, B: int, H: int, P: int | None, gpu: Gpu, *, everything: bool
 ) -> list[Spec]:
     """The kernels that a training step of one layer would launch."""
-    T, I, G = 2, H, 3 if variant == "gru" or variant.startswith("cifg") else 4
-    R = H // 2 if variant == "projection" else H
+    T, I = 2, H
     batch_sizes = torch.full((T,), B) if everything else None
     with torch.device("meta"):
-        x, h, c, w_ih, w_hh = (torch.empty(s, dtype=dtype) for s in ((T, B, I), (B, R), (B, H), (G * H, I), (G * H, R)))
+        x = torch.empty(T, B, I, dtype=dtype)
         reset = torch.empty(T, B, dtype=torch.bool) if everything else None
-        w_hr = torch.empty(R, H, dtype=dtype) if variant == "projection" else None
-        peephole = torch.empty(G - 1, H, dtype=dtype) if "peephole" in variant else None
-        bias = torch.empty(G * H, dtype=dtype)
+        states = [torch.empty(B, width, dtype=dtype) for width in variant.widths(H, P or H).values()]
+        weights = {name: torch.empty(shape, dtype=dtype) for name, shape in variant.weights(I, H, P).items()}
     batch = x, batch_sizes, reset
+    w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole = (weights.get(name) for name in PARAMETERS)
     with launch.recorded(gpu, precision) as calls:
-        if variant == "gru":
-            y, h_n, saved = gru_fwd(*batch, h, w_ih, w_hh, bias, bias, everything, True)
-            gru_bwd(y, h_n, *batch, h, w_ih, w_hh, y, saved, everything, True, True)
+        if variant.op == "gru":
+            y, h_n, saved = gru_fwd(*batch, *states, w_ih, w_hh, b_ih, b_hh, everything, True)
+            gru_bwd(y, h_n, *batch, *states, w_ih, w_hh, y, saved, everything, True, True)
         else:
-            weights, flags = (w_ih, w_hh), (G == 3, everything)
+            flags = variant.coupled, everything
             y, h_n, c_n, cells, saved = lstm_fwd(
-                *batch, h, c, *weights, bias, bias, w_hr, peephole, *flags, everything, True
+                *batch, *states, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole, *flags, everything, True
             )
+            dcells = cells if everything else None
             lstm_bwd(
-                y,
-                h_n,
-                c_n,
-                cells if everything else None,
-                *batch,
-                h,
-                c,
-                *weights,
-                w_hr,
-                peephole,
-                y,
-                saved,
-                *flags,
-                True,
-                True,
-            )
+                y, h_n, c_n, dcells, *batch, *states, w_ih, w_hh, w_hr, w_peephole, y, saved, *flags, True, True
+            )  # fmt: skip
     return [call.spec for call in calls]
 
 

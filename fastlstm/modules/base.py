@@ -1,4 +1,4 @@
-"""What the recurrent modules share: `nn.RNNBase`, with gates and peepholes that it doesn't know."""
+"""What the recurrent modules share: `nn.RNNBase`, with variants that it doesn't know."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm.backends import NAMES
+from fastlstm.kernels.variant import PARAMETERS, Variant
 
 
 class Recurrent(nn.RNNBase):
-    """Parameters, names and shapes as `nn.RNNBase` makes them; a class with `gates` makes its own, of that many gates."""
+    """Parameters, names and shapes as `nn.RNNBase` makes them, or its own where PyTorch has no such variant."""
 
-    of_mode = "LSTM"  # the mode of `nn.RNNBase`, by which callers tell one state from two
-    gates = 0  # gates per weight, where they are not those of the mode
-    peepholes = 0  # rows of weight_peephole
+    variant: Variant
     backend = "auto"  # of a module that was unpickled from one of PyTorch's
 
     def __init__(
@@ -33,10 +32,11 @@ class Recurrent(nn.RNNBase):
         backend: str = "auto",
     ) -> None:
         check_backend(backend)
-        if self.of_mode == "GRU" and proj_size != 0:
+        if not self.variant.projects and proj_size != 0:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__(
-            self.of_mode,
+            # by this mode callers tell one state from two
+            self.variant.op.upper(),
             input_size,
             hidden_size,
             num_layers,
@@ -45,25 +45,25 @@ class Recurrent(nn.RNNBase):
             dropout,
             bidirectional,
             proj_size,
-            "meta" if self.gates else device,
+            device if self.variant.counterpart else "meta",
             dtype,
         )
         self.backend = backend
-        if self.gates:
+        if not self.variant.counterpart:
             self._make_own_weights(device, dtype)
 
     def _make_own_weights(self, device: torch.device | str | int | None, dtype: torch.dtype | None) -> None:
-        H, P = self.hidden_size, self.proj_size
-        for names in self._all_weights:
+        H, P = self.hidden_size, self.proj_size or None
+        for k, names in enumerate(self._all_weights):
             for name in names:
-                like = self.get_parameter(name)
-                rows = P if name.startswith("weight_hr") else self.gates * H
                 delattr(self, name)  # set anew, it stands in the order of its layer
-                setattr(self, name, nn.Parameter(torch.empty(rows, *like.shape[1:], device=device, dtype=dtype)))
-            if self.peepholes:
-                peephole = names[0].replace("weight_ih", "weight_peephole")
-                setattr(self, peephole, nn.Parameter(torch.empty(self.peepholes, H, device=device, dtype=dtype)))
-                names.append(peephole)
+            suffix = names[0].removeprefix("weight_ih")
+            names.clear()
+            directions = 2 if self.bidirectional else 1
+            I = self.input_size if k < directions else directions * (P or H)
+            for name, shape in self.variant.weights(I, H, P, bias=self.bias).items():
+                names.append(PARAMETERS[name] + suffix)
+                setattr(self, names[-1], nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         self._init_flat_weights()
         self.reset_parameters()
@@ -73,7 +73,7 @@ class Recurrent(nn.RNNBase):
         return [weights_of(self, names) for names in self._all_weights]
 
     def flatten_parameters(self) -> None:
-        if not self.gates:
+        if self.variant.counterpart:
             super().flatten_parameters()
 
     def _options(self) -> dict[str, Any]:

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm import functional
+from fastlstm.kernels import gru, lstm
+from fastlstm.kernels.variant import Variant
 from fastlstm.modules.base import check_backend, weights_of
 
 
 class Cell(nn.RNNCellBase):
     """What the cells share: the parameters of `nn.RNNCellBase`, and inputs (B, I) or (I) with states alike."""
 
-    gates = 4
-    peepholes = 0
+    variant: Variant
     backend = "auto"
     weight_peephole: Tensor | None
 
@@ -28,13 +29,14 @@ class Cell(nn.RNNCellBase):
         backend: str = "auto",
     ) -> None:
         check_backend(backend)
-        super().__init__(input_size, hidden_size, bias, self.gates, device, dtype)
+        super().__init__(input_size, hidden_size, bias, len(self.variant.gates), device, dtype)
         self.backend = backend
-        if self.peepholes:
-            self.weight_peephole = nn.Parameter(torch.empty(self.peepholes, hidden_size, device=device, dtype=dtype))
-            self.reset_parameters()
-        else:
+        shape = self.variant.weights(input_size, hidden_size).get("w_peephole")
+        if shape is None:
             self.weight_peephole = None
+        else:
+            self.weight_peephole = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.reset_parameters()
 
     def _weights(self) -> Any:
         return weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
@@ -54,6 +56,8 @@ class LSTMCell(Cell):
     torch.Size([3, 20])
     """
 
+    variant = lstm.LSTM
+
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         x, hx = _pair(self, input, hx)
         h, c = self._step(x, hx)
@@ -66,7 +70,7 @@ class LSTMCell(Cell):
 class PeepholeLSTMCell(LSTMCell):
     """One step of `fastlstm.PeepholeLSTM`; as `LSTMCell`, with `weight_peephole` (3, H) in the order i, f, o."""
 
-    peepholes = 3
+    variant = lstm.PEEPHOLE_LSTM
 
     def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         weights: Any = (*self._weights(), self.weight_peephole)
@@ -79,7 +83,7 @@ class CIFGLSTMCell(LSTMCell):
     With `peephole=True` there is `weight_peephole` (2, H), in the order i, o.
     """
 
-    gates = 3
+    variant = lstm.CIFG_LSTM
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class CIFGLSTMCell(LSTMCell):
     ) -> None:
         if not isinstance(peephole, bool):
             raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
-        self.peepholes = 2 if peephole else 0
+        self.variant = lstm.CIFG_PEEPHOLE_LSTM if peephole else lstm.CIFG_LSTM
         super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
 
     def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -102,7 +106,7 @@ class CIFGLSTMCell(LSTMCell):
         return functional.cifg_lstm_cell(x, hx, *weights, backend=self.backend)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (", peephole=True" if self.peepholes else "")
+        return super().extra_repr() + (", peephole=True" if self.variant.peepholes else "")
 
 
 class GRUCell(Cell):
@@ -113,7 +117,7 @@ class GRUCell(Cell):
     torch.Size([3, 20])
     """
 
-    gates = 3
+    variant = gru.GRU
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         batched = _is_batched(self, input)

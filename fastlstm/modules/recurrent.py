@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm import functional
+from fastlstm.kernels import gru, lstm
 from fastlstm.modules.base import Recurrent
 from fastlstm.sequences import Input, Lengths
 
@@ -28,6 +29,8 @@ class LSTM(Recurrent):
     >>> output.shape, h_n.shape
     (torch.Size([7, 3, 40]), torch.Size([4, 3, 20]))
     """
+
+    variant = lstm.LSTM
 
     def forward(
         self,
@@ -56,7 +59,7 @@ class PeepholeLSTM(Recurrent):
     (torch.Size([7, 3, 20]), torch.Size([3, 20]))
     """
 
-    gates, peepholes = 4, 3
+    variant = lstm.PEEPHOLE_LSTM
 
     def forward(
         self,
@@ -85,7 +88,7 @@ class CIFGLSTM(Recurrent):
     (torch.Size([7, 3, 20]), torch.Size([60, 20]), torch.Size([2, 20]))
     """
 
-    gates = 3
+    variant = lstm.CIFG_LSTM
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class CIFGLSTM(Recurrent):
     ) -> None:
         if not isinstance(peephole, bool):
             raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
-        self.peepholes = 2 if peephole else 0
+        self.variant = lstm.CIFG_PEEPHOLE_LSTM if peephole else lstm.CIFG_LSTM
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
             backend=backend,
@@ -113,7 +116,7 @@ class CIFGLSTM(Recurrent):
 
     @property
     def peephole(self) -> bool:
-        return self.peepholes > 0
+        return bool(self.variant.peepholes)
 
     def forward(
         self,
@@ -148,7 +151,7 @@ class GRU(Recurrent):
     (torch.Size([7, 3, 40]), torch.Size([4, 3, 20]))
     """
 
-    of_mode = "GRU"
+    variant = gru.GRU
 
     def forward(
         self,
@@ -167,7 +170,7 @@ def build(variant: str, *args: Any, **options: Any) -> nn.RNNBase:
     >>> build("cifg_peephole_lstm", 3, 5)
     CIFGLSTM(3, 5, peephole=True)
     """
-    if variant == "cifg_peephole_lstm":
+    if variant == lstm.CIFG_PEEPHOLE_LSTM.name:
         return CIFGLSTM(*args, peephole=True, **options)
-    kinds: dict[str, type[Recurrent]] = {"lstm": LSTM, "gru": GRU, "peephole_lstm": PeepholeLSTM, "cifg_lstm": CIFGLSTM}
+    kinds = {kind.variant.name: kind for kind in (LSTM, GRU, PeepholeLSTM, CIFGLSTM)}
     return kinds[variant](*args, **options)

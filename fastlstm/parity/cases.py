@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import VARIANTS
+from fastlstm.kernels.variant import Variant
 from fastlstm.modules import build
 
 
@@ -44,8 +45,11 @@ class Case:
     def states(self) -> dict[str, tuple[int, int, int]]:
         """The shapes of the initial states."""
         stack = self.layers * self.directions, self.B
-        shapes = {"h0": (*stack, self.P or self.H)}
-        return shapes if self.variant == "gru" else shapes | {"c0": (*stack, self.H)}
+        return {f"{s}0": (*stack, width) for s, width in self.kind.widths(self.H, self.P or self.H).items()}
+
+    @property
+    def kind(self) -> Variant:
+        return VARIANTS[self.variant]
 
     @property
     def draws(self) -> int:
@@ -118,12 +122,18 @@ OF_EVERY_VARIANT = (
     "frozen_weights", "frozen_recurrence", "reset_reverse", "reset_packed", "reset_stack", "cells", "cells_stack",
     "cells_padded_reset",
 )  # fmt: skip
-NOT_OF_A_GRU = ("projection_stack", "frozen_weights", "cells", "cells_stack", "cells_padded_reset")
+
+
+def possible(variant: Variant, case: Case) -> bool:
+    """Whether the variant has what the case is about."""
+    return (variant.projects or not case.P) and ("c" in variant.states or not case.cells)
+
+
 CASES |= {
     f"{variant}_{name}": replace(CASES[name], variant=variant)
     for variant in VARIANTS
     for name in OF_EVERY_VARIANT
-    if variant != "lstm" and not (variant == "gru" and name in NOT_OF_A_GRU)
+    if variant != "lstm" and possible(VARIANTS[variant], CASES[name])
 }
 
 

@@ -75,7 +75,7 @@ def skip(name: str, dtype: str, backend: str, level: str, device: str = "cpu") -
     if level == "module" and CASES[name].reverse:
         return "no module runs in reverse alone"
     try:
-        backends.choose(CASES[name].variant, torch.device(device), DTYPES[dtype], backend)
+        backends.choose(CASES[name].kind, torch.device(device), DTYPES[dtype], backend)
     except RuntimeError as error:
         return str(error)
     return None

@@ -12,15 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from fastlstm.backends import VARIANTS
 from fastlstm.kernels.gru.reference import gru_reference
 from fastlstm.kernels.lstm.reference import lstm_reference
+from fastlstm.kernels.variant import PARAMETERS
 from fastlstm.modules import build
 from fastlstm.ops import gru, lstm
 from fastlstm.parity.cases import Case, Problem, options
 
 Given = dict[str, Tensor]
 Forward = Callable[[Case, Given], dict[str, Tensor]]
-IN_PYTORCH: dict[str, type[nn.RNNBase]] = {"lstm": nn.LSTM, "gru": nn.GRU}
+IN_PYTORCH: dict[str, type[nn.RNNBase]] = {
+    name: getattr(nn, kind.counterpart) for name, kind in VARIANTS.items() if kind.counterpart
+}
 
 
 def run(problem: Problem, dtype: torch.dtype, forward: Forward, device: str = "cpu") -> dict[str, Tensor]:
@@ -95,12 +99,12 @@ def one_layer(
     reverse: bool,
 ) -> tuple[Tensor, ...]:
     """y, then the final states, then cells where there are any."""
-    plain = [weights.get(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    args: tuple = (x, batch_sizes, reset, *initial, *plain)
-    if case.variant == "gru":
+    w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole = (weights.get(name) for name in PARAMETERS.values())
+    args: tuple = (x, batch_sizes, reset, *initial, w_ih, w_hh, b_ih, b_hh)
+    if case.kind.op == "gru":
         return gru_reference(*args, reverse) if backend is None else gru.gru(*args, reverse=reverse, backend=backend)
-    args += weights.get("weight_hr"), weights.get("weight_peephole")
-    coupled = case.variant.startswith("cifg")
+    args += w_hr, w_peephole
+    coupled = case.kind.coupled
     if backend is None:
         return lstm_reference(*args, coupled, reverse)
     return lstm.lstm(*args, coupled=coupled, reverse=reverse, return_cells=case.cells, backend=backend)
@@ -179,7 +183,7 @@ def by_onnx(case: Case, given: Given) -> dict[str, Tensor]:
 
 def named(case: Case, steps: list[Tensor], finals: list[Tensor] | tuple[Tensor, ...]) -> dict[str, Tensor]:
     """The outputs by name; cells only where the case has them."""
-    results = {"y": steps[0]} | dict(zip(("h_n", "c_n"), finals, strict=False))
+    results = {"y": steps[0]} | dict(zip((f"{s}_n" for s in case.kind.states), finals, strict=True))
     return results | ({"cells": steps[1]} if case.cells else {})
 
 
@@ -187,7 +191,7 @@ def called(kind: Callable[..., nn.Module], case: Case, given: Given, x: object, 
     """One call of a module of `kind` with the case's weights in place of its own: `(y, finals)`, and cells if asked for."""
     module = kind(case.I, case.H, device="meta", dtype=given["x"].dtype, **options(case))
     weights = {key: given[key] for key, _ in module.named_parameters()}
-    alone = case.variant == "gru"
+    alone = len(case.kind.states) == 1
     if hx is not None:
         hx = hx[0] if alone else tuple(hx)
     with warnings.catch_warnings():

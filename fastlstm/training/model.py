@@ -6,11 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fastlstm.backends import VARIANTS
 from fastlstm.modules import build
 
 State = tuple[Tensor, ...]
 # with the same parameters as ours
-PYTORCHS = {"lstm": nn.LSTM, "gru": nn.GRU}
+PYTORCHS: dict[str, type[nn.RNNBase]] = {
+    name: getattr(nn, kind.counterpart) for name, kind in VARIANTS.items() if kind.counterpart
+}
 
 
 class CharModel(nn.Module):

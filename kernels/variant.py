@@ -1,0 +1,54 @@
+"""What a variant is: the one place that says its gates, states and weights."""
+
+from dataclasses import dataclass
+
+# A weight's name in our functions, and in PyTorch's modules, where a layer's suffix follows
+PARAMETERS = {
+    "w_ih": "weight_ih",
+    "w_hh": "weight_hh",
+    "b_ih": "bias_ih",
+    "b_hh": "bias_hh",
+    "w_hr": "weight_hr",
+    "w_peephole": "weight_peephole",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recurrence as a value: nobody compares names, and one made at run time is as good as those that are named here.
+
+    Sizes: I input, H hidden, P projection, R = P or H.
+    """
+
+    name: str  # on the command line, in results and in messages
+    op: str  # the stem of the op pair that runs it: "lstm" for `lstm_fwd` and `lstm_bwd`
+    gates: str  # a letter each, in the order of the weights' rows
+    states: tuple[str, ...]  # a letter each; h, which is R wide, comes first, and others are H wide
+    peepholes: str = ""  # the gates that see the cell, in the order of the rows of w_peephole
+    projects: bool = False  # whether there may be a w_hr
+    counterpart: str | None = None  # PyTorch's class of the same weights and results
+
+    def __hash__(self) -> int:
+        # asked for at every call, when a backend is looked up
+        return hash(self.name)
+
+    @property
+    def coupled(self) -> bool:
+        """Whether i stands for f as well, f = 1 - i."""
+        return "i" in self.gates and "f" not in self.gates
+
+    def weights(self, I: int, H: int, P: int | None = None, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
+        """The shape of each weight of a layer in one direction, in PyTorch's order."""
+        rows = len(self.gates) * H
+        shapes: dict[str, tuple[int, ...]] = {"w_ih": (rows, I), "w_hh": (rows, H if P is None else P)}
+        if bias:
+            shapes |= {"b_ih": (rows,), "b_hh": (rows,)}
+        if P is not None:
+            shapes["w_hr"] = P, H
+        if self.peepholes:
+            shapes["w_peephole"] = len(self.peepholes), H
+        return shapes
+
+    def widths(self, H: int, R: int) -> dict[str, int]:
+        """How many features each state has."""
+        return {state: R if state == "h" else H for state in self.states}
