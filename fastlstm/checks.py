@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm.kernels.variant import Variant
 
 
-def check_input(x: Tensor, packed: bool, name: str = "LSTM") -> None:
+def check_input(x: Tensor, packed: bool, name: str) -> None:
     """`x` is the input, or the data of the packed input: its type, dimensions and layout."""
     if not isinstance(x, Tensor):
         raise TypeError(f"input is of type {type(x).__name__}, expected a Tensor or a PackedSequence")
@@ -146,8 +146,12 @@ def check_no_lengths(lengths: object, why: str) -> None:
         raise ValueError(f"lengths is given, expected None: {why}")
 
 
-def check_lstm_hx(hx: Sequence[Tensor], name: str = "lstm") -> None:
-    """`hx` is a pair of tensors; `check_states` looks at what they are."""
+def check_hx(variant: Variant, hx: object, name: str = "lstm") -> None:
+    """`hx` is a tensor, or a pair of them where there are two states; `check_states` looks at what they are."""
+    if len(variant.states) == 1:
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"hx is of type {type(hx).__name__}, expected a Tensor: a GRU has one state")
+        return
     if not isinstance(hx, (tuple, list)) or len(hx) != 2:
         got = f"of length {len(hx)}" if isinstance(hx, (tuple, list)) else f"of type {type(hx).__name__}"
         raise RuntimeError(f"{name} expects two hidden states: hx is {got}, expected a tuple (h0, c0)")
@@ -270,11 +274,6 @@ def _check_cell(
             raise RuntimeError(
                 f"{name} is {other.dtype} on {other.device}, expected {dtype} on {device}: those of input"
             )
-
-
-def check_gru_hx(hx: object) -> None:
-    if not isinstance(hx, Tensor):
-        raise TypeError(f"hx is of type {type(hx).__name__}, expected a Tensor: a GRU has one state")
 
 
 def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool) -> None:

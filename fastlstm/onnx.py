@@ -12,17 +12,18 @@ Sources: https://onnx.ai/onnx/operators/onnx__LSTM.html and https://onnx.ai/onnx
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout as drop
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import checks
+from fastlstm import checks, stack
 from fastlstm.backends import VARIANTS
+from fastlstm.call import Call
 from fastlstm.kernels.variant import PARAMETERS, Variant
-from fastlstm.sequences import Input, Lengths, time_major
+from fastlstm.sequences import Input, time_major
 
 # One direction's weights by their names in `fastlstm.functional`
 Named = Mapping[str, Tensor]
@@ -40,50 +41,35 @@ exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def exported(
-    variant: Variant,
-    input: Input,
-    x: Tensor,
-    weights: Sequence[Sequence[Tensor]],
-    names: Sequence[str],
-    hx: Sequence[Tensor] | None,
-    directions: int,
-    batch_first: bool,
-    dropout: float,
-    lengths: Lengths,
-    reset: Tensor | None,
-    return_cells: bool = False,
+    variant: Variant, input: Input, x: Tensor, weights: Sequence[Named], states: Sequence[Tensor] | None, call: Call
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The output and the final states, as `fastlstm.functional` gives them, of nodes that stand in for the computation.
 
-    Arguments are theirs, and checked, but for `hx` and `lengths`. `x` is `input` in the dtype to compute in, `names` those of
-    each entry of `weights`, `hx` a pair or one state or None, `dropout` what is to be done of it.
-    Raises NotImplementedError for what ONNX can't express.
+    Arguments are its driver's, and checked, but for the shapes of `states` and for `lengths`. `x` is `input` in the dtype to
+    compute in. Raises NotImplementedError for what ONNX can't express.
     """
-    sides = [dict(zip(names, w, strict=True)) for w in weights]
-    _check_exportable(input, x, sides[0], reset, return_cells)
-    batch = time_major(input, x, batch_first, None, None)
-    x = batch.x
-    if hx is not None:
-        shape = (len(sides), batch.B, sides[0]["w_hh"].shape[1])
-        hx = checks.check_states(hx, x, batch.batched, [shape] * len(hx))
+    _check_exportable(input, x, weights[0], call)
+    batch = time_major(input, x, call.batch_first, None, None)
+    x, lengths, D = batch.x, call.lengths, call.directions
+    layers = range(0, len(weights), D)
+    initials: list[list[Tensor] | None] = [None] * len(layers)
+    if states is not None:
+        shape = (len(weights), batch.B, weights[0]["w_hh"].shape[1])
+        states = checks.check_states(states, x, batch.batched, [shape] * len(states))
+        initials = [[s[k : k + D] for s in states] for k in layers]
     if lengths is not None:
         if not batch.batched:
             checks.check_no_lengths(lengths, "an unbatched input is one sequence, which ends where it ends")
         lengths = checks.check_lengths(lengths, x.shape[0], batch.B).int()
-    finals = []
-    for k in range(0, len(sides), directions):
-        if k and dropout:
-            x = drop(x, dropout)
-        states = None if hx is None else [s[k : k + directions] for s in hx]
-        x, final = _symbolic_layer(variant, x, sides[k : k + directions], states, lengths)
-        finals.append(final)
-    joined = [torch.cat(layers) if len(layers) > 1 else layers[0] for layers in zip(*finals, strict=True)]
-    output = batch.output(x)
+    # A node has both directions: to the stack, it is one
+    run, sides = partial(_symbolic_layer, variant), [weights[k : k + D] for k in layers]
+    outputs, finals = stack.stack(run, x, lengths, initials, sides, directions=1, dropout=call.drop)
+    output = batch.output(outputs[-1][0])
     assert isinstance(output, Tensor)
-    return output, batch.finals(joined)
+    return output, batch.finals([torch.cat(s) if len(s) > 1 else s[0] for s in zip(*finals, strict=True)])
 
 
-def _check_exportable(input: Input, x: Tensor, weights: Named, reset: Tensor | None, return_cells: bool) -> None:
+def _check_exportable(input: Input, x: Tensor, weights: Named, call: Call) -> None:
     if isinstance(input, PackedSequence):
         raise NotImplementedError(
             "input is a PackedSequence, expected a Tensor and lengths=: ONNX knows no packed sequences"
@@ -92,9 +78,9 @@ def _check_exportable(input: Input, x: Tensor, weights: Named, reset: Tensor | N
         raise NotImplementedError(
             f"proj_size is {weights['w_hr'].shape[0]}, expected 0 in an export: ONNX's LSTM has no projection"
         )
-    if reset is not None:
+    if call.reset is not None:
         raise NotImplementedError("reset is given, expected None in an export: ONNX's recurrences can't be cut")
-    if return_cells:
+    if call.return_cells:
         raise NotImplementedError(
             "return_cells is True, expected False in an export: ONNX's LSTM gives the last cell states only"
         )
@@ -106,8 +92,14 @@ def _check_exportable(input: Input, x: Tensor, weights: Named, reset: Tensor | N
 
 
 def _symbolic_layer(
-    variant: Variant, x: Tensor, sides: Sequence[Named], states: Sequence[Tensor] | None, lengths: Tensor | None
-) -> tuple[Tensor, list[Tensor]]:
+    variant: Variant,
+    x: Tensor,
+    lengths: Tensor | None,
+    states: Sequence[Tensor] | None,
+    sides: Sequence[Named],
+    reverse: bool,
+    last: bool,
+) -> stack.Results:
     """`y` (T, B, D * H) and the final states (D, B, H) of one node; its values are made up, its shapes are right."""
     T, B, _ = x.shape
     D, H = len(sides), sides[0]["w_hh"].shape[1]
@@ -130,7 +122,7 @@ def _symbolic_layer(
         # ONNX Runtime gives zeros for a sequence of length 0
         empty = (lengths == 0).to(x.device)[:, None]
         finals = [torch.where(empty, s0, s) for s0, s in zip(states, finals, strict=True)]
-    return torch.cat(y.unbind(1), dim=-1) if D == 2 else y.squeeze(1), finals
+    return (torch.cat(y.unbind(1), dim=-1) if D == 2 else y.squeeze(1),), tuple(finals)
 
 
 def attributes(variant: Variant, H: int, directions: int, reverse: bool = False) -> dict[str, Any]:

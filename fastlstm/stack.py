@@ -18,35 +18,38 @@ def stack(
     recurrence: Callable[..., Results],
     x: Tensor,
     batch_sizes: Tensor | None,
-    states: Sequence[Tensor],
-    weights: Sequence[Sequence[Tensor | None]],
+    states: Sequence[Any],
+    weights: Sequence[Any],
     *,
     directions: int,
     dropout: float,
-) -> Results:
-    """The last layer's outputs, and the final states of all layers.
+    every_layer: bool = False,
+) -> tuple[list[tuple[Tensor, ...]], list[tuple[Tensor, ...]]]:
+    """The outputs of the last layer, or of `every_layer`, and the final states.
 
     `recurrence(x, batch_sizes, states, weights, reverse=..., last=...)` runs one layer in one direction; `last` tells whether
     it is the last layer, whose outputs are the results.
-    Sizes: T time, B batch, L layers, D directions, R the features of one recurrence's output.
-    `x` and `batch_sizes` are one of the layouts of `fastlstm.ops`: dense, packed or padded; outputs have the leading
-    dimensions of `x` and D * R features. Each of `states` and of the final states is (L * D, B, *), layer by layer, forward
-    before reverse; `weights` has one entry per layer and direction in the same order. `dropout` acts between layers, not
-    after the last.
+    `states` and `weights` have one entry per layer and direction, forward before reverse, which the recurrence gets as it is;
+    so have the final states. Layers need not be of the same size. The outputs have an entry per layer.
+    `x` and `batch_sizes` are one of the layouts of `fastlstm.ops`; outputs have the leading dimensions of `x`, and features
+    last, those of both directions one after the other. `dropout` acts between layers, not after the last.
     """
-    initials = list(zip(*[s.unbind(0) for s in states], strict=True))
-    finals: list[Sequence[Tensor]] = []
-    outputs: tuple[Tensor, ...] = (x,)
-    while len(finals) < len(weights):
-        x = drop(outputs[0], dropout) if finals and dropout else outputs[0]
-        last = len(finals) + directions >= len(weights)
-        run = partial(_run, recurrence, batch_sizes, last)
-        inputs = [(x, initials[k], weights[k], k > len(finals)) for k in range(len(finals), len(finals) + directions)]
-        sides = (run(*inputs[0]),) if directions == 1 else side_by_side(run, *inputs)
-        finals += [final for _, final in sides]
-        steps = [step for step, _ in sides]
-        outputs = steps[0] if directions == 1 else tuple(torch.cat(pair, dim=-1) for pair in zip(*steps, strict=True))
-    return outputs, tuple(torch.stack(s) for s in zip(*finals, strict=True))
+    finals: list[tuple[Tensor, ...]] = []
+    outputs: list[tuple[Tensor, ...]] = []
+    for k in range(0, len(weights), directions):
+        if k:
+            x = drop(outputs[-1][0], dropout) if dropout else outputs[-1][0]
+        last = k + directions >= len(weights)
+        if directions == 1:
+            steps, final = recurrence(x, batch_sizes, states[k], weights[k], reverse=False, last=last)
+            finals.append(final)
+        else:
+            run = partial(_run, recurrence, batch_sizes, last)
+            sides = side_by_side(run, (x, states[k], weights[k], False), (x, states[k + 1], weights[k + 1], True))
+            steps = tuple([torch.cat(pair, dim=-1) for pair in zip(*[step for step, _ in sides], strict=True)])
+            finals += [final for _, final in sides]
+        outputs = [*outputs, steps] if every_layer else [steps]
+    return outputs, finals
 
 
 def _run(recurrence: Callable, batch_sizes: Tensor | None, last: bool, *inputs: Any) -> Results:

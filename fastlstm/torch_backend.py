@@ -1,40 +1,28 @@
 """A whole stack by PyTorch's own ops, as `fastlstm.stack` would run it: what "auto" falls back to without kernels of ours."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from fastlstm.call import Call
+from fastlstm.kernels.variant import Variant
 from fastlstm.sequences import Batch
 from fastlstm.stack import Results
 
-Weights = Sequence[Sequence[Tensor]]
 
-
-def lstm(batch: Batch, states: Sequence[Tensor], weights: Weights, directions: int, dropout: float) -> Results:
-    return _run(torch._VF.lstm, batch, states, tuple(states), weights, len(weights[0]) > 3, directions, dropout)
-
-
-def gru(batch: Batch, h0: Tensor, weights: Weights, directions: int, dropout: float) -> Results:
-    return _run(torch._VF.gru, batch, (h0,), h0, weights, len(weights[0]) > 2, directions, dropout)
-
-
-def _run(
-    op: Callable[..., Sequence[Tensor]],
-    batch: Batch,
-    states: Sequence[Tensor],
-    hx: Tensor | tuple[Tensor, ...],  # the states as the op wants them
-    weights: Weights,
-    bias: bool,
-    directions: int,
-    dropout: float,
+def run(
+    variant: Variant, batch: Batch, states: Sequence[Tensor], weights: Sequence[Mapping[str, Tensor]], call: Call
 ) -> Results:
+    """The outputs of the last layer, and the final states, which are stacked as the initial ones are."""
     x, batch_sizes = batch.x, batch.batch_sizes
-    flat = [w for layer in weights for w in layer]
+    op = getattr(torch._VF, variant.op)
+    hx = tuple(states) if len(states) > 1 else states[0]
+    flat = [w for layer in weights for w in layer.values()]
     # the flag also keeps what a backward needs, which may follow in evaluation mode too
-    train = dropout > 0 or torch.is_grad_enabled()
-    options = bias, len(weights) // directions, dropout, train, directions == 2
+    train = call.drop > 0 or torch.is_grad_enabled()
+    options = "b_ih" in weights[0], len(weights) // call.directions, call.drop, train, call.bidirectional
     if batch_sizes is None:
         y, *finals = op(x, hx, flat, *options, False)
         return (y,), tuple(finals)

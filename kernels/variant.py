@@ -27,6 +27,7 @@ class Variant:
     peepholes: str = ""  # the gates that see the cell, in the order of the rows of w_peephole
     projects: bool = False  # whether there may be a w_hr
     counterpart: str | None = None  # PyTorch's class of the same weights and results
+    promotes: bool = False  # whether results are as wide as the initial state under autocast on a CPU, as nn.GRU's
 
     def __hash__(self) -> int:
         # asked for at every call, when a backend is looked up

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import importlib
 import inspect
 import pickle
 from itertools import chain
@@ -28,9 +29,8 @@ from helpers import (
 from torch import nn
 
 import fastlstm
-from fastlstm import backends, cells, functional
-from fastlstm.modules import build, recurrent
-from fastlstm.modules import cells as cell_modules
+from fastlstm import backends
+from fastlstm.modules import build
 
 BOTH = {"num_layers": 2, "bidirectional": True}
 MORE = OPTIONS | {"dropout": BOTH | {"dropout": 0.25}}
@@ -241,8 +241,10 @@ def test_backward_in_evaluation_mode_and_twice(variant):
     torch.testing.assert_close(second, first, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("documented", [functional, cells, recurrent, cell_modules])
+@pytest.mark.parametrize(
+    "documented", ["functional.lstm", "functional.gru", "functional.cells", "modules.recurrent", "modules.cells"]
+)
 def test_examples_in_docstrings_run(documented):
-    results = doctest.testmod(documented, extraglobs={"torch": torch})
+    results = doctest.testmod(importlib.import_module(f"fastlstm.{documented}"), extraglobs={"torch": torch})
     assert results.attempted
     assert not results.failed

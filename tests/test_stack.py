@@ -32,7 +32,9 @@ def test_stack_is_layer_after_layer(directions):
     x = torch.randn(T, B, I)
     s0 = torch.randn(3 * directions, B, H)
     weights = [[torch.randn(I if k < directions else H * directions, H)] for k in range(3 * directions)]
-    (y, minus_y), (s_n,) = stack.stack(decay, x, None, [s0], weights, directions=directions, dropout=0.0)
+    options = {"directions": directions, "dropout": 0.0}
+    [(y, minus_y)], ends = stack.stack(decay, x, None, [(s,) for s in s0], weights, **options)
+    every, _ = stack.stack(decay, x, None, [(s,) for s in s0], weights, **options, every_layer=True)
 
     finals = []
     for _ in range(3):
@@ -43,15 +45,17 @@ def test_stack_is_layer_after_layer(directions):
             runs.append(y_k)
             finals.append(s_k)
         x = torch.cat(runs, dim=-1)
+        assert torch.equal(every.pop(0)[0], x)
+    assert not every
     torch.testing.assert_close(y, x, rtol=0, atol=0)
     torch.testing.assert_close(minus_y, -x, rtol=0, atol=0)
-    torch.testing.assert_close(s_n, torch.stack(finals), rtol=0, atol=0)
+    torch.testing.assert_close([s for (s,) in ends], finals, rtol=0, atol=0)
 
 
 def test_dropout_is_between_layers():
     x, s0, weights = torch.randn(T, B, I), torch.zeros(2, B, H), [[torch.randn(I, H)], [torch.randn(H, H)]]
     torch.manual_seed(4)
-    (y, _), _ = stack.stack(decay, x, None, [s0], weights, directions=1, dropout=0.5)
+    [(y, _)], _ = stack.stack(decay, x, None, [(s,) for s in s0], weights, directions=1, dropout=0.5)
     torch.manual_seed(4)
     (first,), _ = decay(x, None, [s0[0]], weights[0], reverse=False, last=False)
     between = dropout(first, 0.5)

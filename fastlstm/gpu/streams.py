@@ -56,16 +56,20 @@ def side_stream(beside: torch.cuda.Stream) -> torch.cuda.Stream:
 
 
 def tensors(nested: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples and lists."""
+    """The tensors in nested tuples, lists and dicts."""
     if isinstance(nested, Tensor):
         yield nested
+    elif isinstance(nested, dict):
+        yield from tensors(nested.values())
     elif isinstance(nested, Iterable):
         for part in nested:
             yield from tensors(part)
 
 
 def mapped(nested: Any, f: Callable[[Tensor], Tensor]) -> Any:
-    """The same nesting, as tuples, of f of the tensors."""
+    """The same nesting, as tuples and dicts, of f of the tensors."""
     if isinstance(nested, Tensor):
         return f(nested)
+    if isinstance(nested, dict):
+        return {key: mapped(value, f) for key, value in nested.items()}
     return tuple(mapped(part, f) for part in nested) if isinstance(nested, (tuple, list)) else nested

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm.backends import NAMES
+from fastlstm.call import Call
+from fastlstm.functional.driver import recurrent
 from fastlstm.kernels.variant import PARAMETERS, Variant
+from fastlstm.sequences import Input, Lengths
 
 
 class Recurrent(nn.RNNBase):
@@ -76,14 +79,12 @@ class Recurrent(nn.RNNBase):
         if self.variant.counterpart:
             super().flatten_parameters()
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "bidirectional": self.bidirectional,
-            "batch_first": self.batch_first,
-            "dropout": self.dropout,
-            "training": self.training,
-            "backend": self.backend,
-        }
+    def _run(self, input: Input, hx: Any, lengths: Lengths, reset: Tensor | None, return_cells: bool = False) -> Any:
+        call = Call(
+            bidirectional=self.bidirectional, batch_first=self.batch_first, dropout=self.dropout, training=self.training,
+            lengths=lengths, reset=reset, return_cells=return_cells, backend=self.backend,
+        )  # fmt: skip
+        return recurrent(self.variant, input, self.all_weights, hx, call)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", backend={self.backend!r}" if self.backend != "auto" else "")

@@ -1,11 +1,10 @@
 """Cells: one step of each variant, for loops of one's own."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from fastlstm import functional
+from fastlstm.checks import check_hx
+from fastlstm.functional.driver import step
 from fastlstm.kernels import gru, lstm
 from fastlstm.kernels.variant import Variant
 from fastlstm.modules.base import check_backend, weights_of
@@ -38,8 +37,9 @@ class Cell(nn.RNNCellBase):
             self.weight_peephole = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.reset_parameters()
 
-    def _weights(self) -> Any:
-        return weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    def _step(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        weights = weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        return step(self.variant, x, states, (*weights, self.weight_peephole), self.backend)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (f", backend={self.backend!r}" if self.backend != "auto" else "")
@@ -60,21 +60,15 @@ class LSTMCell(Cell):
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         x, hx = _pair(self, input, hx)
+        check_hx(self.variant, hx, "lstm_cell")
         h, c = self._step(x, hx)
         return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
-
-    def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return functional.lstm_cell(x, hx, *self._weights(), backend=self.backend)
 
 
 class PeepholeLSTMCell(LSTMCell):
     """One step of `fastlstm.PeepholeLSTM`; as `LSTMCell`, with `weight_peephole` (3, H) in the order i, f, o."""
 
     variant = lstm.PEEPHOLE_LSTM
-
-    def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        weights: Any = (*self._weights(), self.weight_peephole)
-        return functional.peephole_lstm_cell(x, hx, *weights, backend=self.backend)
 
 
 class CIFGLSTMCell(LSTMCell):
@@ -101,10 +95,6 @@ class CIFGLSTMCell(LSTMCell):
         self.variant = lstm.CIFG_PEEPHOLE_LSTM if peephole else lstm.CIFG_LSTM
         super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
 
-    def _step(self, x: Tensor, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        weights: Any = (*self._weights(), self.weight_peephole)
-        return functional.cifg_lstm_cell(x, hx, *weights, backend=self.backend)
-
     def extra_repr(self) -> str:
         return super().extra_repr() + (", peephole=True" if self.variant.peepholes else "")
 
@@ -128,7 +118,7 @@ class GRUCell(Cell):
             hx = torch.zeros(len(x), self.hidden_size, dtype=x.dtype, device=x.device)
         elif not batched:
             hx = hx.unsqueeze(0)
-        h = functional.gru_cell(x, hx, *self._weights(), backend=self.backend)
+        (h,) = self._step(x, (hx,))
         return h if batched else h.squeeze(0)
 
 

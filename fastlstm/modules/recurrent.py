@@ -5,13 +5,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlstm import functional
+from fastlstm.functional import LSTMResult
 from fastlstm.kernels import gru, lstm
 from fastlstm.modules.base import Recurrent
 from fastlstm.sequences import Input, Lengths
 
 
-class LSTM(Recurrent):
+class Family(Recurrent):
+    """What the LSTM family shares: a pair of states, and cells."""
+
+    def forward(
+        self,
+        input: Input,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths = None,
+        reset: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> LSTMResult:
+        return self._run(input, hx, lengths, reset, return_cells)
+
+
+class LSTM(Family):
     """`torch.nn.LSTM`, fast: the same arguments, attributes, parameters, initial weights, results and errors.
 
         i = σ(W_ii x + b_ii + W_hi h' + b_hi)      f, o alike        g = tanh(W_ig x + b_ig + W_hg h' + b_hg)
@@ -32,21 +47,8 @@ class LSTM(Recurrent):
 
     variant = lstm.LSTM
 
-    def forward(
-        self,
-        input: Input,
-        hx: tuple[Tensor, Tensor] | None = None,
-        *,
-        lengths: Lengths = None,
-        reset: Tensor | None = None,
-        return_cells: bool = False,
-    ) -> functional.LSTMResult:
-        return functional.lstm(
-            input, self.all_weights, hx, **self._options(), lengths=lengths, reset=reset, return_cells=return_cells
-        )
 
-
-class PeepholeLSTM(Recurrent):
+class PeepholeLSTM(Family):
     """The LSTM whose gates see the cell (Gers & Schmidhuber 2000; Graves 2013): i and f the old one, o the new one.
 
         i = σ(... + p_i * c')     f = σ(... + p_f * c')     c = f * c' + i * g     o = σ(... + p_o * c)     h = o * tanh(c)
@@ -61,21 +63,8 @@ class PeepholeLSTM(Recurrent):
 
     variant = lstm.PEEPHOLE_LSTM
 
-    def forward(
-        self,
-        input: Input,
-        hx: tuple[Tensor, Tensor] | None = None,
-        *,
-        lengths: Lengths = None,
-        reset: Tensor | None = None,
-        return_cells: bool = False,
-    ) -> functional.LSTMResult:
-        return functional.peephole_lstm(
-            input, self.all_weights, hx, **self._options(), lengths=lengths, reset=reset, return_cells=return_cells
-        )
 
-
-class CIFGLSTM(Recurrent):
+class CIFGLSTM(Family):
     """The LSTM with coupled input and forget gates, f = 1 - i (Greff et al. 2017): a quarter fewer weights.
 
         i = σ(W_ii x + b_ii + W_hi h' + b_hi)     g, o as in the LSTM     c = (1 - i) * c' + i * g     h = o * tanh(c)
@@ -118,20 +107,6 @@ class CIFGLSTM(Recurrent):
     def peephole(self) -> bool:
         return bool(self.variant.peepholes)
 
-    def forward(
-        self,
-        input: Input,
-        hx: tuple[Tensor, Tensor] | None = None,
-        *,
-        lengths: Lengths = None,
-        reset: Tensor | None = None,
-        return_cells: bool = False,
-    ) -> functional.LSTMResult:
-        return functional.cifg_lstm(
-            input, self.all_weights, hx, **self._options(), peephole=self.peephole,
-            lengths=lengths, reset=reset, return_cells=return_cells,
-        )  # fmt: skip
-
     def extra_repr(self) -> str:
         return super().extra_repr() + (", peephole=True" if self.peephole else "")
 
@@ -161,7 +136,7 @@ class GRU(Recurrent):
         lengths: Lengths = None,
         reset: Tensor | None = None,
     ) -> tuple[Input, Tensor]:
-        return functional.gru(input, self.all_weights, hx, **self._options(), lengths=lengths, reset=reset)
+        return self._run(input, hx, lengths, reset)
 
 
 def build(variant: str, *args: Any, **options: Any) -> nn.RNNBase:

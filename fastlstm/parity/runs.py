@@ -17,7 +17,7 @@ from fastlstm.kernels.gru.reference import gru_reference
 from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.kernels.variant import PARAMETERS
 from fastlstm.modules import build
-from fastlstm.ops import gru, lstm
+from fastlstm.ops.layer import layer
 from fastlstm.parity.cases import Case, Problem, options
 
 Given = dict[str, Tensor]
@@ -99,15 +99,18 @@ def one_layer(
     reverse: bool,
 ) -> tuple[Tensor, ...]:
     """y, then the final states, then cells where there are any."""
-    w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole = (weights.get(name) for name in PARAMETERS.values())
+    of_names = {name: weights.get(long) for name, long in PARAMETERS.items()}
+    if backend is not None:
+        (y, *cells), finals = layer(
+            case.kind, x, batch_sizes, reset, initial, of_names,
+            reverse=reverse, return_cells=case.cells, backend=backend,
+        )  # fmt: skip
+        return y, *finals, *cells
+    w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole = of_names.values()
     args: tuple = (x, batch_sizes, reset, *initial, w_ih, w_hh, b_ih, b_hh)
     if case.kind.op == "gru":
-        return gru_reference(*args, reverse) if backend is None else gru.gru(*args, reverse=reverse, backend=backend)
-    args += w_hr, w_peephole
-    coupled = case.kind.coupled
-    if backend is None:
-        return lstm_reference(*args, coupled, reverse)
-    return lstm.lstm(*args, coupled=coupled, reverse=reverse, return_cells=case.cells, backend=backend)
+        return gru_reference(*args, reverse)
+    return lstm_reference(*args, w_hr, w_peephole, case.kind.coupled, reverse)
 
 
 def by_torch(case: Case, given: Given) -> dict[str, Tensor]:

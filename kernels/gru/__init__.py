@@ -2,4 +2,4 @@
 
 from fastlstm.kernels.variant import Variant
 
-GRU = Variant("gru", "gru", "rzn", ("h",), counterpart="GRU")
+GRU = Variant("gru", "gru", "rzn", ("h",), counterpart="GRU", promotes=True)

@@ -1,0 +1,34 @@
+"""The options of one use of a stack, as one value: from the public functions down to whatever runs it."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fastlstm.sequences import Lengths
+
+
+class Call(NamedTuple):
+    """The options that `fastlstm.functional.lstm` describes. (Made at every call, which a dataclass would take longer for.)"""
+
+    bidirectional: bool = False
+    batch_first: bool = False
+    dropout: float = 0.0
+    training: bool = False
+    lengths: Lengths = None
+    reset: Tensor | None = None
+    return_cells: bool = False
+    backend: str = "auto"
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def drop(self) -> float:
+        """The dropout that is to be done."""
+        return self.dropout if self.training else 0.0
+
+    @property
+    def beyond_torch(self) -> bool:
+        """Whether something is asked for that PyTorch's own ops don't do."""
+        return self.reset is not None or self.return_cells

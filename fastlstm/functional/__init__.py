@@ -1,0 +1,20 @@
+"""One stateless function per variant, and one for a step of it. Arguments are checked here, once: what is below trusts them."""
+
+from fastlstm.functional.cells import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
+from fastlstm.functional.driver import Weights
+from fastlstm.functional.gru import gru
+from fastlstm.functional.lstm import LSTMResult, LSTMState, cifg_lstm, lstm, peephole_lstm
+
+__all__ = [
+    "LSTMResult",
+    "LSTMState",
+    "Weights",
+    "cifg_lstm",
+    "cifg_lstm_cell",
+    "gru",
+    "gru_cell",
+    "lstm",
+    "lstm_cell",
+    "peephole_lstm",
+    "peephole_lstm_cell",
+]
