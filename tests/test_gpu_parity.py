@@ -75,9 +75,10 @@ def interpreter(fake_cuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interpre
     monkeypatch.setattr(launch, "target", lambda index: None)
     monkeypatch.setattr(launch, "gpu", lambda device: FEW)
     monkeypatch.setattr(launch, "stream_of", lambda device: 7)
-    for ops, gpu, names in ((ops_lstm, gpu_lstm, ("lstm_fwd", "lstm_bwd")), (ops_gru, gpu_gru, ("gru_fwd", "gru_bwd"))):
-        for name in names:
-            monkeypatch.setattr(ops, name, getattr(gpu, name))
+    kernels = ((ops_lstm.OPS, gpu_lstm.lstm_fwd, gpu_lstm.lstm_bwd), (ops_gru.OPS, gpu_gru.gru_fwd, gpu_gru.gru_bwd))
+    for ops, fwd, bwd in kernels:
+        monkeypatch.setattr(ops, "fwd", fwd)
+        monkeypatch.setattr(ops, "bwd", bwd)
     torch.use_deterministic_algorithms(True)  # torch.empty hands out NaN then
     yield interpreter
     torch.use_deterministic_algorithms(False)

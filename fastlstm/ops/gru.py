@@ -10,6 +10,7 @@ from fastlstm import backends
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.kernels.gru.reference import gru_reference
 from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
+from fastlstm.ops.pair import OpPair
 from fastlstm.ops.vmap import vmap_by_loop
 
 
@@ -36,33 +37,23 @@ def gru(
         return by_reference(gru_reference, *tensors, reverse)
     if differentiable(tensors):
         return GRUFunction.apply(*tensors, reverse)[:2]
-    return gru_fwd(*tensors, reverse, False)[:2]
+    return OPS.fwd(*tensors, reverse, False)[:2]
 
 
 class GRUFunction(torch.autograd.Function):
-    """`gru_fwd` and `gru_bwd` as one differentiable function; `saved` is its own business and has no gradient."""
+    """`gru_fwd` and `gru_bwd` as one differentiable function."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return gru_fwd(*args, True)
+        return OPS.fwd(*args, True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, batch_sizes, reset, h0, w_ih, w_hh, _, _, ctx.reverse = inputs
-        y, _, saved = output
-        ctx.mark_non_differentiable(saved)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, batch_sizes, reset, h0, w_ih, w_hh, y, saved)
+        OPS.setup_context(ctx, inputs, output)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, _: None):
-        need_dx, _, _, _, *need_dw, _ = ctx.needs_input_grad
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        dx, dh0, *dw = (GRUBackward.apply if twice else gru_bwd)(
-            dy, dh_n, *ctx.saved_tensors, ctx.reverse, need_dx, any(need_dw)
-        )
-        dw_ih, dw_hh, db_ih, db_hh = (w if need else None for w, need in zip(dw, need_dw, strict=True))
-        return dx if need_dx else None, None, None, dh0, dw_ih, dw_hh, db_ih, db_hh, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.backward(ctx, GRUBackward.apply, grads)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -70,11 +61,11 @@ class GRUFunction(torch.autograd.Function):
 
 
 class GRUBackward(torch.autograd.Function):
-    """`gru_bwd`, which can't be differentiated: says so, where an op without a formula would count as a constant."""
+    """`gru_bwd`, which can't be differentiated, and says so."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return gru_bwd(*args)
+        return OPS.bwd(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -82,7 +73,7 @@ class GRUBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> None:
-        raise RuntimeError("the GRU's kernels can't be differentiated twice; backend='reference' can")
+        OPS.refuse()
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -93,36 +84,12 @@ class GRUBackward(torch.autograd.Function):
 GRUFunction.forward.__signature__ = inspect.signature(GRUFunction.forward)  # type: ignore[attr-defined]
 
 
-def _register() -> None:
-    """The ops on a GPU; and what C++ can't say about them: the shapes of their results, and how they are mapped."""
-    torch.library.impl("fastlstm::gru_fwd", "CUDA")(gpu_gru.gru_fwd)
-    torch.library.impl("fastlstm::gru_bwd", "CUDA")(gpu_gru.gru_bwd)
-
-    @torch.library.register_fake("fastlstm::gru_fwd")
-    def _(x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, save):
-        y = x.new_empty(*x.shape[:-1], h0.shape[1])
-        saved = gpu_gru.saved_like(x, h0.shape[1], save) if x.is_cuda else saved_like(x, h0.shape[1], 5, save)
-        return y, x.new_empty(h0.shape), saved
-
-    @torch.library.register_fake("fastlstm::gru_bwd")
-    def _(dy, dh_n, x, batch_sizes, reset, h0, w_ih, w_hh, y, saved, reverse, need_dx, need_dw):
-        def empty(wanted, *shape):
-            return x.new_empty(shape if wanted else (0,))
-
-        biases = [empty(need_dw, w_ih.shape[0]) for _ in range(2)]
-        dx, dh0 = empty(need_dx, *x.shape), empty(True, *h0.shape)
-        return dx, dh0, empty(need_dw, *w_ih.shape), empty(need_dw, *w_hh.shape), *biases
-
-    @torch.library.register_vmap("fastlstm::gru_fwd")
-    def _(info, in_dims, *args):
-        return vmap_by_loop(gru_fwd, info, in_dims, args)
-
-    @torch.library.register_vmap("fastlstm::gru_bwd")
-    def _(info, in_dims, *args):
-        return vmap_by_loop(gru_bwd, info, in_dims, args)
+def _fake_fwd(x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, save):
+    y = x.new_empty(*x.shape[:-1], h0.shape[1])
+    saved = gpu_gru.saved_like(x, h0.shape[1], save) if x.is_cuda else saved_like(x, h0.shape[1], 5, save)
+    return y, x.new_empty(h0.shape), saved
 
 
 if backends.extension_status() == "built":
-    gru_fwd = torch.ops.fastlstm.gru_fwd.default
-    gru_bwd = torch.ops.fastlstm.gru_bwd.default
-    _register()
+    OPS = OpPair("gru")
+    OPS.register((gpu_gru.gru_fwd, gpu_gru.gru_bwd), _fake_fwd)

@@ -1,0 +1,99 @@
+"""What the op pairs share: how the arguments of one op stand in the other's, by the names in their schemas."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from fastlstm.ops.vmap import vmap_by_loop
+
+
+class OpPair:
+    """`fastlstm::{stem}_fwd` and `_bwd` of a recurrence. Their schemas, in C++, say which arguments and results they have:
+
+    fwd: tensors, x first, then states and weights, w_ and b_; flags; `save`. Yields y, the final states, what else may be
+        wanted, each by a flag `return_` + name; and `saved`, which is bwd's own business and has no gradient.
+    bwd: the gradients of what fwd yields but `saved`; arguments and results of fwd, by their names; flags; `need_dx` and
+        `need_dw`. Yields d + name of fwd's arguments; "db" stands for both biases.
+
+    Names are looked up here, once: a call indexes. Functions of autograd are written out, since PyTorch's compiler follows
+    globals, but not what a function was made from.
+    """
+
+    def __init__(self, stem: str) -> None:
+        self.stem = stem
+        ops = torch.ops.fastlstm
+        self.fwd, self.bwd = getattr(ops, f"{stem}_fwd").default, getattr(ops, f"{stem}_bwd").default
+        self.inputs = tuple(a.name for a in self.fwd._schema.arguments)[:-1]
+        outputs = [r.name for r in self.fwd._schema.returns]
+        self.bwd_inputs = tuple(a.name for a in self.bwd._schema.arguments)
+        self.gradients = tuple(r.name for r in self.bwd._schema.returns)
+        known = (*self.inputs, *outputs)
+        passed = [name for name in self.bwd_inputs if name in known]
+        flags = [a.name for a in self.bwd._schema.arguments if str(a.type) == "bool"]
+        # places among the inputs and outputs of fwd together
+        self.kept = tuple(known.index(name) for name in passed if name not in flags)
+        self.flags = tuple(known.index(name) for name in passed if name in flags)
+        # of each output that may not be wanted: its place, and that of the flag among the inputs
+        wanted = {name: self.inputs.index(f"return_{name}") for name in outputs if f"return_{name}" in self.inputs}
+        self.optional = tuple((outputs.index(name), flag) for name, flag in wanted.items())
+        self.weights = tuple(k for k, name in enumerate(self.inputs) if name.startswith(("w_", "b_")))
+        self.results = tuple(self._gradient(name) for name in self.inputs)
+        self.biases = tuple(self.inputs.index(name) for name in ("b_ih", "b_hh"))
+
+    def _gradient(self, name: str) -> int | None:
+        """The place of an input's gradient among bwd's results."""
+        names = (f"d{name}", "db") if name.startswith("b_") else (f"d{name}",)
+        return next((self.gradients.index(d) for d in names if d in self.gradients), None)
+
+    def setup_context(self, ctx: Any, inputs: tuple, output: tuple) -> None:
+        known = (*inputs, *output)
+        ctx.flags = tuple([known[k] for k in self.flags])
+        ctx.unwanted = tuple([k for k, flag in self.optional if not inputs[flag]])
+        ctx.mark_non_differentiable(output[-1], *[output[k] for k in ctx.unwanted])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*[known[k] for k in self.kept])
+
+    def backward(self, ctx: Any, apply_once: Callable[..., Any], grads: tuple[Tensor | None, ...]) -> tuple:
+        """The gradients of all inputs; `apply_once` runs bwd, and refuses to be differentiated."""
+        need = ctx.needs_input_grad
+        # Gradients are enabled here where a gradient of the gradient may be asked for. (A compiled backward refuses by itself.)
+        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        # a compiled backward has an empty gradient for an output that nobody asked for
+        given = [None if k in ctx.unwanted else g for k, g in enumerate(grads[:-1])]
+        need_dw = any(need[k] for k in self.weights)
+        found = (apply_once if twice else self.bwd)(*given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
+        results: list[Any] = [found[d] if d is not None and need[k] else None for k, d in enumerate(self.results)]
+        b_ih, b_hh = self.biases
+        if need[b_ih] and self.results[b_ih] == self.results[b_hh] and need[b_hh]:
+            results[b_hh] = results[b_hh].clone()  # its own: a caller may edit it in place
+        return tuple(results)
+
+    def refuse(self) -> NoReturn:
+        """An op without a formula would count as a constant."""
+        raise RuntimeError(f"the {self.stem.upper()}'s kernels can't be differentiated twice; backend='reference' can")
+
+    def register(self, on_gpu: tuple[Callable, Callable], fake_fwd: Callable[..., tuple[Tensor, ...]]) -> None:
+        """The ops on a GPU; and what C++ can't say about them: the shapes of their results, and how they are mapped."""
+        for op, kernel, fake in zip((self.fwd, self.bwd), on_gpu, (fake_fwd, self.fake_bwd), strict=True):
+            name = op._schema.name
+            torch.library.impl(name, "CUDA")(kernel)
+            torch.library.register_fake(name)(fake)
+            torch.library.register_vmap(name)(mapped(op))
+
+    def fake_bwd(self, *args: Any) -> tuple[Tensor, ...]:
+        """A gradient is like its argument, where it is needed, and empty elsewhere."""
+        given = dict(zip(self.bwd_inputs, args, strict=True))
+        x, shapes = given["x"], []
+        for name in (gradient[1:] for gradient in self.gradients):
+            needed = {"x": given["need_dx"], "w": given["need_dw"], "b": given["need_dw"]}.get(name[0], True)
+            like = given.get(name)
+            shape = given["w_ih"].shape[:1] if name[0] == "b" else (0,) if like is None else like.shape
+            shapes.append(shape if needed else (0,))
+        return tuple(x.new_empty(shape) for shape in shapes)
+
+
+def mapped(op: Callable) -> Callable[..., tuple]:
+    """The vmap rule of an op."""
+    return lambda info, in_dims, *args: vmap_by_loop(op, info, in_dims, args)
