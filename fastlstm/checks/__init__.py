@@ -1,0 +1,28 @@
+"""The argument checks of `fastlstm.functional`, in PyTorch's words where it has any. Nothing below checks again."""
+
+from fastlstm.checks.cell import check_cell
+from fastlstm.checks.input import (
+    check_dropout,
+    check_input,
+    check_lengths,
+    check_no_lengths,
+    check_packed,
+    check_reset,
+    check_steps,
+)
+from fastlstm.checks.states import check_hx, check_states
+from fastlstm.checks.weights import check_weights
+
+__all__ = [
+    "check_cell",
+    "check_dropout",
+    "check_hx",
+    "check_input",
+    "check_lengths",
+    "check_no_lengths",
+    "check_packed",
+    "check_reset",
+    "check_states",
+    "check_steps",
+    "check_weights",
+]

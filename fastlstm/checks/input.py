@@ -1,0 +1,95 @@
+"""What is run: the input, where its sequences end, where they are cut, and dropout."""
+
+from collections.abc import Sequence
+from numbers import Number
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+
+def check_input(x: Tensor, packed: bool, name: str) -> None:
+    """`x` is the input, or the data of the packed input: its type, dimensions and layout."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"input is of type {type(x).__name__}, expected a Tensor or a PackedSequence")
+    if x.layout is not torch.strided:
+        raise RuntimeError(f"input has layout {x.layout}, expected torch.strided: the steps are read as dense rows")
+    if packed and x.dim() != 2:
+        raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}: packed data is (sum of lengths, input_size)")
+    if x.dim() not in (2, 3):
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead")
+
+
+def check_steps(T: int) -> None:
+    if T == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+
+def check_packed(packed: PackedSequence) -> None:
+    """The steps of a packed input are consistent: only hand-made ones are not."""
+    N, batch_sizes, order = packed.data.shape[0], packed.batch_sizes, packed.sorted_indices
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
+        raise ValueError(
+            f"batch_sizes has dtype {batch_sizes.dtype} and shape {tuple(batch_sizes.shape)}, "
+            "expected torch.int64 and (T,): the number of sequences at each step"
+        )
+    check_steps(len(batch_sizes))
+    if torch.compiler.is_compiling():
+        return
+    sizes = batch_sizes.tolist()
+    if sizes[-1] < 0 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(f"batch_sizes is {_short(sizes)}, expected not to increase: the longest sequences come first")
+    if sum(sizes) != N:
+        raise ValueError(f"batch_sizes sums to {sum(sizes)}, expected {N}: the rows of the packed data")
+    if order is not None and order.shape != (sizes[0],):
+        raise ValueError(
+            f"sorted_indices has shape {tuple(order.shape)}, expected {(sizes[0],)}: one index for each sequence"
+        )
+
+
+def check_lengths(lengths: Tensor | Sequence[int], T: int, B: int) -> Tensor:
+    """`lengths` as an int64 tensor on the CPU."""
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths, device="cpu")
+    if lengths.shape != (B,):
+        raise ValueError(
+            f"lengths has shape {tuple(lengths.shape)}, expected {(B,)}: one length for each sequence of the batch"
+        )
+    if B and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
+        raise TypeError(f"lengths has dtype {lengths.dtype}, expected integers: each is a number of time steps")
+    lengths = lengths.to("cpu", torch.int64)
+    if not torch.compiler.is_compiling():
+        for n in lengths.tolist():
+            if not 0 <= n <= T:
+                raise ValueError(f"lengths holds {n}, expected values from 0 to {T}: the number of time steps of input")
+    return lengths
+
+
+def check_no_lengths(lengths: object, why: str) -> None:
+    if lengths is not None:
+        raise ValueError(f"lengths is given, expected None: {why}")
+
+
+def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool) -> None:
+    """B is None for an unbatched input."""
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"reset is of type {type(reset).__name__}, expected a Tensor of bool")
+    shape = (T,) if B is None else (B, T) if batch_first else (T, B)
+    if reset.shape != shape:
+        raise ValueError(f"reset has shape {tuple(reset.shape)}, expected {shape}: the steps and the batch of input")
+    if reset.dtype != torch.bool:
+        raise TypeError(
+            f"reset has dtype {reset.dtype}, expected torch.bool: it tells before which steps the state is zeroed"
+        )
+
+
+def check_dropout(dropout: float) -> None:
+    if not isinstance(dropout, Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
+            f"got {dropout!r}"
+        )
+
+
+def _short(values: list[int]) -> str:
+    return str(values) if len(values) <= 12 else f"{str(values[:12])[:-1]}, ...]"

@@ -1,0 +1,77 @@
+"""One layer's weights in PyTorch's shapes and our order, whoever they come from."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+
+
+def layer_of(
+    order: str,
+    target: str,
+    w_ih: Tensor | None,
+    w_hh: Tensor | None,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_peephole: Tensor | None,
+    w_hr: Tensor | None,
+    *,
+    layer: int | None,
+    reverse: bool,
+) -> Weights:
+    """PyTorch's shapes, with the gates in the order `target`. One bias alone gets zeros for the other."""
+    if w_ih is None or w_hh is None or w_ih.dim() != 2 or w_hh.dim() != 2 or w_hh.shape[0] % len(order):
+        G = len(order)
+        raise ValueError(
+            f"w_ih and w_hh have shapes {shape_of(w_ih)} and {shape_of(w_hh)}, expected ({G} * H, I) and ({G} * H, R)"
+        )
+    rows, R = w_hh.shape
+    H = rows // len(order)
+    check_shape("w_ih", w_ih, (rows, w_ih.shape[1]), "the rows of w_hh")
+    check_shape("w_hr", w_hr, (R, H), "the columns and the hidden size of w_hh")
+    if w_hr is None:
+        check_shape("w_hh", w_hh, (rows, H), "the hidden size, where there is no projection")
+    for name, b in (("b_ih", b_ih), ("b_hh", b_hh)):
+        check_shape(name, b, (rows,), "the rows of w_hh")
+    check_shape("w_peephole", w_peephole, (len(order.replace("g", "")), H), "a row for each gate but g")
+    if w_peephole is not None and target == "rzn":
+        raise ValueError("w_peephole is given, expected None: a GRU has no peepholes")
+    if b_ih is not None or b_hh is not None:
+        b_ih, b_hh = (torch.zeros(rows, dtype=w_hh.dtype) if b is None else b for b in (b_ih, b_hh))
+    found = {
+        "weight_ih": _reordered(w_ih, order, target),
+        "weight_hh": _reordered(w_hh, order, target),
+        "bias_ih": _reordered(b_ih, order, target),
+        "bias_hh": _reordered(b_hh, order, target),
+        "weight_hr": None if w_hr is None else w_hr.clone(memory_format=torch.contiguous_format),
+        "weight_peephole": _reordered(w_peephole, order.replace("g", ""), target.replace("g", "")),
+    }
+    suffix = ("" if layer is None else f"_l{layer}") + ("_reverse" if reverse else "")
+    return {name + suffix: tensor for name, tensor in found.items() if tensor is not None}
+
+
+def _reordered(rows: Tensor | None, order: str, target: str) -> Tensor | None:
+    if rows is None:
+        return None
+    gates = dict(zip(order, rows.chunk(len(order)), strict=True))
+    if "i" in target and "i" not in gates:
+        gates["i"] = -gates["f"]  # the same gate, learned as 1 - i
+    return torch.cat([gates[gate] for gate in target])
+
+
+def tensor_of(weight: Any) -> Tensor | None:
+    if weight is None or isinstance(weight, Tensor):
+        return None if weight is None else weight.detach()
+    return torch.from_numpy(np.array(weight))  # a copy: the weights of other frameworks may be read-only
+
+
+def shape_of(weight: Any) -> tuple[int, ...] | None:
+    return None if weight is None else tuple(np.shape(weight))
+
+
+def check_shape(name: str, tensor: Tensor | None, shape: tuple[int, ...], why: str) -> None:
+    if tensor is not None and tensor.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}: {why}")
