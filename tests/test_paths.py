@@ -38,7 +38,7 @@ def test_a_path_is_used_or_refused(path):
     if path in here():
         backends.force_path(path)
         assert backends.gemm_path() == path
-        assert f"({path} matrix products)" in backends.explain("lstm", "cpu", torch.float32).reason
+        assert f"({path} matrix products)" in backends.explain(backends.VARIANTS["lstm"], "cpu", torch.float32).reason
     else:
         with pytest.raises(RuntimeError, match=f"path '{path}' can't run here: this CPU is one of '{re.escape(best)}'"):
             backends.force_path(path)
