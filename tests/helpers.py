@@ -54,7 +54,8 @@ def each_case(options=OPTIONS, variants=VARIANTS):
 
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
-each_layout = pytest.mark.parametrize("layout", ["dense", "packed", "packed unsorted", "lengths", "unbatched"])
+LAYOUTS = ["dense", "packed", "packed unsorted", "lengths", "unbatched"]
+each_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 
 def random(*shape: int) -> Tensor:

@@ -20,7 +20,6 @@ EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 ON_ARM = platform.machine() == "aarch64"  # where Debian's native compiler bears the cross compiler's name too
 
 pytestmark = [
-    pytest.mark.xdist_group("arm"),
     pytest.mark.skipif(CROSS is None, reason="no aarch64-linux-gnu-g++ (Debian's package g++-aarch64-linux-gnu)"),
     pytest.mark.skipif(EMULATOR is None and not ON_ARM, reason="no qemu-aarch64-static (package qemu-user-static)"),
 ]

@@ -173,7 +173,6 @@ def test_a_peer_that_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> 
     assert words in result.output
 
 
-@pytest.mark.xdist_group("threads")
 def test_memory_is_that_of_the_step() -> None:
     """PyTorch keeps about 8 numbers per step, sequence and hidden unit of an LSTM: 24 x 32 x 25 of them, of 4 bytes."""
     assert 24 * 32 * 25 * 4 * 3 < memory.peak_memory("darts", "lstm", "torch", "fp32", threads=1) < 50e6

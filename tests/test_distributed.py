@@ -29,7 +29,6 @@ from fastlstm.training import processes
 from fastlstm.training.checkpoint import load_checkpoint, newest_checkpoint
 from fastlstm.training.errors import TrainError
 
-pytestmark = pytest.mark.xdist_group("threads")
 T, B, I, H = 7, 6, 3, 5
 PROCESSES = 2
 # loopback only: gloo otherwise looks up the machine's name

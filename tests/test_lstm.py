@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import (
     IN_PYTORCH,
+    LAYOUTS,
     LENGTHS,
     VARIANTS,
     B,
@@ -29,7 +30,6 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-LAYOUTS = each_layout.args[1]
 BOTH = {"num_layers": 2, "bidirectional": True}
 
 

@@ -18,7 +18,6 @@ from fastlstm.modules import build
 from fastlstm.onnx import recurrent_model
 
 pytestmark = [
-    pytest.mark.xdist_group("onnx"),
     # PyTorch's exporter asks its own pytree in a way that it deprecates
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
     # One name for the batch of all inputs is what we want

@@ -236,7 +236,6 @@ def test_pool_gives_back(module):
         assert torch.equal(first, second)
 
 
-@pytest.mark.xdist_group("threads")
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets the thresholds of glibc's malloc")
 def test_memory_of_earlier_calls_is_used_again():
     """What the forward saves is 1.2 to 5 MB here: were it new at every call, the system would have to clear it first."""

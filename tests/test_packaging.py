@@ -12,7 +12,6 @@ import pytest
 
 import fastlstm
 
-pytestmark = pytest.mark.xdist_group("packaging")
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm/kernels", "benchmarks": "fastlstm/benchmarks"}
 

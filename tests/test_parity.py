@@ -14,8 +14,7 @@ from fastlstm.parity.compare import oracles
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", parity.DTYPES)
-# one process per case: its dtypes share what is kept
-@pytest.mark.parametrize("case", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in parity.CASES])
+@pytest.mark.parametrize("case", parity.CASES)
 def test_parity(case: str, dtype: str) -> None:
     levels = [level for level in parity.LEVELS if parity.skip(case, dtype, "numba", level) is None]
     if not levels:

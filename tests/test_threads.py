@@ -12,7 +12,7 @@ from fastlstm import backends
 from fastlstm.backends import VARIANTS
 from fastlstm.modules import build
 
-pytestmark = [pytest.mark.cpu, pytest.mark.xdist_group("threads")]
+pytestmark = pytest.mark.cpu
 each_drop_in = pytest.mark.parametrize("variant", ["lstm", "gru"])
 
 

@@ -154,7 +154,6 @@ def test_without_matplotlib(text: Path, tmp_path: Path, monkeypatch: pytest.Monk
 # --- checkpoints
 
 
-@pytest.mark.xdist_group("threads")
 @pytest.mark.parametrize("compare", [[], ["--compare", "torch"]], ids=["alone", "compare"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
 def test_killed_and_resumed_ends_with_the_same_bits(
