@@ -73,7 +73,7 @@ def make_work(case: Case, variant: Variant, mode: str, dtype: torch.dtype, devic
     leading = {"packed": (case.rows,), "cell": (case.B,)}.get(case.layout, (case.T, case.B))
     stack = () if case.layout == "cell" else (case.layers * case.directions,)
     x = normal(*leading, case.I)
-    states = tuple(normal(*stack, case.B, width) for width in variant.widths(case.H, case.outputs).values())
+    states = tuple(normal(*stack, case.B, width) for width in variant.widths(case.H, case.outputs))
     dy = normal(*leading, case.directions * case.outputs)
     reset = (torch.rand(case.T, case.B, generator=random) < case.resets).to(device) if case.resets else None
     module = new_module(case, variant, dtype=dtype, device=device)

@@ -50,6 +50,6 @@ class Variant:
             shapes["w_peephole"] = len(self.peepholes), H
         return shapes
 
-    def widths(self, H: int, R: int) -> dict[str, int]:
+    def widths(self, H: int, R: int) -> tuple[int, ...]:
         """How many features each state has."""
-        return {state: R if state == "h" else H for state in self.states}
+        return R, *(H,) * (len(self.states) - 1)

@@ -9,8 +9,8 @@ from fastlstm.kernels.variant import Variant
 
 def check_weights(
     variant: Variant, weights: Sequence[Sequence[Tensor]], directions: int, x: Tensor
-) -> tuple[int, int, tuple[str, ...]]:
-    """The sizes of the cell state and of the output, (H, R), and the weights' names; they fit each other and the input."""
+) -> tuple[int, int, list[dict[str, Tensor]]]:
+    """The sizes of cell state and output, (H, R), and the weights by their names; they fit each other and the input."""
     if len(weights) == 0 or len(weights) % directions:
         raise ValueError(
             f"weights has {len(weights)} entries, expected a multiple of {directions}: one per layer and direction"
@@ -25,6 +25,7 @@ def check_weights(
     _check_input_fits(x, w_ih)
     dtype, device = w_ih.dtype, w_ih.device
     expected = variant.weights(w_ih.shape[1], H, R if projected else None, bias=bias)
+    named = []
     for k, tensors in enumerate(weights):
         if len(tensors) != len(expected):
             raise ValueError(
@@ -32,7 +33,9 @@ def check_weights(
             )
         if k == directions:
             expected["w_ih"] = expected["w_ih"][0], R * directions
-        for (name, size), w in zip(expected.items(), tensors, strict=True):
+        of_layer = dict(zip(expected, tensors, strict=True))
+        for name, w in of_layer.items():
+            size = expected[name]
             if w.shape != size:
                 raise ValueError(
                     f"{name} of weights[{k}] has shape {tuple(w.shape)}, expected {size}: "
@@ -43,7 +46,8 @@ def check_weights(
                     f"{name} of weights[{k}] is {w.dtype} on {w.device}, expected {dtype} on {device}: "
                     "all weights are alike"
                 )
-    return H, R, tuple(expected)
+        named.append(of_layer)
+    return H, R, named
 
 
 def _optional_weights(variant: Variant, count: int) -> tuple[bool, bool]:

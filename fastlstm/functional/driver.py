@@ -29,14 +29,13 @@ def recurrent(variant: Variant, input: Input, weights: Weights, hx: Any, call: C
         checks.check_hx(variant, hx)
     given = (hx,) if single and hx is not None else hx
     data, states, weights = _autocast(x, given, weights)
-    H, R, names = checks.check_weights(variant, weights, call.directions, data)
-    named = [dict(zip(names, w, strict=True)) for w in weights]
+    H, R, named = checks.check_weights(variant, weights, call.directions, data)
     if onnx.exporting():
         y, finals = onnx.exported(variant, input, data, named, states, call)
         return y, finals[0] if single else finals
 
     batch = time_major(input, data, call.batch_first, call.lengths, call.reset)
-    states = _initial(states, batch, [(len(named), batch.B, width) for width in variant.widths(H, R).values()])
+    states = _initial(states, batch, [(len(named), batch.B, width) for width in variant.widths(H, R)])
     chosen = backends.choose(variant, data.device, data.dtype, call.backend, call.beyond_torch).backend
     if chosen == "torch":
         steps, finals = torch_backend.run(variant, batch, states, named, call)
@@ -54,12 +53,12 @@ def recurrent(variant: Variant, input: Input, weights: Weights, hx: Any, call: C
         )
         steps, finals = outputs[-1], tuple(torch.stack(s) for s in zip(*ends, strict=True))
     finals = batch.finals(finals)
-    if variant.promotes:
-        like = x if given is None else given[0]
+    like = x if given is None else given[0]
+    if variant.promotes and like.dtype != data.dtype:
         steps = tuple([promote_to_state(like, t) for t in steps])
         finals = tuple([promote_to_state(like, t) for t in finals])
-    output, *cells = [batch.output(t) for t in steps]
-    return output, finals[0] if single else finals, *cells
+    results = batch.output(steps[0]), finals[0] if single else finals
+    return (*results, batch.output(steps[1])) if call.return_cells else results
 
 
 def step(
@@ -79,6 +78,8 @@ def step(
     chosen = "reference" if onnx.exporting() else backends.choose(variant, x.device, x.dtype, backend, True).backend
     named = {"w_ih": w_ih, "w_hh": w_hh, "b_ih": b_ih, "b_hh": b_hh, "w_peephole": w_peephole}
     (h,), (_, *others) = layer(variant, x, None, None, states, named, backend=chosen)
+    if h.dtype == hx[-1].dtype:
+        return h, *others
     return tuple([promote_to_state(hx[-1], s) for s in (h, *others)])
 
 

@@ -76,7 +76,7 @@ def launched(
     with torch.device("meta"):
         x = torch.empty(T, B, I, dtype=dtype)
         reset = torch.empty(T, B, dtype=torch.bool) if everything else None
-        states = [torch.empty(B, width, dtype=dtype) for width in variant.widths(H, P or H).values()]
+        states = [torch.empty(B, width, dtype=dtype) for width in variant.widths(H, P or H)]
         weights = {name: torch.empty(shape, dtype=dtype) for name, shape in variant.weights(I, H, P).items()}
     batch = x, batch_sizes, reset
     w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole = (weights.get(name) for name in PARAMETERS)

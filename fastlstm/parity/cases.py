@@ -45,7 +45,8 @@ class Case:
     def states(self) -> dict[str, tuple[int, int, int]]:
         """The shapes of the initial states."""
         stack = self.layers * self.directions, self.B
-        return {f"{s}0": (*stack, width) for s, width in self.kind.widths(self.H, self.P or self.H).items()}
+        widths = self.kind.widths(self.H, self.P or self.H)
+        return {f"{s}0": (*stack, width) for s, width in zip(self.kind.states, widths, strict=True)}
 
     @property
     def kind(self) -> Variant:
