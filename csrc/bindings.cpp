@@ -3,15 +3,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <atomic>
 #include <stdexcept>
 #include <string>
 
+#include "cell/variant.h"
 #include "cuda/launch.h"
 #include "gemm/gemm.h"
 #include "gemm/isa.h"
-#include "loop/kernel_table.h"
 #include "memory/pool.h"
 
 namespace py = pybind11;
@@ -19,28 +18,23 @@ namespace py = pybind11;
 namespace fastlstm {
 namespace {
 
-constexpr int kRecurrences = static_cast<int>(Recurrence::count), kPasses = static_cast<int>(Pass::count);
-constexpr std::array<const char*, kRecurrences> kNames = {"lstm", "peephole_lstm", "cifg_lstm", "cifg_peephole_lstm", "gru"};
-constexpr int kIsas = static_cast<int>(Isa::count);
-std::array<std::atomic<void*>, kIsas * kRecurrences * kPasses * 2> addresses{};
-py::object* compile = nullptr;  // (str, str) -> int; never freed: the interpreter may be gone when static objects are
+py::object* compile = nullptr;  // (variant, pass, dtype, path) -> int; never freed: the interpreter may be gone when static objects are
 
-void* compile_kernel(const std::string& name, Isa isa) {
+void* compile_kernel(const std::string& variant, Pass pass, bool is_double, Isa isa) {
   const py::gil_scoped_acquire gil;
   if (!compile) throw std::runtime_error("fastlstm: no gate kernels are registered; import fastlstm before calling its ops");
-  return reinterpret_cast<void*>((*compile)(name, isa_name(isa)).cast<std::uintptr_t>());
+  const auto address = (*compile)(variant, pass == Pass::forward ? "fwd" : "bwd", is_double ? "f64" : "f32", isa_name(isa));
+  return reinterpret_cast<void*>(address.cast<std::uintptr_t>());
 }
 
 }  // namespace
 
-GateKernel gate_kernel(Recurrence recurrence, Pass pass, bool is_double) {
+GateKernel Variant::kernel(Pass pass, bool is_double) const {
   const Isa wanted = isa();
-  const int i = static_cast<int>(wanted), r = static_cast<int>(recurrence), p = static_cast<int>(pass);
-  std::atomic<void*>& known = addresses[((i * kRecurrences + r) * kPasses + p) * 2 + is_double];
+  std::atomic<void*>& known = addresses[(static_cast<int>(wanted) * 2 + static_cast<int>(pass)) * 2 + is_double];
   void* address = known.load(std::memory_order_acquire);
   if (!address) {
-    const char* const pass_name = pass == Pass::forward ? "_fwd" : "_bwd";
-    address = compile_kernel(std::string(kNames[r]) + pass_name + (is_double ? "_f64" : "_f32"), wanted);
+    address = compile_kernel(name, pass, is_double, wanted);
     known.store(address, std::memory_order_release);
   }
   return reinterpret_cast<GateKernel>(address);
@@ -59,11 +53,24 @@ PYBIND11_MODULE(_C, m) {
   m.def("poison", &set_poison, "For tests: whether fresh memory, scratch and results, is handed out full of NaN.");
   bind_launcher(m);
   m.def(
+      "register_variant",
+      [](const std::string& name, const std::vector<int64_t>& gates, std::pair<int64_t, int64_t> x, std::pair<int64_t, int64_t> h,
+         const std::vector<std::pair<int64_t, bool>>& peepholes, bool cell) {
+        std::vector<Peephole> rows;
+        for (const auto& [slot, sees_new] : peepholes) rows.push_back({slot, sees_new});
+        register_variant(name, gates, {x.first, x.second}, {h.first, h.second}, rows, cell);
+      },
+      py::arg("name"), py::kw_only(), py::arg("gates"), py::arg("x"), py::arg("h"), py::arg("peepholes"), py::arg("cell"),
+      "Make a variant known to the loops: of each slot of its records the gate of the weights; the first slot, and the number of "
+      "slots, that the weights of x and of h feed; of each row of peepholes the slot, and whether it sees the new cell; whether "
+      "there is a cell apart from h.");
+  m.def(
       "set_kernel_compiler",
       [](py::object f) {
-        for (auto& address : addresses) address = nullptr;
+        forget_kernels();
         delete compile;
         compile = new py::object(std::move(f));
       },
-      "Register the function that compiles a gate kernel, by name and path, and returns its address; forgets those known so far.");
+      "Register the function that compiles a gate kernel, for (variant, 'fwd' or 'bwd', 'f32' or 'f64', path), and returns its "
+      "address; forgets those known so far.");
 }

@@ -1,5 +1,6 @@
 """Which backend runs what, and why. `"auto"` chooses; a backend that is named runs or raises with the remedy."""
 
+import importlib
 import logging
 import platform
 from functools import cache
@@ -165,15 +166,32 @@ def force_path(path: str | None) -> None:
 _kept_alive: list[object] = []
 
 
-def _compile_gate_kernel(name: str, path: str) -> int:
-    """The address of a gate kernel, compiled by Numba (or read from its cache) the first time it is needed on a path."""
-    if name.startswith("gru_"):
-        from fastlstm.kernels.gru.cpu import compile_kernel
-    else:
-        from fastlstm.kernels.lstm.cpu import compile_kernel
+def register(variant: Variant) -> None:
+    """Make a variant known to the CPU's loops: what slots its records have, and where its gate kernels are to be had."""
+    slots, gates = variant.slots, variant.gates
+    _C.register_variant(
+        variant.name,
+        gates=[gates.index(gate) for gate in slots.gates],
+        x=slots.x,
+        h=slots.h,
+        peepholes=[(slots.gates.index(gate), gate in variant.sees_new) for gate in variant.peepholes],
+        cell="c" in variant.states,
+    )
+    _registered[variant.name] = variant
 
+
+_registered: dict[str, Variant] = {}
+
+
+def _compile_gate_kernel(name: str, of_pass: str, dtype: str, path: str) -> int:
+    """The address of a variant's gate kernel, compiled by Numba (or read from its cache) the first time it is needed on a path.
+
+    of_pass: "fwd" or "bwd"; dtype: "f32" or "f64".
+    """
+    variant = _registered[name]
     forced = path != _NATIVE_PATH and platform.machine() in ("x86_64", "AMD64")
-    kernel = compile_kernel(name, _CPUS[path] if forced else None)
+    source = importlib.import_module(f"fastlstm.kernels.{variant.op}.cpu")
+    kernel = source.compile_kernel(variant, of_pass, dtype, _CPUS[path] if forced else None)
     _kept_alive.append(kernel)
     return kernel.address
 
@@ -181,3 +199,5 @@ def _compile_gate_kernel(name: str, path: str) -> int:
 _NATIVE_PATH = gemm_path()
 if _C is not None:
     _C.set_kernel_compiler(_compile_gate_kernel)
+    for variant in VARIANTS.values():
+        register(variant)

@@ -14,6 +14,19 @@ PARAMETERS = {
 
 
 @dataclass(frozen=True)
+class Slots:
+    """The pre-activations of a record, on which the CPU's gate kernel works (`cpu.py` describes the rest of it).
+
+    gates: a letter each, of the weights' gate that it is a part of.
+    x, h: the first slot and the number of slots that the weights of x and of h feed; where they differ, each feeds its own.
+    """
+
+    gates: str
+    x: tuple[int, int]
+    h: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class Variant:
     """A recurrence as a value: nobody compares names, and one made at run time is as good as those that are named here.
 
@@ -27,6 +40,8 @@ class Variant:
     peepholes: str = ""  # the gates that see the cell, in the order of the rows of w_peephole
     projects: bool = False  # whether there may be a w_hr
     counterpart: str | None = None  # PyTorch's class of the same weights and results
+    own_slots: Slots | None = None  # where the weights of x and h don't both feed a slot for each gate
+    sees_new: str = "o"  # those of the peepholes that see the new cell; the others see the one before
     promotes: bool = False  # whether results are as wide as the initial state under autocast on a CPU, as nn.GRU's
 
     def __hash__(self) -> int:
@@ -37,6 +52,11 @@ class Variant:
     def coupled(self) -> bool:
         """Whether i stands for f as well, f = 1 - i."""
         return "i" in self.gates and "f" not in self.gates
+
+    @property
+    def slots(self) -> Slots:
+        every = (0, len(self.gates))
+        return self.own_slots or Slots(self.gates, every, every)
 
     def weights(self, I: int, H: int, P: int | None = None, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
         """The shape of each weight of a layer in one direction, in PyTorch's order."""

@@ -21,9 +21,11 @@ void run(int64_t function, const std::vector<int64_t>& n, std::vector<std::vecto
   const auto p = [&](size_t i) { return x[i].empty() ? nullptr : x[i].data(); };
   const auto block = [&](size_t i, size_t row) { return Block<const T>{p(i), n[row]}; };
   const auto micro = portable::path<T>();
+  std::vector<int64_t> offsets;
+  for (int64_t s = 0; function == 0 && s < n[3]; s++) offsets.push_back(s * n[6]);
   switch (function) {
     case 0:
-      return micro.gemm({.m = n[0], .n = n[1], .k = n[2], .batch = n[3], .a = p(0), .a_m = n[4], .a_k = n[5], .a_batch = n[6],
+      return micro.gemm({.m = n[0], .n = n[1], .k = n[2], .batch = n[3], .a = p(0), .a_m = n[4], .a_k = n[5], .a_offsets = offsets.data(),
                              .a2 = p(1), .a2_m = n[7], .k2 = n[8], .b = p(2), .b_k = n[9], .init = p(3), .init_m = n[10], .c = p(4),
                              .c_m = n[11], .accumulate = n[12] != 0, .block = n[13]});
     case 1: return micro.gemm_unpacked_t({n[0], n[1], n[2], p(0), n[3], p(1), n[4], p(2), n[5], p(3), n[6]});

@@ -84,11 +84,13 @@ def test_vectors_of_any_width_give_the_same_bits(variant):
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the other paths are for x86")
 @pytest.mark.parametrize("path", ["avx2", "portable"])
-@pytest.mark.parametrize(("cpu", "kernel"), [(lstm_cpu, "peephole_lstm_bwd_f32"), (gru_cpu, "gru_fwd_f64")])
-def test_gate_kernels_are_compiled_for_the_path(monkeypatch, path, cpu, kernel):
+@pytest.mark.parametrize(
+    ("cpu", "variant", "kernel"), [(lstm_cpu, "peephole_lstm", ("bwd", "f32")), (gru_cpu, "gru", ("fwd", "f64"))]
+)
+def test_gate_kernels_are_compiled_for_the_path(monkeypatch, path, cpu, variant, kernel):
     """Machine code that was read from a cache can't be looked at: none is kept here."""
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
-    code = cpu.compile_kernel(kernel, backends._CPUS[path])._library.get_asm_str()
+    code = cpu.compile_kernel(backends.VARIANTS[variant], *kernel, backends._CPUS[path])._library.get_asm_str()
     widths = set(re.findall(r"%([xyz])mm", code))
     fused = bool(re.search(r"\bvfm?n?madd", code))
     assert (widths, fused) == (({"x", "y"}, True) if path == "avx2" else ({"x"}, False))

@@ -87,7 +87,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     right = backends._compile_gate_kernel
     kept = []
 
-    def compiled(wanted: str, line: str, wrong: str) -> Callable[[str, str], int]:
+    def compiled(wanted: str, line: str, wrong: str) -> Callable[[str, str, str, str], int]:
         cpu = gru_cpu if wanted.startswith("gru") else lstm_cpu
         source = Path(cpu.__file__).read_text()
         assert source.count(line) == 1
@@ -97,12 +97,12 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
 
-        def compile_kernel(name: str, path: str) -> int:
-            if name != wanted:
-                return right(name, path)
+        def compile_kernel(variant: str, of_pass: str, dtype: str, path: str) -> int:
+            if f"{variant}_{of_pass}_{dtype}" != wanted:
+                return right(variant, of_pass, dtype, path)
             with monkeypatch.context() as patch:
                 patch.setattr(caching.CacheImpl, "_locator_classes", [])  # keeps nothing on disk
-                kept.append(module.compile_kernel(name))
+                kept.append(module.compile_kernel(backends.VARIANTS[variant], of_pass, dtype))
             return kept[-1].address
 
         return compile_kernel

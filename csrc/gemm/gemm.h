@@ -17,7 +17,8 @@ struct Gemm {
   int64_t m, n, k;               // n: a multiple of kPanel, at most 4 * kPanel
   int64_t batch = 1;             // the sum over k may run over several matrices a; b is one block of batch * k rows
   const A* a;
-  int64_t a_m, a_k = 1, a_batch = 0;  // strides of a, in elements
+  int64_t a_m, a_k = 1;          // strides of a, in elements
+  const int64_t* a_offsets = nullptr;  // of each matrix a of the batch, in elements; null: of one, at 0
   const A* a2 = nullptr;         // a second left factor, of k2 columns
   int64_t a2_m = 0, k2 = 0;
   const A* b;                    // (batch * k + k2, n)

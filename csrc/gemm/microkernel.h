@@ -106,11 +106,11 @@ void tile(const Gemm<T, A>& g, const A* a, const A* a2, const A* b, const T* ini
   Sum<T, ROWS, VECTORS> sum{.c = c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
   const int64_t b_k = g.b_k ? g.b_k : g.n;
   init ? sum.load(init, g.init_m, false) : sum.clear();
-  for (int64_t s = 0; s < g.batch; s++, a += g.a_batch) {
+  for (int64_t s = 0; s < g.batch; s++) {
     if (s + 1 < g.batch)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
-        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(a + g.a_batch + m * g.a_m + k);
-    b = sum.add(g.k, a, g.a_m, g.a_k, b, b_k);
+        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(a + g.a_offsets[s + 1] + m * g.a_m + k);
+    b = sum.add(g.k, g.a_offsets ? a + g.a_offsets[s] : a, g.a_m, g.a_k, b, b_k);
   }
   if (g.k2) {  // rounded as if the first product had been taken before, and were `init` here
     if (sum.begun) sum.load(c, g.c_m, true);

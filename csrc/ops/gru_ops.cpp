@@ -18,7 +18,7 @@ Sizes make_sizes(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Te
 
 std::tuple<Tensor, Tensor, Tensor> gru_fwd(Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor w_ih, Tensor w_hh,
                                            Optional b_ih, Optional b_hh, bool reverse, bool save) {
-  const Variant variant = gru_variant();
+  const Variant& variant = find_variant("gru");
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, w_ih, w_hh, b_ih, b_hh);
   x = with_contiguous_rows(x), h0 = as_contiguous(h0);
@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_fwd(Tensor x, Optional batch_sizes, Optio
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh);
   const ScalarType dtype = x.scalar_type();
   const Tensor y = new_tensor(x, rows_shape(seq, x, size.H)), h_n = new_tensor(x, {seq.B, size.H});
-  const int64_t saved_row = size.panels() * Record(variant, size).saved();
+  const int64_t saved_row = panels_of(size.H) * Record(variant, size).saved();
   const Tensor saved = new_saved(x, save ? row_count(seq, x) : 0, saved_row, compute_type(dtype));
   for_storage_type(dtype, [&]<class S>(S) {
     ForwardCall<S>{.variant = variant, .seq = seq, .size = size,
@@ -42,14 +42,14 @@ std::tuple<Tensor, Tensor, Tensor> gru_fwd(Tensor x, Optional batch_sizes, Optio
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, Optional dh_n, Tensor x, Optional batch_sizes,
                                                                    Optional reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor y,
                                                                    Tensor saved, bool reverse, bool need_dx, bool need_dw) {
-  const Variant variant = gru_variant();
+  const Variant& variant = find_variant("gru");
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, w_ih, w_hh, std::nullopt, std::nullopt);
   const ScalarType dtype = x.scalar_type();
   check_like(x, dy, "dy", rows_shape(seq, x, size.H));
   check_like(x, y, "y", rows_shape(seq, x, size.H));
   check_like(x, dh_n, "dh_n", {seq.B, size.H});
-  check_saved(saved, dtype, row_count(seq, x), size.panels() * Record(variant, size).saved(), "gru_fwd");
+  check_saved(saved, dtype, row_count(seq, x), panels_of(size.H) * Record(variant, size).saved(), "gru_fwd");
   x = with_contiguous_rows(x), h0 = as_contiguous(h0);
   if (dy) dy = with_contiguous_rows(*dy);
   dh_n = as_contiguous(dh_n), y = as_contiguous(y), saved = as_contiguous(saved);

@@ -4,6 +4,10 @@
 namespace fastlstm {
 namespace {
 
+const Variant& lstm_variant(bool coupled, bool peephole) {
+  return find_variant(coupled ? (peephole ? "cifg_peephole_lstm" : "cifg_lstm") : (peephole ? "peephole_lstm" : "lstm"));
+}
+
 Sizes make_sizes(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
                  const Optional& b_ih, const Optional& b_hh, const Optional& w_hr, const Optional& w_peephole, const Variant& v) {
   check(c0.dim() == 2, "c0 must be (B, H)");
@@ -16,14 +20,14 @@ Sizes make_sizes(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tens
   check_like(x, b_ih, "b_ih", {gates});
   check_like(x, b_hh, "b_hh", {gates});
   check_like(x, w_hr, "w_hr", {size.R, size.H});
-  check_like(x, w_peephole, "w_peephole", {v.peepholes, size.H});
+  check_like(x, w_peephole, "w_peephole", {static_cast<int64_t>(v.peepholes.size()), size.H});
   return size;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_fwd(
     Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
     Optional w_hr, Optional w_peephole, bool coupled, bool reverse, bool return_cells, bool save) {
-  const Variant variant = lstm_variant(coupled, w_peephole.has_value());
+  const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole, variant);
   x = with_contiguous_rows(x);
@@ -34,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_fwd(
   const Tensor y = new_tensor(x, rows_shape(seq, x, size.R));
   const Tensor h_n = new_tensor(x, {seq.B, size.R}), c_n = new_tensor(x, {seq.B, size.H});
   const Tensor cells = new_tensor(x, return_cells ? rows_shape(seq, x, size.H) : std::vector<int64_t>{0});
-  const int64_t saved_row = size.panels() * Record(variant, size).saved();
+  const int64_t saved_row = panels_of(size.H) * Record(variant, size).saved();
   const Tensor saved = new_saved(x, save ? row_count(seq, x) : 0, saved_row, compute_type(dtype));
   for_storage_type(dtype, [&]<class S>(S) {
     ForwardCall<S>{.variant = variant, .seq = seq, .size = size,
@@ -52,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
     Optional dy, Optional dh_n, Optional dc_n, Optional dcells, Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0,
     Tensor w_ih, Tensor w_hh, Optional w_hr, Optional w_peephole, Tensor y, Tensor saved, bool coupled, bool reverse, bool need_dx,
     bool need_dw) {
-  const Variant variant = lstm_variant(coupled, w_peephole.has_value());
+  const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_hr, w_peephole, variant);
   const ScalarType dtype = x.scalar_type();
@@ -61,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
   check_like(x, dcells, "dcells", rows_shape(seq, x, size.H));
   check_like(x, dh_n, "dh_n", {seq.B, size.R});
   check_like(x, dc_n, "dc_n", {seq.B, size.H});
-  check_saved(saved, dtype, row_count(seq, x), size.panels() * Record(variant, size).saved(), "lstm_fwd");
+  check_saved(saved, dtype, row_count(seq, x), panels_of(size.H) * Record(variant, size).saved(), "lstm_fwd");
   x = with_contiguous_rows(x);
   if (dy) dy = with_contiguous_rows(*dy);
   if (dcells) dcells = with_contiguous_rows(*dcells);

@@ -11,7 +11,8 @@
 #include <tuple>
 #include <vector>
 
-#include "loop/recurrence.h"
+#include "loop/call.h"
+#include "memory/memory.h"
 
 namespace fastlstm {
 

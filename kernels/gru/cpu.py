@@ -13,12 +13,12 @@ the next step, dc that of the next step's z * h'.
 from numba import carray
 
 from fastlstm.kernels.cpu_math import PANEL, SOURCE_STAMP, compile_gates, sigmoid, tanh
+from fastlstm.kernels.variant import Variant
 
 
-def compile_kernel(name: str, cpu: str | None = None):
-    """The kernel "gru_fwd_f32", "gru_bwd_f64", ...: an object with `.address`, as `compile_gates` gives it."""
-    _, pass_name, suffix = name.rsplit("_", 2)
-    return compile_gates({"fwd": gru_fwd, "bwd": gru_bwd}[pass_name], suffix, cpu=cpu)
+def compile_kernel(variant: Variant, of_pass: str, dtype: str, cpu: str | None = None):
+    """The kernel of a pass, "fwd" or "bwd", in "f32" or "f64": an object with `.address`, as `compile_gates` gives it."""
+    return compile_gates({"fwd": gru_fwd, "bwd": gru_bwd}[of_pass], dtype, cpu=cpu)
 
 
 def gru_fwd(dtype, stamp=SOURCE_STAMP):

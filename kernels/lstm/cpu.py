@@ -12,13 +12,13 @@ LLVM sees that nothing aliases and turns a slot into one vector register.
 from numba import carray
 
 from fastlstm.kernels.cpu_math import PANEL, SOURCE_STAMP, compile_gates, sigmoid, tanh
+from fastlstm.kernels.variant import Variant
 
 
-def compile_kernel(name: str, cpu: str | None = None):
-    """The kernel "lstm_fwd_f32", "cifg_peephole_lstm_bwd_f64", ...: an object with `.address`, as `compile_gates` gives it."""
-    variant, pass_name, suffix = name.rsplit("_", 2)
-    flags = variant.startswith("cifg"), "peephole" in variant
-    return compile_gates({"fwd": lstm_fwd, "bwd": lstm_bwd}[pass_name], suffix, *flags, cpu=cpu)
+def compile_kernel(variant: Variant, of_pass: str, dtype: str, cpu: str | None = None):
+    """The kernel of a pass, "fwd" or "bwd", in "f32" or "f64": an object with `.address`, as `compile_gates` gives it."""
+    make = {"fwd": lstm_fwd, "bwd": lstm_bwd}[of_pass]
+    return compile_gates(make, dtype, variant.coupled, bool(variant.peepholes), cpu=cpu)
 
 
 def lstm_fwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):

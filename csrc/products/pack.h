@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "loop/recurrence.h"
+#include "loop/context.h"
 
 namespace fastlstm {
 
@@ -20,42 +20,42 @@ void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> 
 
 // Panel p of w (gates * H, K) as the right-hand side of x @ w.T: (K, the feed's slots x 16 units).
 template <class S, class T>
-void pack_gates(const S* w, const GateMap& feed, int64_t H, int64_t K, int64_t p, T* to) {
-  const int64_t units = std::min(kPanel, H - p * kPanel);
-  if (units < kPanel) std::fill(to, to + K * feed.width(), T(0));
-  for (int64_t i = 0; i < feed.gates; i++)
-    transpose<S, T>(units, K, {w + (feed.gate[i] * H + p * kPanel) * K, K}, {to + i * kPanel, feed.width()});
+void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, T* to) {
+  const int64_t units = units_of(H, p);
+  if (units < kPanel) std::fill(to, to + K * map.width(), T(0));
+  for (int64_t i = 0; i < map.gates; i++)
+    transpose<S, T>(units, K, {w + (map.gate[i] * H + p * kPanel) * K, K}, {to + i * kPanel, map.width()});
 }
 
 // The same for bfloat16 and an even K, as pairs along K: (K / 2, the feed's slots x 16 units).
 template <class S>
-void pack_gate_pairs(const S* w, const GateMap& feed, int64_t H, int64_t K, int64_t p, Bf16Pair* to) {
-  const int64_t units = std::min(kPanel, H - p * kPanel);
-  if (units < kPanel) std::fill(to, to + K / 2 * feed.width(), Bf16Pair{});
-  for (int64_t i = 0; i < feed.gates; i++)
-    transpose<Bf16Pair, Bf16Pair>(units, K / 2, {reinterpret_cast<const Bf16Pair*>(w + (feed.gate[i] * H + p * kPanel) * K), K / 2},
-                          {to + i * kPanel, feed.width()});
+void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, Bf16Pair* to) {
+  const int64_t units = units_of(H, p);
+  if (units < kPanel) std::fill(to, to + K / 2 * map.width(), Bf16Pair{});
+  for (int64_t i = 0; i < map.gates; i++)
+    transpose<Bf16Pair, Bf16Pair>(units, K / 2, {reinterpret_cast<const Bf16Pair*>(w + (map.gate[i] * H + p * kPanel) * K), K / 2},
+                          {to + i * kPanel, map.width()});
 }
 
 // Adds a bias of panel p to the slots that it feeds.
 template <class S, class T>
-void add_bias(const S* bias, const GateMap& feed, int64_t H, int64_t p, T* to) {
+void add_bias(const S* bias, const GateMap& map, int64_t H, int64_t p, T* to) {
   if (!bias) return;
-  for (int64_t i = 0; i < feed.gates; i++)
-    for (int64_t u = 0; u < std::min(kPanel, H - p * kPanel); u++)
-      to[feed.offset() + i * kPanel + u] += static_cast<T>(bias[feed.gate[i] * H + p * kPanel + u]);
+  for (int64_t i = 0; i < map.gates; i++)
+    for (int64_t u = 0; u < units_of(H, p); u++)
+      to[map.offset() + i * kPanel + u] += static_cast<T>(bias[map.gate[i] * H + p * kPanel + u]);
 }
 
 // Columns [first, first + n) of w (gates * H, K) as the right-hand side of dG @ w, whose rows are in the order of dG: panel,
 // slot, unit. n counts up to whole blocks of kPanel; `panel` packs one panel's rows.
 template <class S, class T>
-void pack_gate_columns(const S* w, const GateMap& feed, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, T* to) {
+void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, T* to) {
   const int64_t exist = std::min(n, K - first);
-  for (int64_t slot = 0; slot < feed.gates; slot++)
+  for (int64_t slot = 0; slot < map.gates; slot++)
     for (int64_t u = 0; u < kPanel; u++) {
-      T* out = to + ((panel * feed.gates + slot) * kPanel + u) * n;
+      T* out = to + ((panel * map.gates + slot) * kPanel + u) * n;
       const int64_t unit = panel * kPanel + u;
-      const S* row = w + (feed.gate[slot] * H + unit) * K + first;
+      const S* row = w + (map.gate[slot] * H + unit) * K + first;
       const int64_t copied = unit < H ? exist : 0;
       for (int64_t i = 0; i < copied; i++) out[i] = static_cast<T>(row[i]);
       for (int64_t i = copied; i < n; i++) out[i] = T(0);
@@ -64,14 +64,14 @@ void pack_gate_columns(const S* w, const GateMap& feed, int64_t H, int64_t K, in
 
 // The same for bfloat16, as pairs of neighbouring units.
 template <class S>
-void pack_gate_column_pairs(const S* w, const GateMap& feed, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, Bf16Pair* to) {
+void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, Bf16Pair* to) {
   const uint16_t* const bits = reinterpret_cast<const uint16_t*>(w);
   const int64_t exist = std::min(n, K - first);
-  for (int64_t slot = 0; slot < feed.gates; slot++)
+  for (int64_t slot = 0; slot < map.gates; slot++)
     for (int64_t u = 0; u < kPanel; u += 2) {
-      Bf16Pair* out = to + ((panel * feed.gates + slot) * kPanel + u) / 2 * n;
+      Bf16Pair* out = to + ((panel * map.gates + slot) * kPanel + u) / 2 * n;
       const int64_t unit = panel * kPanel + u;
-      const uint16_t* row = bits + (feed.gate[slot] * H + unit) * K + first;
+      const uint16_t* row = bits + (map.gate[slot] * H + unit) * K + first;
       for (int64_t i = 0; i < n; i++)
         out[i] = {i < exist && unit < H ? row[i] : uint16_t{0}, i < exist && unit + 1 < H ? row[K + i] : uint16_t{0}};
     }

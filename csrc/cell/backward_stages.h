@@ -1,0 +1,182 @@
+// The stages of a step of the backward: the projection's output gradient, gates, and the gradient of the state before.
+#pragma once
+#include "products/backward.h"
+
+namespace fastlstm {
+
+// h = W_hr m: dm from dh and dy, and the gradient of W_hr.
+template <class S>
+class ProjectionBackward final : public Stage {
+ public:
+  using T = compute_t<S>;
+
+  ProjectionBackward(const Context<S>& context, const BackwardCall<S>& call, const States<T>& dh)
+      : o(context), f(call), dh_(dh), packed_hr_(o.R * o.n_panels * kPanel), dy_(o.chunk_rows * o.r_panels * kPanel),
+        m_(o.n_panels * o.chunk_rows * kPanel), dw_hr_(o.n_panels * o.R * kPanel) {}
+
+  void set_up(const Thread& thread) override {
+    const Range panels = thread.mine(o.n_panels);
+    for (int64_t p = panels.begin; p < panels.end; p++) {
+      pack_columns<false>(o.w.hr, o.R, o.H, p * kPanel, kPanel, packed_hr_ + p * o.R * kPanel);
+      std::fill_n(dw_hr_ + p * o.R * kPanel, o.R * kPanel, T(0));
+    }
+  }
+
+  // The gradient of the output, all of it, before any panel needs it.
+  void run(const Thread& thread, int64_t s, int64_t row) override {
+    const int64_t t = o.seq.step(s);
+    const Range mine = thread.of_unit_group(o.r_panels);
+    for (int64_t p = mine.begin; p < mine.end; p++)
+      thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
+        const Block<T> to{dy_ + (row + b) * dy_row() + p * kPanel, dy_row()};
+        o.micro.copy(rows, kPanel, constant(dh_.at(p, b)), to);
+        o.add_given(f.dy, o.R, {s, t, b, rows, row + b, p}, to);
+      });
+    thread.barrier_group();
+  }
+
+  // dm of a tile; `m` as the forward saved it is kept for the gradient of W_hr.
+  void into_dm(const Tile& tile, Block<const T> m, Block<T> to) const {
+    o.gemm(Gemm<T>{.m = tile.rows, .n = kPanel, .k = o.R, .a = dy_ + tile.row * dy_row(), .a_m = dy_row(),
+                   .b = packed_hr_ + tile.p * o.R * kPanel, .c = to.p, .c_m = to.row});
+    o.micro.copy(tile.rows, kPanel, m, {m_ + (tile.p * o.chunk_rows + tile.row) * kPanel, kPanel});
+  }
+
+  void weight_gradients(int64_t p, int64_t rows) const {
+    o.gemm(Gemm<T>{.m = o.R, .n = kPanel, .k = rows, .a = dy_, .a_m = 1, .a_k = dy_row(), .b = m_ + p * o.chunk_rows * kPanel,
+                   .c = dw_hr_ + p * o.R * kPanel, .c_m = kPanel, .accumulate = true});
+  }
+  void write(int64_t p, S* to) const {
+    convert<T, S>(o.R, units_of(o.H, p), {dw_hr_ + p * o.R * kPanel, kPanel}, {to + p * kPanel, o.H});
+  }
+
+ private:
+  int64_t dy_row() const { return o.r_panels * kPanel; }
+
+  const Context<S>& o;
+  const BackwardCall<S>& f;
+  const States<T>& dh_;
+  Buffer<T> packed_hr_, dy_, m_, dw_hr_;  // dy_ and m_: of the chunk's rows
+};
+
+// Per panel of units and tile of rows: what the forward saved and the gradients that came, then the gate kernel, whose dG is kept.
+template <class S>
+class GateBackward final : public Stage {
+ public:
+  using T = compute_t<S>;
+
+  GateBackward(const Context<S>& context, const BackwardCall<S>& call, BackwardProducts<S>& products, const States<T>& dh,
+               const ProjectionBackward<S>* projection)
+      : o(context), f(call), products_(products), dh_(dh), projection_(projection),
+        kernel_(o.v.kernel(Pass::backward, sizeof(T) == 8)), dc_(States<T>::by_panels(o.seq.B, o.n_panels)),
+        c0_(States<T>::by_panels(o.seq.B, o.n_panels)), peepholes_(o.n_panels * o.v.peephole_width()),
+        dpeepholes_(o.n_panels * o.v.peephole_width()) {
+    if (!o.v.peepholes.empty() && f.need_dw) seen_cells_ = Buffer<T>(o.n_panels * o.chunk_rows * 2 * kPanel);
+  }
+
+  void set_up(const Thread& thread) override {
+    const Range panels = thread.mine(o.n_panels), rows = thread.mine(o.seq.B);
+    for (int64_t p = panels.begin; p < panels.end && o.w.peephole; p++) {
+      const int64_t width = o.v.peephole_width();
+      pack_columns<false>(o.w.peephole, o.v.peepholes.size(), o.H, p * kPanel, kPanel, peepholes_ + p * width);
+      std::fill_n(dpeepholes_ + p * width, width, 0.0);
+    }
+    for (int64_t b = rows.begin; b < rows.end; b++) {
+      dc_.set(b, [&](int64_t i) { return i < o.H && f.dc_n ? static_cast<T>(f.dc_n[b * o.H + i]) : T(0); });
+      c0_.set(b, [&](int64_t i) { return i < o.H ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
+    }
+  }
+
+  void run(const Thread& thread, int64_t s, int64_t row) override {
+    const int64_t t = o.seq.step(s);
+    const Range panels = thread.of_unit_group(o.n_panels);
+    T* const records = o.tile_of(thread);
+    for (int64_t p = panels.begin; p < panels.end; p++)
+      thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
+        if (p + 1 < panels.end) prefetch<false>(saved_of(t, p + 1, b), rows * o.record.saved());
+        const Tile tile{s, t, b, rows, row + b, p};
+        fill(tile, records);
+        kernel_(records, rows);
+        products_.keep(tile, records);
+        const Block<T> dc = dc_.at(p, b);
+        o.micro.copy(rows, kPanel, {records + o.record.dc(), o.record.backward()}, dc);
+        o.apply_reset(t, b, rows, kPanel, dc);
+      });
+    thread.barrier_group();
+  }
+
+  T dc(int64_t b, int64_t unit) const { return dc_.get(b, unit); }
+
+  void weight_gradients(int64_t p, int64_t rows) {
+    const Block<const T> dgates = products_.dgates(p);
+    for (size_t k = 0; k < o.v.peepholes.size(); k++) {
+      const auto [slot, sees_new] = o.v.peepholes[k];
+      const T* const seen = seen_cells_ + p * o.chunk_rows * 2 * kPanel + (sees_new ? 0 : kPanel);
+      T of_chunk[kPanel] = {};
+      o.micro.dots(rows, {dgates.p + slot * kPanel, dgates.row}, {seen, 2 * kPanel}, of_chunk);
+      double* const sum = dpeepholes_ + p * o.v.peephole_width() + k * kPanel;
+      for (int64_t i = 0; i < kPanel; i++) sum[i] += of_chunk[i];
+    }
+  }
+  void write(int64_t p, S* to) const {
+    convert<double, S>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_ + p * o.v.peephole_width(), kPanel}, {to + p * kPanel, o.H});
+  }
+
+ private:
+  // What the forward saved of row b of step t, in panel p; rows follow one another.
+  const T* saved_of(int64_t t, int64_t p, int64_t b) const {
+    return f.saved + (o.seq.first[t] * o.n_panels + p * o.seq.size[t] + b) * o.record.saved();
+  }
+
+  void fill(const Tile& tile, T* records) const {
+    const auto [s, t, b, rows, row, p] = tile;
+    const int64_t record = o.record.backward(), saved_width = o.record.saved();
+    const T* const saved = saved_of(t, p, b);
+    o.micro.copy(rows, o.gate_width + kPanel, {saved, saved_width}, {records, record});
+    const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - b, 0, rows);  // rows whose previous cell state is not the initial one
+    const Block<T> c_prev{records + o.record.c_prev(), record};
+    if (known > 0) o.micro.copy(known, kPanel, {saved_of(o.seq.before(t), p, b) + o.record.c(), saved_width}, c_prev);
+    o.micro.copy(rows - known, kPanel, constant(c0_.at(p, b + known)), {c_prev.p + known * record, record});
+    o.apply_reset(t, b, rows, kPanel, c_prev);
+    const Block<T> dm{records + o.record.dh(), record}, dc{records + o.record.dc(), record};
+    if (projection_) {
+      projection_->into_dm(tile, {saved + o.record.m(), saved_width}, dm);
+    } else {
+      o.micro.copy(rows, kPanel, constant(dh_.at(p, b)), dm);
+      o.add_given(f.dy, o.R, tile, dm);
+    }
+    o.micro.copy(rows, kPanel, constant(dc_.at(p, b)), dc);
+    o.add_given(f.dcells, o.H, tile, dc);
+    const int64_t width = o.v.peephole_width();
+    if (width) o.micro.copy(rows, width, {peepholes_ + p * width, 0}, {records + o.record.backward_peepholes(), record});
+    if (seen_cells_)  // c and c_prev, side by side as in the record
+      o.micro.copy(rows, 2 * kPanel, {records + o.record.c(), record}, {seen_cells_ + (p * o.chunk_rows + row) * 2 * kPanel, 2 * kPanel});
+  }
+
+  const Context<S>& o;
+  const BackwardCall<S>& f;
+  BackwardProducts<S>& products_;
+  const States<T>& dh_;
+  const ProjectionBackward<S>* const projection_;
+  const GateKernel kernel_;
+  States<T> dc_, c0_;
+  Buffer<T> peepholes_, seen_cells_;
+  Buffer<double> dpeepholes_;  // summed as the biases' gradients are
+};
+
+// dh of the step before. No barrier follows: a thread computes those units that its own gates need next.
+template <class S>
+class StateBackward final : public Stage {
+ public:
+  StateBackward(const Context<S>& context, const BackwardProducts<S>& products, const States<compute_t<S>>& dh)
+      : o(context), products_(products), dh_(dh) {}
+
+  void run(const Thread& thread, int64_t s, int64_t row) override { products_.state_gradient(thread, o.seq.step(s), row, dh_); }
+
+ private:
+  const Context<S>& o;
+  const BackwardProducts<S>& products_;
+  const States<compute_t<S>>& dh_;
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,147 @@
+// The stages of a step of the forward: gates, and the projection of what they give.
+#pragma once
+#include "products/forward.h"
+
+namespace fastlstm {
+
+// Where new values of h go: to the next step, to the outputs, and to the final states of sequences that end.
+template <class S>
+class HiddenSink {
+ public:
+  using T = compute_t<S>;
+
+  HiddenSink(const Context<S>& context, const ForwardCall<S>& call, ForwardProducts<S>& products)
+      : o(context), f(call), products_(products) {}
+
+  void put(const Tile& tile, Block<const T> h) const {
+    products_.set_h(tile, h);
+    o.store(tile.rows, units_of(o.R, tile.p), h, {f.y + (o.seq.first[tile.t] + tile.b) * o.R + tile.p * kPanel, o.R});
+    put_final(tile, h, o.R, f.h_n);
+  }
+
+  // The rows of sequences that end with the tile's step, into state_n (B, n).
+  void put_final(const Tile& tile, Block<const T> from, int64_t n, S* state_n) const {
+    const int64_t ended = std::max(tile.b, o.seq.size_after(tile.t));
+    if (ended >= tile.b + tile.rows) return;
+    o.store(tile.b + tile.rows - ended, units_of(n, tile.p), {from.p + (ended - tile.b) * from.row, from.row},
+            {state_n + ended * n + tile.p * kPanel, n});
+  }
+
+ private:
+  const Context<S>& o;
+  const ForwardCall<S>& f;
+  ForwardProducts<S>& products_;
+};
+
+// Per panel of units and tile of rows: the products, then the gate kernel on the tile, then its results to where they are kept.
+template <class S>
+class GateForward final : public Stage {
+ public:
+  using T = compute_t<S>;
+
+  // `m`: where the hidden values go if a projection makes h of them; else they are h.
+  GateForward(const Context<S>& context, const ForwardCall<S>& call, ForwardProducts<S>& products, const HiddenSink<S>& sink,
+              const States<T>* m)
+      : o(context), f(call), products_(products), sink_(sink), m_(m), kernel_(o.v.kernel(Pass::forward, sizeof(T) == 8)),
+        c_(States<T>::by_panels(o.seq.B, o.n_panels)), peepholes_(o.n_panels * o.v.peephole_width()) {}
+
+  void set_up(const Thread& thread) override {
+    const Range panels = thread.mine(o.n_panels), rows = thread.mine(o.seq.B);
+    for (int64_t p = panels.begin; p < panels.end && o.w.peephole; p++)
+      pack_columns<false>(o.w.peephole, o.v.peepholes.size(), o.H, p * kPanel, kPanel, peepholes_ + p * o.v.peephole_width());
+    for (int64_t b = rows.begin; b < rows.end; b++) {
+      const bool cut = o.seq.T && b < o.seq.size[o.seq.step(0)] && o.seq.resets_before(o.seq.step(0), b);
+      c_.set(b, [&](int64_t i) { return i < o.H && !cut ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
+    }
+  }
+
+  void run(const Thread& thread, int64_t s, int64_t row) override {
+    const int64_t t = o.seq.step(s), n = o.seq.size[t];
+    const Range panels = thread.of_unit_group(o.n_panels);
+    T* const records = o.tile_of(thread);
+    for (int64_t p = panels.begin; p < panels.end; p++)
+      thread.for_tiles(n, [&](int64_t b, int64_t rows) { run_tile({s, t, b, rows, row + b, p}, records); });
+    thread.barrier_group();
+  }
+
+ private:
+  void run_tile(const Tile& tile, T* records) const {
+    const auto [s, t, b, rows, row, p] = tile;
+    const int64_t record = o.record.forward(), saved_width = o.record.saved(), peephole_width = o.v.peephole_width();
+    T* const saved = f.saved ? f.saved + (o.seq.first[t] * o.n_panels + p * o.seq.size[t] + b) * saved_width : nullptr;
+    if (saved) prefetch<true>(saved, rows * saved_width);
+    products_.into_tile(tile, records);
+    if (p == o.n_panels - 1) clear_absent_units(rows, records);
+    const Block<T> c = c_.at(p, b);
+    o.micro.copy(rows, kPanel, constant(c), {records + o.record.c(), record});
+    if (peephole_width)
+      o.micro.copy(rows, peephole_width, {peepholes_ + p * peephole_width, 0}, {records + o.record.forward_peepholes(), record});
+    kernel_(records, rows);
+    const Block<const T> new_c{records + o.record.c(), record}, new_m{records + o.record.m(), record};
+    o.micro.copy(rows, kPanel, new_c, c);
+    if (s + 1 < o.seq.T) o.apply_reset(o.seq.step(s + 1), b, rows, kPanel, c);
+    if (saved) o.micro.copy(rows, saved_width, {records, record}, {saved, saved_width});
+    if (f.cells) o.store(rows, units_of(o.H, p), new_c, {f.cells + (o.seq.first[t] + b) * o.H + p * kPanel, o.H});
+    if (f.c_n) sink_.put_final(tile, new_c, o.H, f.c_n);
+    if (m_) o.micro.copy(rows, kPanel, new_m, m_->at(p, b));
+    else sink_.put(tile, new_m);
+  }
+
+  // Units that pad the last panel stay zero also where inputs are infinite, and infinity times a padded weight is NaN.
+  void clear_absent_units(int64_t rows, T* records) const {
+    for (int64_t row = 0; row < rows; row++)
+      for (int64_t slot = 0; slot < o.v.slots; slot++)
+        for (int64_t u = units_of(o.H, o.n_panels - 1); u < kPanel; u++)
+          records[row * o.record.forward() + slot * kPanel + u] = T(0);
+  }
+
+  const Context<S>& o;
+  const ForwardCall<S>& f;
+  ForwardProducts<S>& products_;
+  const HiddenSink<S>& sink_;
+  const States<T>* const m_;
+  const GateKernel kernel_;
+  States<T> c_;
+  Buffer<T> peepholes_;
+};
+
+// h = W_hr m.
+template <class S>
+class ProjectionForward final : public Stage {
+ public:
+  using T = compute_t<S>;
+
+  ProjectionForward(const Context<S>& context, const States<T>& m, const HiddenSink<S>& sink)
+      : o(context), m_(m), sink_(sink), packed_hr_(o.r_panels * kPanel * o.H) {}
+
+  void set_up(const Thread& thread) override {
+    if (!thread.in_plan() || thread.row_group() > 0) return;
+    const Range mine = thread.of_unit_group(o.r_panels);
+    for_column_blocks(mine.begin, mine.end, [&](int64_t p, int64_t count) {
+      pack_columns<true>(o.w.hr, o.H, o.R, p * kPanel, count * kPanel, packed_hr_ + p * kPanel * o.H);
+    });
+  }
+
+  void run(const Thread& thread, int64_t s, int64_t row) override {
+    const int64_t t = o.seq.step(s);
+    const Range mine = thread.of_unit_group(o.r_panels);
+    T* const h = o.tile_of(thread);
+    for_column_blocks(mine.begin, mine.end, [&](int64_t p, int64_t count) {
+      thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
+        const Block<T> m = m_.at(0, b);
+        o.gemm(Gemm<T>{.m = rows, .n = count * kPanel, .k = o.H, .a = m.p, .a_m = m.row, .b = packed_hr_ + p * kPanel * o.H, .c = h,
+                       .c_m = kMaxBlock});
+        for (int64_t i = 0; i < count; i++) sink_.put({s, t, b, rows, row + b, p + i}, {h + i * kPanel, kMaxBlock});
+      });
+    });
+    thread.barrier_group();
+  }
+
+ private:
+  const Context<S>& o;
+  const States<T>& m_;
+  const HiddenSink<S>& sink_;
+  Buffer<T> packed_hr_;
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,68 @@
+// One call of a recurrence over time on the CPU: what its ops hand to the loops.
+#pragma once
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <functional>
+
+#include "cell/record.h"
+#include "loop/sequence.h"
+
+namespace fastlstm {
+
+// Arithmetic type of a storage type.
+template <class S>
+struct Compute { using type = float; };
+template <>
+struct Compute<double> { using type = double; };
+template <class S>
+using compute_t = typename Compute<S>::type;
+
+template <class S>
+struct Weights {
+  // (gates * H, I), (gates * H, R), (gates * H) or null, (gates * H) or null, (P, H) or null, (peepholes, H) or null; contiguous
+  const S *ih, *hh, *b_ih, *b_hh, *hr, *peephole;
+};
+
+template <class S>
+struct ForwardCall {
+  using T = compute_t<S>;
+  const Variant& variant;
+  Sequence seq;
+  Sizes size;
+  Weights<S> w;
+  Rows<const S> x;
+  const S *h0, *c0;      // (B, R), (B, H), contiguous
+  S *y, *h_n, *c_n;      // y: one row of R per row of the sequence, in order; c_n: null where c is h
+  S* cells;              // c of every row, or null
+  T* saved;              // null where no backward follows
+  void run();
+};
+
+// Where the gradients of weights go, by the names in Weights; b_hh: null where it equals b_ih.
+template <class S>
+struct WeightGradients {
+  S *ih, *hh, *b_ih, *b_hh, *hr, *peephole;
+};
+
+template <class S>
+struct BackwardCall {
+  using T = compute_t<S>;
+  const Variant& variant;
+  Sequence seq;
+  Sizes size;
+  Weights<S> w;
+  Rows<const S> x, dy, dcells;  // dy.p and dcells.p may be null: zero
+  const S *h0, *c0, *y;
+  const S *dh_n, *dc_n;  // null: zero
+  const T* saved;
+  S *dx;  // null where not wanted; rows of I in the order of y's
+  S *dh0, *dc0;  // dc0: null where c is h
+  bool need_dw;
+  // Called once where need_dw is set: at the end, when packed weights are done with and their memory can serve again, or at the
+  // beginning where none are packed.
+  std::function<WeightGradients<S>()> make_dw;
+  void run();
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,114 @@
+// What the parts of a pass over time share: the loop, the stages of a step (cell/) and the products (products/).
+#pragma once
+#include <optional>
+#include <type_traits>
+
+#include "loop/call.h"
+#include "loop/states.h"
+#include "loop/team.h"
+
+namespace fastlstm {
+
+using torch::headeronly::BFloat16;
+
+// bfloat16 as the CPU's instructions see it.
+inline uint16_t* bits(BFloat16* p) { return reinterpret_cast<uint16_t*>(p); }
+inline const uint16_t* bits(const BFloat16* p) { return reinterpret_cast<const uint16_t*>(p); }
+
+constexpr int64_t kMaxBlock = 4 * kPanel;  // columns of a product at once
+
+// Values of one panel, from rows of one type to rows of another, of which only `n` <= kPanel exist.
+template <class From, class To>
+void convert(int64_t rows, int64_t n, Block<const From> from, Block<To> to) {
+  for (int64_t m = 0; m < rows; m++)
+    for (int64_t i = 0; i < n; i++) to.p[m * to.row + i] = static_cast<To>(from.p[m * from.row + i]);
+}
+
+template <class V>
+Block<const V> constant(Block<V> block) {
+  return {block.p, block.row};
+}
+
+// Some rows of a step, and one panel of units.
+struct Tile {
+  int64_t s, t;     // the s-th step to be run, which is step t
+  int64_t b, rows;  // of the batch
+  int64_t row;      // of the first one, among those of the chunk
+  int64_t p;
+};
+
+template <class S>
+struct Context {
+  using T = compute_t<S>;
+  static constexpr bool kSameType = std::is_same_v<S, T>, kBf16 = std::is_same_v<S, BFloat16>;
+
+  // From a ForwardCall or a BackwardCall
+  template <class Call>
+  explicit Context(const Call& call)
+      : v(call.variant), seq(call.seq), size(call.size), w(call.w), x(call.x), I(size.I), H(size.H), R(size.R),
+        n_panels(panels_of(H)), r_panels(panels_of(R)), i_panels(panels_of(I)), record(v, size), gate_width(record.gate_width()),
+        micro(micro_kernels<T>()) {}
+
+  const Variant& v;
+  const Sequence& seq;
+  const Sizes& size;
+  const Weights<S>& w;
+  const Rows<const S>& x;
+  const int64_t I, H, R, n_panels, r_panels, i_panels;  // panels of hidden units, of recurrent ones and of inputs
+  const Record record;
+  const int64_t gate_width;
+  const MicroKernels<T>& micro;
+  const Bf16Kernels* bf16 = nullptr;  // where products are taken by the CPU's instructions for bfloat16
+  std::optional<Team> team;
+  int64_t tile_size = 0, chunk_rows = 0;
+  Buffer<T> tiles;  // one of each worker
+
+  void make_tiles(int64_t size, int64_t workers) {
+    tile_size = size;
+    tiles = Buffer<T>(workers * tile_size);
+  }
+  T* tile_of(const Thread& thread) const { return tiles + thread.worker * tile_size; }
+
+  void gemm(const Gemm<T>& g) const { micro.gemm(g); }
+  void gemm(const Gemm<float, Bf16Pair>& g) const { bf16->gemm(g); }
+
+  // to = from, rounded; any n.
+  void store(int64_t rows, int64_t n, Block<const T> from, Block<S> to) const {
+    if constexpr (kSameType)
+      if (n == kPanel) return micro.copy(rows, n, from, to);
+    if constexpr (kBf16)
+      if (bf16) return bf16->narrow(rows, n, from, {bits(to.p), to.row});
+    convert(rows, n, from, to);
+  }
+
+  // += panel tile.p of what came for each step, `n` wide; nothing where there is none.
+  void add_given(const Rows<const S>& given, int64_t n, const Tile& tile, Block<T> to) const {
+    if (!given.p) return;
+    const S* const from = given.at(seq, tile.t, tile.b) + tile.p * kPanel;
+    const int64_t units = units_of(n, tile.p);
+    if constexpr (kSameType)
+      if (units == kPanel) return micro.add(tile.rows, units, {from, given.b_stride}, to);
+    for (int64_t m = 0; m < tile.rows; m++)
+      for (int64_t i = 0; i < units; i++) to.p[m * to.row + i] += static_cast<T>(from[m * given.b_stride + i]);
+  }
+
+  // Zeroes `n` units of the rows that are cut off before step t is run.
+  template <class V>
+  void apply_reset(int64_t t, int64_t b, int64_t rows, int64_t n, Block<V> state) const {
+    if (!seq.reset) return;
+    for (int64_t m = 0; m < std::min(rows, seq.size[t] - b); m++)
+      if (seq.resets_before(t, b + m)) std::fill_n(state.p + m * state.row, n, V(0));
+  }
+};
+
+// A part of every step. It ends with a barrier where what follows reads what other threads made.
+class Stage {
+ public:
+  virtual ~Stage() = default;
+  // Once, before the first step: this thread's share of what is made of weights, and of the states.
+  virtual void set_up(const Thread&) {}
+  // The s-th step to be run; `row` is that of its first row within the chunk of steps.
+  virtual void run(const Thread&, int64_t s, int64_t row) = 0;
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,84 @@
+// Products of the backward: gradients of states, inputs and weights from the gradients dG of pre-activations. One class per way
+// to take them. dG is kept for a chunk of steps, so that what is summed over rows is taken while dG is still in the cache.
+#pragma once
+#include <memory>
+
+#include "products/factors.h"
+
+namespace fastlstm {
+
+template <class S>
+class BackwardProducts {
+ public:
+  using T = compute_t<S>;
+
+  BackwardProducts(const Context<S>& context, const BackwardCall<S>& call)
+      : o(context), f(call), db_(f.need_dw ? o.n_panels * o.gate_width : 0) {}
+  virtual ~BackwardProducts() = default;
+
+  // What is made of panel p of the weights before the first step.
+  virtual void pack(int64_t p) = 0;
+  // Keeps the dG of a tile, from its records.
+  virtual void keep(const Tile&, const T* records) = 0;
+  // dG of panel p, for all rows of the chunk, where it is kept in T.
+  virtual Block<const T> dgates(int64_t p) const = 0;
+  // dh = dG @ w_hh for this thread's units of a step, whose first row is `row` of the chunk; it crosses no cut.
+  virtual void state_gradient(const Thread&, int64_t t, int64_t row, const States<T>& dh) const = 0;
+  // This thread's rows [x, h_prev] of a step, side by side: the left factor of the weight gradients.
+  virtual void concat_xh(const Thread&, int64_t t, int64_t row) = 0;
+  // After the steps of a chunk, which has so many rows.
+  virtual void weight_gradients(const Thread&, int64_t rows) = 0;
+  virtual void input_gradients(const Thread&, const Chunk&) const = 0;
+  // Memory that is as large as gradients of weights, and not needed any more.
+  virtual void release() = 0;
+  // Panel p of the gradients of weights and biases.
+  virtual void write(int64_t p, const WeightGradients<S>& to) const = 0;
+
+ protected:
+  template <class J>
+  void concat_xh(const Thread& thread, int64_t t, int64_t row, J* xh, int64_t xh_row) const {
+    const Range rows = thread.mine(o.seq.size[t]);
+    if (rows.size() == 0) return;
+    J* const to = xh + (row + rows.begin) * xh_row;
+    convert<S, J>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {to, xh_row});
+    const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - rows.begin, 0, rows.size());
+    if (known > 0)
+      convert<S, J>(known, o.R, {f.y + (o.seq.first[o.seq.before(t)] + rows.begin) * o.R, o.R}, {to + o.I, xh_row});
+    convert<S, J>(rows.size() - known, o.R, {f.h0 + (rows.begin + known) * o.R, o.R}, {to + known * xh_row + o.I, xh_row});
+    o.apply_reset(t, rows.begin, rows.size(), o.R, Block<J>{to + o.I, xh_row});
+  }
+
+  // Calls put(i, m, to) for runs of m rows, of the chunk's rows [row, row + rows), that belong to one step: the i-th and
+  // following are rows `to` and following of tensors such as y.
+  template <class F>
+  void scatter(const Chunk& chunk, int64_t row, int64_t rows, const F& put) const {
+    int64_t first = 0;
+    for (int64_t s = chunk.begin; s < chunk.end && first < row + rows; s++) {
+      const int64_t t = o.seq.step(o.seq.T - 1 - s), n = o.seq.size[t];
+      const int64_t begin = std::max(first, row), end = std::min(first + n, row + rows);
+      if (begin < end) put(begin - row, end - begin, o.seq.first[t] + begin - first);
+      first += n;
+    }
+  }
+
+  void write_biases(int64_t p, const WeightGradients<S>& to) const {
+    write_bias(o.v.ih, p, to.b_ih);
+    if (to.b_hh) write_bias(o.v.hh, p, to.b_hh);
+  }
+
+  double* db(int64_t p) const { return db_ + p * o.gate_width; }
+
+  const Context<S>& o;
+  const BackwardCall<S>& f;
+
+ private:
+  void write_bias(const GateMap& map, int64_t p, S* to) const {
+    for (int64_t i = 0; i < map.gates; i++)
+      convert<double, S>(1, units_of(o.H, p), {db(p) + map.offset() + i * kPanel, 0}, {to + map.gate[i] * o.H + p * kPanel, 0});
+  }
+
+  // Sums over all rows, of either sign and any size, to little in the end: by chunks, and over chunks in float64
+  Buffer<double> db_;
+};
+
+}  // namespace fastlstm

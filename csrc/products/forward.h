@@ -1,0 +1,187 @@
+// Products of the forward: pre-activations of a tile from the inputs and h. One class per way to take them.
+#pragma once
+#include <memory>
+
+#include "products/factors.h"
+
+namespace fastlstm {
+
+template <class S>
+class ForwardProducts {
+ public:
+  using T = compute_t<S>;
+
+  explicit ForwardProducts(const Context<S>& context) : o(context), bias_(o.n_panels * o.gate_width) {}
+  virtual ~ForwardProducts() = default;
+
+  // What is made of panel p of the weights before the first step.
+  virtual void pack(int64_t p) {
+    T* const bias = bias_of(p);
+    std::fill(bias, bias + o.gate_width, T(0));
+    add_bias(o.w.b_ih, o.v.ih, o.H, p, bias);
+    add_bias(o.w.b_hh, o.v.hh, o.H, p, bias);
+  }
+  // Before and after the steps of a chunk.
+  virtual void begin_chunk(const Thread&, const Chunk&) {}
+  virtual void end_chunk(const Thread&) {}
+  // The pre-activations of a tile into the slots of its records.
+  virtual void into_tile(const Tile&, T* records) const = 0;
+  // The state that steps begin with: that of sequence b is zero where it is cut off before the first.
+  virtual void init_h(int64_t b, const S* h0, bool cut) = 0;
+  // New values of h: what the tile's step gives to the next.
+  virtual void set_h(const Tile&, Block<const T> from) = 0;
+
+ protected:
+  T* bias_of(int64_t p) const { return bias_ + p * o.gate_width; }
+
+  const Context<S>& o;
+
+ private:
+  Buffer<T> bias_;  // both biases, of the slots that they feed
+};
+
+// With h kept in V, read from one copy and written to the other in turn.
+template <class S, class V>
+class ForwardProductsOf : public ForwardProducts<S> {
+ public:
+  using typename ForwardProducts<S>::T;
+
+  explicit ForwardProductsOf(const Context<S>& context)
+      : ForwardProducts<S>(context),
+        h_{States<V>::by_rows(o.seq.B, o.r_panels), States<V>::by_rows(o.seq.B, o.r_panels)} {}
+
+  void init_h(int64_t b, const S* h0, bool cut) override {
+    for (const States<V>& h : h_)
+      h.set(b, [&](int64_t i) { return i < o.R && !cut ? static_cast<V>(static_cast<T>(h0[i])) : V(0); });
+  }
+
+  void set_h(const Tile& tile, Block<const T> from) override {
+    const Block<V> to = h(tile.s + 1).at(tile.p, tile.b);
+    if constexpr (std::is_same_v<V, T>) o.micro.copy(tile.rows, kPanel, from, to);
+    else o.store(tile.rows, kPanel, from, to);
+    if (tile.s + 1 < o.seq.T) o.apply_reset(o.seq.step(tile.s + 1), tile.b, tile.rows, kPanel, to);
+  }
+
+ protected:
+  using ForwardProducts<S>::o;
+  // What the s-th step begins with.
+  const States<V>& h(int64_t s) const { return h_[s % 2]; }
+
+ private:
+  States<V> h_[2];
+};
+
+// Weights packed in panels, by elements A. The inputs' products are taken with the recurrent ones, or before for a chunk of steps.
+template <class S, class A>
+class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
+  using Base = ForwardProductsOf<S, kept_t<S, A>>;
+  using typename Base::T;
+  using Base::o, Base::h, Base::bias_of;
+  static constexpr bool kReadsX = kPaired<A> || std::is_same_v<S, A>;  // inputs are factors as they are
+
+ public:
+  PackedForward(const Context<S>& context, bool precompute_input)
+      : Base(context), precompute_(!kReadsX || (precompute_input && !kPaired<A>)), packed_(o.n_panels * panel()) {
+    if (!precompute_) return;
+    inputs_ = Buffer<T>(o.chunk_rows * o.I);
+    products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
+  }
+
+  void pack(int64_t p) override {
+    Base::pack(p);
+    pack_gates(o.w.ih, ih, o.H, o.I, p, packed_ih(p));
+    pack_gates(o.w.hh, hh, o.H, o.R, p, packed_hh(p));
+  }
+
+  // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.
+  void begin_chunk(const Thread& thread, const Chunk& chunk) override {
+    if (!precompute_) return;
+    int64_t row = 0;
+    for (int64_t s = chunk.begin; s < chunk.end; s++) {
+      const int64_t t = o.seq.step(s);
+      const Range rows = thread.mine(o.seq.size[t]);
+      convert<S, T>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {inputs_ + (row + rows.begin) * o.I, o.I});
+      row += o.seq.size[t];
+    }
+    thread.barrier_all();
+    if constexpr (!kPaired<A>) {
+      if (thread.in_plan()) {
+        const Range panels = thread.of_unit_group(o.n_panels), rows = thread.of_row_group(chunk.rows);
+        for (int64_t p = panels.begin; p < panels.end; p++)
+          o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * o.I, .a_m = o.I, .b = packed_ih(p),
+                         .init = bias_of(p) + ih.offset(), .c = product(p, rows.begin), .c_m = ih.width()});
+      }
+    }
+    if (o.team->plan.row_groups > 1) thread.barrier_all();
+  }
+  void end_chunk(const Thread& thread) override {
+    if (precompute_) thread.barrier_all();
+  }
+
+  void into_tile(const Tile& tile, T* records) const override {
+    const Block<const kept_t<S, A>> h_rows = constant(h(tile.s).at(0, tile.b));
+    const A* const h_factors = factors<A>(h_rows.p);
+    const int64_t h_m = h_rows.row / kTerms<A>, k = o.I / kTerms<A>, k2 = o.R / kTerms<A>, c_m = o.record.forward();
+    if (o.v.joint()) {
+      if (precompute_)
+        return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
+                                 .init = product(tile.p, tile.row), .init_m = ih.width(), .c = records, .c_m = c_m});
+      if constexpr (kReadsX)
+        o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
+                          .k2 = k2, .b = packed_ih(tile.p), .init = bias_of(tile.p), .c = records, .c_m = c_m});
+      return;
+    }
+    // Some slots are fed by x alone, others by h alone
+    T* const of_h = records + hh.offset();
+    o.micro.copy(tile.rows, o.gate_width, {bias_of(tile.p), 0}, {records, c_m});
+    if (precompute_)
+      o.micro.copy(tile.rows, ih.width(), {product(tile.p, tile.row), ih.width()}, {records + ih.offset(), c_m});
+    else if constexpr (kReadsX)
+      o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(tile), .a_m = x_m(), .b = packed_ih(tile.p),
+                        .init = bias_of(tile.p) + ih.offset(), .c = records + ih.offset(), .c_m = c_m});
+    o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p), .init = of_h,
+                      .init_m = c_m, .c = of_h, .c_m = c_m});
+  }
+
+ private:
+  const A* x_factors(const Tile& tile) const { return factors<A>(o.x.at(o.seq, tile.t, tile.b)); }
+  int64_t x_m() const { return o.x.b_stride / kTerms<A>; }
+  // Panel p of both weights, x's and then h's.
+  int64_t panel() const { return (o.I * ih.width() + o.R * hh.width()) / kTerms<A>; }
+  A* packed_ih(int64_t p) const { return packed_ + p * panel(); }
+  A* packed_hh(int64_t p) const { return packed_ih(p) + o.I * ih.width() / kTerms<A>; }
+  T* product(int64_t p, int64_t row) const { return products_ + (p * o.chunk_rows + row) * ih.width(); }
+
+  const GateMap &ih = o.v.ih, &hh = o.v.hh;
+  const bool precompute_;
+  Buffer<A> packed_;
+  Buffer<T> inputs_, products_;
+};
+
+// Weights as they are: for so few rows that packing them would not pay.
+template <class S>
+class UnpackedForward final : public ForwardProductsOf<S, S> {
+  using Base = ForwardProductsOf<S, S>;
+  using Base::o, Base::h, Base::bias_of;
+
+ public:
+  using Base::Base;
+
+  void into_tile(const Tile& tile, S* records) const override {
+    o.micro.copy(tile.rows, o.gate_width, {bias_of(tile.p), 0}, {records, o.record.forward()});
+    add(o.v.ih, tile, o.I, {o.x.at(o.seq, tile.t, tile.b), o.x.b_stride}, o.w.ih, records);
+    add(o.v.hh, tile, o.R, constant(h(tile.s).at(0, tile.b)), o.w.hh, records);
+  }
+
+ private:
+  void add(const GateMap& map, const Tile& tile, int64_t k, Block<const S> a, const S* w, S* records) const {
+    for (int64_t i = 0; i < map.gates; i++) {
+      S* const to = records + map.offset() + i * kPanel;
+      o.micro.gemm_unpacked_t({.m = tile.rows, .n = units_of(o.H, tile.p), .k = k, .a = a.p, .a_m = a.row,
+                               .w = w + (map.gate[i] * o.H + tile.p * kPanel) * k, .w_n = k, .init = to,
+                               .init_m = o.record.forward(), .c = to, .c_m = o.record.forward()});
+    }
+  }
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,200 @@
+// The backward's products with weights packed in panels, by elements A; dG is kept in V.
+#pragma once
+#include "products/backward.h"
+
+namespace fastlstm {
+
+template <class S, class A>
+class PackedBackward final : public BackwardProducts<S> {
+  using Base = BackwardProducts<S>;
+  using typename Base::T;
+  using V = kept_t<S, A>;
+  using Base::o, Base::f, Base::db;
+  static constexpr int64_t kWeightRows = 48;  // rows of a weight gradient per job
+  static constexpr int64_t kBiasBlock = 16;   // terms of a bias' gradient at a time
+  static constexpr int64_t kInputRows = 24;   // rows of an input gradient at a time
+  static constexpr int64_t kBlock = 256 / kTerms<A>;
+
+ public:
+  static constexpr int64_t kTileSize = kInputRows * kMaxBlock;
+
+  PackedBackward(const Context<S>& context, const BackwardCall<S>& call)
+      : Base(context, call), xh_row_(padded_row<T>(o.I + o.R)), dw_panel_(o.I * ih.width() + o.R * hh.width() + o.gate_width),
+        packed_hh_(o.n_panels * hh.width() / kTerms<A> * o.r_panels * kPanel),
+        packed_ih_(f.dx ? o.n_panels * ih.width() / kTerms<A> * o.i_panels * kPanel : 0),
+        dgates_(o.chunk_rows * o.n_panels * o.gate_width), offsets_(o.n_panels) {
+    for (int64_t p = 0; p < o.n_panels; p++) offsets_[p] = p * o.chunk_rows * o.gate_width / kTerms<A>;
+    if (!f.need_dw) return;
+    xh_ = Buffer<V>(o.chunk_rows * xh_row_);
+    dw_ = Buffer<T>(o.n_panels * dw_panel_);
+    if constexpr (kPaired<A>) {
+      const int64_t pairs = (o.chunk_rows + 1) / 2;
+      dgate_pairs_ = Buffer<A>(pairs * o.n_panels * o.gate_width);
+      xh_pairs_ = Buffer<A>(pairs * xh_row_);
+      zeros_ = Buffer<V>(std::max(xh_row_, o.gate_width));
+      std::fill_n(zeros_ + 0, std::max(xh_row_, o.gate_width), V(0));
+    }
+  }
+
+  void pack(int64_t p) override {
+    if (f.dx) pack_blocks(o.w.ih, ih, o.I, p, {0, o.i_panels}, packed_ih_);
+    for (int64_t group = 0; group < o.team->plan.unit_groups; group++)
+      pack_blocks(o.w.hh, hh, o.R, p, share(o.r_panels, group, o.team->plan.unit_groups), packed_hh_);
+    if (!f.need_dw) return;
+    std::fill_n(dw_ + p * dw_panel_, dw_panel_, T(0));
+    std::fill_n(db(p), o.gate_width, 0.0);
+  }
+
+  void keep(const Tile& tile, const T* records) override {
+    const Block<const T> from{records, o.record.backward()};
+    const Block<V> to{dgates_of(tile.p, tile.row), o.gate_width};
+    if constexpr (kPaired<A>) o.bf16->narrow(tile.rows, o.gate_width, from, {bits(to.p), to.row});
+    else o.micro.copy(tile.rows, o.gate_width, from, to);
+  }
+
+  Block<const T> dgates(int64_t p) const override {
+    if constexpr (kPaired<A>) return {};
+    else return {dgates_of(p, 0), o.gate_width};
+  }
+
+  void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
+    const Range mine = thread.of_unit_group(o.r_panels);
+    for_column_blocks(mine.begin, mine.end, [&](int64_t panel, int64_t count) {
+      thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
+        const Block<T> to = dh.at(panel, b);
+        multiply(hh, row + b, rows, packed_hh_, panel, count, to);
+        o.apply_reset(t, b, rows, count * kPanel, to);
+      });
+    });
+  }
+
+  void concat_xh(const Thread& thread, int64_t t, int64_t row) override { Base::template concat_xh<V>(thread, t, row, xh_, xh_row_); }
+
+  // dw.T[p] += [x, h_prev, 1].T @ dG[p], the ones being the biases' input; cut into jobs of some rows of dw.T each.
+  void weight_gradients(const Thread& thread, int64_t rows) override {
+    if constexpr (kPaired<A>) {
+      pair_rows(thread, rows);
+      thread.barrier_all();
+    }
+    const int64_t of_x = (o.I + kWeightRows - 1) / kWeightRows, of_h = (o.R + kWeightRows - 1) / kWeightRows, per_panel = of_x + of_h + 1;
+    const Range jobs = thread.mine(o.n_panels * per_panel);
+    for (int64_t job = jobs.begin; job < jobs.end; job++) {
+      const int64_t p = job / per_panel, k = job % per_panel;
+      if (k < of_x) add_product(ih, p, rows, 0, o.I, k, dw_ih(p));
+      else if (k < of_x + of_h) add_product(hh, p, rows, o.I, o.R, k - of_x, dw_hh(p));
+      else add_bias_product(p, rows);
+    }
+  }
+
+  // dx = dG @ w_ih, over this worker's share of the chunk's rows.
+  void input_gradients(const Thread& thread, const Chunk& chunk) const override {
+    T* const dx = o.tile_of(thread);
+    const Range mine = thread.mine(chunk.rows);
+    for_column_blocks(0, o.i_panels, [&](int64_t panel, int64_t count) {
+      const int64_t n = std::min(count * kPanel, o.I - panel * kPanel);
+      for (int64_t row = mine.begin; row < mine.end; row += kInputRows) {
+        const int64_t rows = std::min(kInputRows, mine.end - row);
+        multiply(ih, row, rows, packed_ih_, panel, count, {dx, kMaxBlock});
+        this->scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
+          const Block<const T> from{dx + i * kMaxBlock, kMaxBlock};
+          const Block<S> out{f.dx + to * o.I + panel * kPanel, o.I};
+          if constexpr (kPaired<A>) o.bf16->narrow(m, n, from, {bits(out.p), out.row});
+          else convert<T, S>(m, n, from, out);
+        });
+      }
+    });
+  }
+
+  void release() override {
+    packed_ih_ = {}, packed_hh_ = {}, dgates_ = {}, xh_ = {};
+    dgate_pairs_ = {}, xh_pairs_ = {};
+  }
+
+  void write(int64_t p, const WeightGradients<S>& to) const override {
+    write_transposed(ih, dw_ih(p), o.I, p, to.ih);
+    write_transposed(hh, dw_hh(p), o.R, p, to.hh);
+    this->write_biases(p, to);
+  }
+
+ private:
+  // A block of columns is a matrix of its own: all panels' rows of it.
+  A* block_of(const GateMap& map, A* packed, int64_t panel) const { return packed + o.n_panels * map.width() * kPanel * panel / kTerms<A>; }
+
+  void pack_blocks(const S* w, const GateMap& map, int64_t size, int64_t p, Range panels, A* packed) const {
+    for_column_blocks(panels.begin, panels.end, [&](int64_t panel, int64_t count) {
+      pack_gate_columns(w, map, o.H, size, p, panel * kPanel, count * kPanel, block_of(map, packed, panel));
+    });
+  }
+
+  // to = dG @ `count` panels of the packed weights, for rows [row, row + rows) of the chunk.
+  void multiply(const GateMap& map, int64_t row, int64_t rows, A* packed, int64_t panel, int64_t count, Block<T> to) const {
+    o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = map.width() / kTerms<A>, .batch = o.n_panels,
+                      .a = factors<A>(static_cast<const V*>(dgates_of(0, row)) + map.offset()), .a_m = o.gate_width / kTerms<A>,
+                      .a_offsets = offsets_.data(), .b = block_of(map, packed, panel), .c = to.p, .c_m = to.row});
+  }
+
+  // The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += columns of [x, h_prev] from `column` on, times dG.
+  void add_product(const GateMap& map, int64_t p, int64_t rows, int64_t column, int64_t depth, int64_t k, T* to) const {
+    const int64_t first = k * kWeightRows;
+    o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(rows), .a = left() + column + first,
+                      .a_m = 1, .a_k = xh_row_, .b = right(p) + map.offset(), .b_k = o.gate_width, .c = to + first * map.width(),
+                      .c_m = map.width(), .accumulate = true, .block = kBlock});
+  }
+
+  void add_bias_product(int64_t p, int64_t rows) const {
+    T* const of_chunk = dw_hh(p) + o.R * hh.width();
+    o.gemm(Gemm<T, A>{.m = 1, .n = o.gate_width, .k = terms(rows), .a = &kOnes, .a_m = 0, .a_k = 0, .b = right(p), .c = of_chunk,
+                      .c_m = o.gate_width, .block = kBiasBlock / kTerms<A>});
+    for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_chunk[i];
+  }
+
+  // Rows of dG and of [x, h_prev] side by side in pairs, for products over rows; a last single row with zeros.
+  void pair_rows(const Thread& thread, int64_t rows) {
+    const int64_t count = (rows + 1) / 2;
+    const auto interleave = [&](int64_t n, const V* from, int64_t row_size, int64_t pair, A* to) {
+      const V* const first = from + 2 * pair * row_size;
+      o.bf16->interleave(n, bits(first), bits(2 * pair + 1 < rows ? first + row_size : zeros_ + 0), to + pair * row_size);
+    };
+    const Range mine = thread.mine(count), of_all = thread.mine(o.n_panels * count);
+    for (int64_t pair = mine.begin; pair < mine.end; pair++) interleave(o.I + o.R, xh_, xh_row_, pair, xh_pairs_);
+    for (int64_t i = of_all.begin; i < of_all.end; i++)
+      interleave(o.gate_width, dgates_of(i / count, 0), o.gate_width, i % count, pairs_of(i / count));
+  }
+
+  // Panel p of a gradient (gates * H, depth) from its transpose.
+  void write_transposed(const GateMap& map, const T* from, int64_t depth, int64_t p, S* to) const {
+    for (int64_t i = 0; i < map.gates; i++)
+      transpose<T, S>(depth, units_of(o.H, p), {from + i * kPanel, map.width()}, {to + (map.gate[i] * o.H + p * kPanel) * depth, depth});
+  }
+
+  static int64_t terms(int64_t rows) { return (rows + kTerms<A> - 1) / kTerms<A>; }
+  const A* left() const {
+    if constexpr (kPaired<A>) return xh_pairs_;
+    else return xh_;
+  }
+  const A* right(int64_t p) const {
+    if constexpr (kPaired<A>) return pairs_of(p);
+    else return dgates_of(p, 0);
+  }
+  A* pairs_of(int64_t p) const { return dgate_pairs_ + p * ((o.chunk_rows + 1) / 2) * o.gate_width; }
+  V* dgates_of(int64_t p, int64_t row) const { return dgates_ + (p * o.chunk_rows + row) * o.gate_width; }
+  T* dw_ih(int64_t p) const { return dw_ + p * dw_panel_; }
+  T* dw_hh(int64_t p) const { return dw_ih(p) + o.I * ih.width(); }
+
+  static A ones() {
+    if constexpr (kPaired<A>) return {0x3f80, 0x3f80};
+    else return 1;
+  }
+  static inline const A kOnes = ones();
+
+  const GateMap &ih = o.v.ih, &hh = o.v.hh;
+  const int64_t xh_row_;
+  const int64_t dw_panel_;  // of accumulators: dw_ih.T (I, width), dw_hh.T (R, width), and a chunk's biases in one row of all slots
+  Buffer<A> packed_hh_, packed_ih_;
+  Buffer<V> dgates_, xh_, zeros_;
+  std::vector<int64_t> offsets_;  // of each panel's dG
+  Buffer<T> dw_;
+  Buffer<Bf16Pair> dgate_pairs_, xh_pairs_;  // with rows in pairs
+};
+
+}  // namespace fastlstm
