@@ -28,14 +28,14 @@ help:  ## print this list
 demo: $(VENV)/run.stamp  ## set up, then train nn.LSTM and fastlstm.LSTM side by side on real text
 	$(BIN)/fastlstm train --compare torch $(ARGS)
 
-# What oneDNN, ATen, MKL and we may use: as much as a CPU of that kind has
+# What oneDNN, ATen, MKL and we may use: as much as a CPU of that kind has. (Inductor keeps its code for each kind alike.)
 AS_avx512 := ONEDNN_MAX_CPU_ISA=AVX512_CORE ATEN_CPU_CAPABILITY=avx512 MKL_ENABLE_INSTRUCTIONS=AVX512
 AS_avx2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
 AS_portable := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 # a process that dies ends the run: one that takes its place may wait for ever
 PROCESSES := -n logical --maxprocesses 4 --max-worker-restart 0 --dist loadfile
 test: $(VENV)/dev.stamp  ## set up, then run every test
-	$(if $(CPU),$(AS_$(CPU))) $(BIN)/pytest --durations=12 $(PROCESSES) $(CPU:%=--path=%) $(ARGS)
+	$(if $(CPU),$(AS_$(CPU)) TORCHINDUCTOR_CACHE_DIR=build/inductor-$(CPU)) $(BIN)/pytest --durations=12 $(PROCESSES) $(CPU:%=--path=%) $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What a variant is: the one place that says its gates, states and weights."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 # A weight's name in our functions, and in PyTorch's modules, where a layer's suffix follows
 PARAMETERS = {
@@ -48,12 +49,12 @@ class Variant:
         # asked for at every call, when a backend is looked up
         return hash(self.name)
 
-    @property
+    @cached_property
     def coupled(self) -> bool:
         """Whether i stands for f as well, f = 1 - i."""
         return "i" in self.gates and "f" not in self.gates
 
-    @property
+    @cached_property
     def slots(self) -> Slots:
         every = (0, len(self.gates))
         return self.own_slots or Slots(self.gates, every, every)
