@@ -31,7 +31,9 @@ def plot(result: dict, file: Path) -> None:
     panels[0].invert_yaxis()
     panels[0].legend(loc="best", fontsize=8)
     m = result["machine"]
-    figure.suptitle(f"{m['chip']}, threads: {m['threads']}, {result['dtype']}, torch {m['torch']}", fontsize=9)
+    figure.suptitle(
+        f"{m['chip']} ({m['vectors']}), threads: {m['threads']}, {result['dtype']}, torch {m['torch']}", fontsize=9
+    )
     figure.supxlabel("speed-up (median, quartiles); right of 1, fastlstm is the faster", fontsize=9)
     figure.savefig(file, dpi=110, metadata={"Software": None})
 

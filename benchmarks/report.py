@@ -167,11 +167,16 @@ def peer_table(result: dict) -> Tables:
     return Tables(["module", "case", "work", "peer", "ms", "speed-up", "compile s"], lines)
 
 
+def machine(result: dict) -> str:
+    m = result["machine"]
+    return f"{m['chip']} ({m['vectors']})"
+
+
 def notes(result: dict) -> list[str]:
     """What ran on what, and what was not timed because it was wrong."""
     m = result["machine"]
     lines = [
-        f"{m['chip']} ({m['vectors']}), threads: {m['threads']}, {result['dtype']}, torch {m['torch']}, "
+        f"{machine(result)}, threads: {m['threads']}, {result['dtype']}, torch {m['torch']}, "
         f"Python {m['python']}, commit {m['commit']}. Median (quartiles) of interleaved pairs, {result['pairs']} a case.",
         "Two numbers are ours / the peer's. GFLOP/s: ours, of what PyTorch's GEMM reaches on the same sizes. "
         "MB: the peak of a training step, beyond the batch and the weights.",
@@ -191,15 +196,16 @@ def markdown(result: dict, picture: str, half: dict | None = None) -> str:
     parts = [
         "## Variants",
         table(variants_table(result)),
-        "Time per step: beside `fastlstm.LSTM` of the same size, the mean over the cases measured. Each has layers, two "
-        "directions, dropout, packed and padded input, resets and, but for the GRU, projections and all cell states; each has "
-        'a cell, and a stateless function in `fastlstm.functional`. On a GPU, `backend="triton"` runs all of them on '
-        'Triton kernels, which have been interpreted and compiled but not run on one yet: until then "auto" leaves the LSTM '
+        "Time per step: beside `fastlstm.LSTM` of the same size, the mean over the cases measured on the machine below. "
+        "Each has layers, two directions, dropout, packed and padded input, resets and, but for the GRU, projections and "
+        "all cell states; each has a cell, and a stateless function in `fastlstm.functional`. On a GPU, "
+        '`backend="triton"` runs all of them on Triton kernels, which have been interpreted and compiled but not run on one yet: '
+        'until then "auto" leaves the LSTM '
         "and the GRU to PyTorch's own ops, the others to a loop in Python. GPU speed is not yet measured.",
-        "## Speed",
+        f"## Speed on one machine: {machine(result)}",
         f"![Speed-up over PyTorch's modules]({picture})",
-        "Speed-up over each peer: the geometric mean over the cases, and the case where it is lowest. "
-        f"Every case: [{DETAILS}]({DETAILS}).",
+        "Speed-up over each peer: the geometric mean over the cases, and the case where it is lowest. Another CPU, "
+        f"above all one with other instructions, gives other numbers. Every case: [{DETAILS}]({DETAILS}).",
         table(summary(result)),
         *([f"In {half['dtype']}:", table(summary(half))] if half else []),
         about,
