@@ -3,7 +3,8 @@
 Both rest on e^x = s (1 + p) with x = n ln2 + r, |r| <= ln2 / 2, s = 2^n, and p = e^r - 1 by its Taylor series, cut where the
 next term falls below half a unit in the last place. Keeping p apart from the 1 keeps tanh accurate near zero:
 tanh |x| = -m / (2 + m) with m = e^(-2|x|) - 1. Far from zero, 1 - 2 (1 + m) / (2 + m) rounds less. Errors are below 3 ulp, and
-a third of one on the average; NaN stays NaN; large arguments saturate.
+a third of one on the average; NaN stays NaN. Large arguments saturate exactly, at 0 and 1 or -1 and 1: s is infinite where e^x
+leaves the range.
 
 Calls of libm's exp and tanh would be scalar (Numba has no vector math library), and about 25 times slower.
 """
@@ -89,19 +90,22 @@ def tanh(x):
     """(e^x - e^-x) / (e^x + e^-x), in kernels only."""
 
 
-def _make(dtype, integer, degree, ln2_high, limit):
-    """`ln2_high` has so few bits that its products with n are exact; beyond `limit`, e^x would leave the range of `dtype`."""
+def _make(dtype, integer, degree, ln2_high, least):
+    """`ln2_high` has so few bits that its products with n are exact; x below `least` counts as `least`.
+
+    There s is still a normal number, and e^x nothing beside 1. At the other end n stops where the bits of s are infinity's.
+    """
     mantissa, exponent_bias = np.finfo(dtype).nmant, integer(np.finfo(dtype).maxexp - 1)
     log2e, round_up = dtype(1 / math.log(2)), dtype(1.5 * 2.0**mantissa)  # x + round_up has x, rounded, in its low bits
-    ln2_high, limit = dtype(ln2_high), dtype(limit)
+    ln2_high, least, most = dtype(ln2_high), dtype(least), dtype(np.finfo(dtype).maxexp * math.log(2))
     ln2_low = dtype(np.longdouble("0.693147180559945309417232121458") - np.longdouble(ln2_high))
     shift = integer(mantissa)
     c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (dtype(1 / math.factorial(d)) for d in range(2, 14))
     long = degree == 13
 
     def parts(x):
-        x = limit if x > limit else x
-        x = -limit if x < -limit else x
+        x = most if x > most else x
+        x = least if x < least else x
         shifted = dtype(x * log2e + round_up)
         n = shifted - round_up
         r = (x - n * ln2_high) - n * ln2_low
@@ -118,13 +122,13 @@ def _make(dtype, integer, degree, ln2_high, limit):
 
 
 _MAKERS = {
-    types.float32: (np.float32, np.int32, 7, 0.693359375, 87.0),
-    types.float64: (np.float64, np.int64, 13, 6.93147180369123816490e-01, 708.0),
+    types.float32: (np.float32, np.int32, 7, 0.693359375, -87.0),
+    types.float64: (np.float64, np.int64, 13, 6.93147180369123816490e-01, -708.0),
 }
 
 
 def _exp_parts(x):
-    """(p, s) with e^x = s (1 + p)."""
+    """(p, s) with e^x = s (1 + p); for x above half the last power of 2, s is infinite and s p + s may be NaN."""
 
 
 @overload(_exp_parts)
@@ -140,7 +144,7 @@ def _sigmoid_impl(x):
 
     def impl(x):
         p, s = _exp_parts(-x)
-        return one / (one + (s * p + s))
+        return one / (one + s * (one + p))
 
     return impl
 
