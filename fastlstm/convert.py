@@ -85,7 +85,7 @@ def to_torch(model: nn.Module) -> Conversion:
             reasons[module] = _why_not_torchs(module)
             if reasons[module] is None:
                 _change_class(module, TORCHS)
-                for name in ("backend", "weight_peephole"):
+                for name in ("backend", "weight_peephole", "_forget_bias"):
                     vars(module).pop(name, None)
     return _report(model, reasons)
 

@@ -54,6 +54,13 @@ class Variant:
         """Whether i stands for f as well, f = 1 - i."""
         return "i" in self.gates and "f" not in self.gates
 
+    @property
+    def forget(self) -> tuple[int, int] | None:
+        """The gate whose bias lets the cell remember, by its place, and the sign of that: i's, negated, where f = 1 - i."""
+        if "f" in self.gates:
+            return self.gates.index("f"), 1
+        return (self.gates.index("i"), -1) if self.coupled else None
+
     @cached_property
     def slots(self) -> Slots:
         every = (0, len(self.gates))

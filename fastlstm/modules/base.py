@@ -10,6 +10,7 @@ from fastlstm.backends import NAMES
 from fastlstm.call import Call
 from fastlstm.functional.driver import recurrent
 from fastlstm.kernels.variant import PARAMETERS, Variant
+from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 from fastlstm.sequences import Input, Lengths
 
 
@@ -18,6 +19,7 @@ class Recurrent(nn.RNNBase):
 
     variant: Variant
     backend = "auto"  # of a module that was unpickled from one of PyTorch's
+    _forget_bias = 0.0  # an instance has one where it isn't 0; subclasses have a `forget_bias` of their own
 
     def __init__(
         self,
@@ -32,11 +34,15 @@ class Recurrent(nn.RNNBase):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
+        forget_bias: float = 0.0,
         backend: str = "auto",
     ) -> None:
         check_backend(backend)
+        check_forget_bias(self.variant, forget_bias, bias)
         if not self.variant.projects and proj_size != 0:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if forget_bias != 0:
+            self._forget_bias = float(forget_bias)
         super().__init__(
             # by this mode callers tell one state from two
             self.variant.op.upper(),
@@ -71,6 +77,11 @@ class Recurrent(nn.RNNBase):
         self._init_flat_weights()
         self.reset_parameters()
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        names = [name for names in self._all_weights for name in names if name.startswith(PARAMETERS["b_ih"])]
+        add_forget_bias(self, self.variant, names, self._forget_bias)
+
     @property
     def all_weights(self) -> list[list[Tensor]]:  # type: ignore[override]
         return [weights_of(self, names) for names in self._all_weights]
@@ -87,7 +98,13 @@ class Recurrent(nn.RNNBase):
         return recurrent(self.variant, input, self.all_weights, hx, call)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (f", backend={self.backend!r}" if self.backend != "auto" else "")
+        return super().extra_repr() + own_repr(self._forget_bias, self.backend)
+
+
+def own_repr(forget_bias: float, backend: str) -> str:
+    """The options that PyTorch's modules don't have, where they aren't the default."""
+    shown = f", forget_bias={forget_bias}" if forget_bias != 0 else ""
+    return shown + (f", backend={backend!r}" if backend != "auto" else "")
 
 
 def weights_of(module: nn.Module, names: Sequence[str]) -> list[Tensor]:

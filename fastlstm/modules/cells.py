@@ -7,7 +7,8 @@ from fastlstm.checks import check_hx
 from fastlstm.functional.driver import step
 from fastlstm.kernels import gru, lstm
 from fastlstm.kernels.variant import Variant
-from fastlstm.modules.base import check_backend, weights_of
+from fastlstm.modules.base import check_backend, own_repr, weights_of
+from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 
 
 class Cell(nn.RNNCellBase):
@@ -15,6 +16,7 @@ class Cell(nn.RNNCellBase):
 
     variant: Variant
     backend = "auto"
+    _forget_bias = 0.0
     weight_peephole: Tensor | None
 
     def __init__(
@@ -25,9 +27,13 @@ class Cell(nn.RNNCellBase):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
+        forget_bias: float = 0.0,
         backend: str = "auto",
     ) -> None:
         check_backend(backend)
+        check_forget_bias(self.variant, forget_bias, bias)
+        if forget_bias != 0:
+            self._forget_bias = float(forget_bias)
         super().__init__(input_size, hidden_size, bias, len(self.variant.gates), device, dtype)
         self.backend = backend
         shape = self.variant.weights(input_size, hidden_size).get("w_peephole")
@@ -37,18 +43,22 @@ class Cell(nn.RNNCellBase):
             self.weight_peephole = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.reset_parameters()
 
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        add_forget_bias(self, self.variant, ["bias_ih"], self._forget_bias)
+
     def _step(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         weights = weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         return step(self.variant, x, states, (*weights, self.weight_peephole), self.backend)
 
     def extra_repr(self) -> str:
-        return super().extra_repr() + (f", backend={self.backend!r}" if self.backend != "auto" else "")
+        return super().extra_repr() + own_repr(self._forget_bias, self.backend)
 
 
 class LSTMCell(Cell):
     """`torch.nn.LSTMCell`, fast: one step of the LSTM, `(h, c)` from `input` (B, I) and `hx`, a pair (B, H) or None for zeros.
 
-    Unbatched input (I) takes states (H). `backend` is by keyword only.
+    Unbatched input (I) takes states (H). By keyword only, as in `LSTM`: `forget_bias` and `backend`.
 
     >>> cell = LSTMCell(10, 20)
     >>> h, c = cell(torch.randn(3, 10))
@@ -88,12 +98,13 @@ class CIFGLSTMCell(LSTMCell):
         dtype: torch.dtype | None = None,
         *,
         peephole: bool = False,
+        forget_bias: float = 0.0,
         backend: str = "auto",
     ) -> None:
         if not isinstance(peephole, bool):
             raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
         self.variant = lstm.CIFG_PEEPHOLE_LSTM if peephole else lstm.CIFG_LSTM
-        super().__init__(input_size, hidden_size, bias, device, dtype, backend=backend)
+        super().__init__(input_size, hidden_size, bias, device, dtype, forget_bias=forget_bias, backend=backend)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", peephole=True" if self.variant.peepholes else "")

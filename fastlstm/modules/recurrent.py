@@ -32,10 +32,13 @@ class LSTM(Family):
         i = σ(W_ii x + b_ii + W_hi h' + b_hi)      f, o alike        g = tanh(W_ig x + b_ig + W_hg h' + b_hg)
         c = f * c' + i * g        h = o * tanh(c), or W_hr (o * tanh(c)) with `proj_size`
 
-    What is ours is by keyword only. `backend` is "auto" or the name of the one that must run. `forward` takes `lengths` (B,),
-    in any order, zeros allowed, where PyTorch wants a PackedSequence: `output` is zero beyond a sequence's length and `h_n`,
-    `c_n` are those at its own end; `reset` (T, B), which cuts sequences before a step; and `return_cells`. Everything is
-    described under `fastlstm.functional.lstm`.
+    What is ours is by keyword only. `backend` is "auto" or the name of the one that must run. `forget_bias` is added to b_if
+    (in `bias_ih`) when the module is made and at `reset_parameters`, and is nothing at run time: with 1 or more, cells begin by
+    remembering (Gers et al. 2000; Jozefowicz et al. 2015). Where it isn't 0, `bias=False` raises ValueError.
+
+    `forward` takes `lengths` (B,), in any order, zeros allowed, where PyTorch wants a PackedSequence: `output` is zero beyond a
+    sequence's length and `h_n`, `c_n` are those at its own end; `reset` (T, B), which cuts sequences before a step; and
+    `return_cells`. Everything is described under `fastlstm.functional.lstm`.
 
     A `state_dict` of `nn.LSTM` loads here and the other way round. Weights are read afresh at every call.
 
@@ -70,7 +73,8 @@ class CIFGLSTM(Family):
         i = σ(W_ii x + b_ii + W_hi h' + b_hi)     g, o as in the LSTM     c = (1 - i) * c' + i * g     h = o * tanh(c)
 
     Arguments and results are those of `LSTM`. Weights have three gates, in the order i, g, o: 3H rows. With `peephole=True`
-    there is `weight_peephole_l{k}` (2, H) as well, in the order i, o: i sees the old cell, o the new one.
+    there is `weight_peephole_l{k}` (2, H) as well, in the order i, o: i sees the old cell, o the new one. `forget_bias` is
+    subtracted from b_ii: f = 1 - σ(a) = σ(-a).
 
     >>> lstm = CIFGLSTM(10, 20, peephole=True)
     >>> lstm(torch.randn(7, 3, 10))[0].shape, lstm.weight_hh_l0.shape, lstm.weight_peephole_l0.shape
@@ -93,6 +97,7 @@ class CIFGLSTM(Family):
         dtype: torch.dtype | None = None,
         *,
         peephole: bool = False,
+        forget_bias: float = 0.0,
         backend: str = "auto",
     ) -> None:
         if not isinstance(peephole, bool):
@@ -100,7 +105,7 @@ class CIFGLSTM(Family):
         self.variant = lstm.CIFG_PEEPHOLE_LSTM if peephole else lstm.CIFG_LSTM
         super().__init__(
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
-            backend=backend,
+            forget_bias=forget_bias, backend=backend,
         )  # fmt: skip
 
     @property
