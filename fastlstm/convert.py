@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from fastlstm import subclasses
 from fastlstm.modules import GRU, LSTM, GRUCell, LSTMCell
 from fastlstm.modules.base import Recurrent, check_backend
 from fastlstm.modules.cells import Cell
@@ -35,13 +36,20 @@ def convert(model: nn.Module, *, backend: str = "auto") -> Conversion:
     """Make every `nn.LSTM`, `nn.GRU`, `nn.LSTMCell` and `nn.GRUCell` of `model` ours, in place.
 
     Each stays the same object, only of another class: its Parameters, hooks, attributes, parametrizations and every reference
-    to it are untouched, so an optimizer made before goes on, and there is nothing to assign. What can't be converted is left
-    as it was, and told under `skipped` with the reason: subclasses of PyTorch's modules (their code relies on PyTorch's),
-    modules whose `forward` was replaced, `nn.RNN`, quantized and scripted ones. What is ours already is in neither list.
+    to it are untouched, so an optimizer made before goes on, and there is nothing to assign; Parameters that modules share stay
+    shared. What can't be converted is left as it was, and told under `skipped` with the reason: modules whose `forward` was
+    replaced, `nn.RNN`, quantized and scripted ones. What is ours already is in neither list.
+
+    A subclass is converted if it adds construction alone: `__init__`, `reset_parameters`, attributes, methods of other names.
+    It becomes a class of the same name that derives from ours and from the subclass, whose methods and `super()` work on. It is
+    copied and pickled as the subclass would be: what loads it needs to be able to import that. One with a `forward` of its own,
+    or anything else that PyTorch's or our forward goes through, is left, and `skipped` names the methods. For what was a
+    subclass, `isinstance(module, nn.LSTM)` stays True, so that `torch.compile` breaks its graph there, as at PyTorch's own.
 
     Only registered submodules are found: not one that is kept in a plain list or in a closure. `torch.compile` compiles anew,
     but what `torch.jit` or `torch.export` made of a model before keeps its code. A converted model that is pickled as a whole
-    needs fastlstm to be loaded; a `state_dict` does not. Code that asks `isinstance(module, nn.LSTM)` gets False afterwards.
+    needs fastlstm to be loaded; a `state_dict` does not. Code that asks `isinstance(module, nn.LSTM)` of what was no subclass
+    gets False afterwards.
 
     backend: "auto", or the name of the one that must run, for all of them; as in `fastlstm.LSTM`.
     Raises TypeError if `model` is no module, and ValueError for an unknown backend; nothing is converted then.
@@ -58,7 +66,7 @@ def convert(model: nn.Module, *, backend: str = "auto") -> Conversion:
         if _is_recurrent(module) and not isinstance(module, (Recurrent, Cell)):
             reasons[module] = _why_not_ours(module)
             if reasons[module] is None:
-                _change_class(module, OURS)
+                _change_class(module, _ours(_own_class(module)))
                 module.backend = backend  # type: ignore[assignment]
                 if isinstance(module, Cell):
                     module.weight_peephole = None
@@ -68,9 +76,9 @@ def convert(model: nn.Module, *, backend: str = "auto") -> Conversion:
 def to_torch(model: nn.Module) -> Conversion:
     """The way back: every `fastlstm.LSTM`, `GRU`, `LSTMCell` and `GRUCell` of `model` becomes PyTorch's, in place.
 
-    For what takes PyTorch's modules only, such as `torch.jit.script`. As with `convert`, objects and Parameters
-    stay the same. Subclasses, and variants that PyTorch lacks, are left and told under `skipped`. Keyword arguments that only
-    ours have (`lengths`, `reset`, `return_cells`) raise TypeError afterwards.
+    For what takes PyTorch's modules only, such as `torch.jit.script`. As with `convert`, objects and Parameters stay the same;
+    subclasses that it took become what they were. Subclasses of ours, and variants that PyTorch lacks, are left and told under
+    `skipped`. Keyword arguments that only ours have (`lengths`, `reset`, `return_cells`) raise TypeError afterwards.
     Raises TypeError if `model` is no module.
 
     >>> model = torch.nn.ModuleDict({"a": LSTM(3, 5), "b": torch.nn.Linear(5, 2)})
@@ -84,7 +92,7 @@ def to_torch(model: nn.Module) -> Conversion:
         if isinstance(module, (Recurrent, Cell)):
             reasons[module] = _why_not_torchs(module)
             if reasons[module] is None:
-                _change_class(module, TORCHS)
+                _change_class(module, _torchs(_own_class(module)))
                 for name in ("backend", "weight_peephole", "_forget_bias"):
                     vars(module).pop(name, None)
     return _report(model, reasons)
@@ -154,26 +162,42 @@ def _is_recurrent(module: nn.Module) -> bool:
 
 def _why_not_ours(module: nn.Module) -> str | None:
     cls = _own_class(module)
-    if cls in OURS:
-        if "forward" in vars(module):
-            return "its forward was replaced on the instance: that would go on to run PyTorch's"
-        if "backend" in vars(module):
-            return "it has an attribute 'backend' of its own, a name that fastlstm needs"
-        return None
     if isinstance(module, torch.jit.ScriptModule):
         return f"{module.original_name} was compiled by torch.jit: convert before that"
-    if isinstance(module, tuple(OURS)):
-        return f"{_full_name(cls)} is a subclass of PyTorch's module: its code may rely on what it inherits"
-    return f"{_full_name(cls)} has no counterpart in fastlstm"
+    torchs = _base(cls, OURS)
+    if torchs is None:
+        return f"{_full_name(cls)} has no counterpart in fastlstm"
+    ours = OURS[torchs]
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance: that would go on to run PyTorch's"
+    attributes = vars(module).keys() | module._parameters.keys() | module._buffers.keys() | module._modules.keys()
+    if taken := sorted(name for name in attributes & subclasses.names_of(ours) if not hasattr(torchs, name)):
+        return f"it has an attribute {taken[0]!r} of its own, a name that fastlstm needs"
+    return subclasses.why_not(cls, torchs, ours)
 
 
 def _why_not_torchs(module: nn.Module) -> str | None:
     cls = _own_class(module)
-    if cls in TORCHS:
+    if cls in TORCHS or subclasses.before(cls):
         return "its forward was replaced on the instance" if "forward" in vars(module) else None
-    if isinstance(module, tuple(TORCHS)) and not cls.__module__.startswith("fastlstm."):
+    if _base(cls, TORCHS) and not cls.__module__.startswith("fastlstm."):
         return f"{_full_name(cls)} is a subclass of fastlstm's module: its code may rely on what it inherits"
     return f"{_full_name(cls)} has no counterpart in torch.nn with the same Parameters"
+
+
+def _base(cls: type[nn.Module], table: dict[type[nn.Module], type[nn.Module]]) -> type[nn.Module] | None:
+    """The class of `table` that `cls` is or derives from."""
+    return next((base for base in table if issubclass(cls, base)), None)
+
+
+def _ours(cls: type[nn.Module]) -> type[nn.Module]:
+    torchs = _base(cls, OURS)
+    assert torchs is not None
+    return OURS[torchs] if cls is torchs else subclasses.derive(cls, OURS[torchs])
+
+
+def _torchs(cls: type[nn.Module]) -> type[nn.Module]:
+    return subclasses.before(cls) or TORCHS[cls]
 
 
 def _own_class(module: nn.Module) -> type[nn.Module]:
@@ -182,14 +206,14 @@ def _own_class(module: nn.Module) -> type[nn.Module]:
     return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 
-def _change_class(module: nn.Module, table: dict[type[nn.Module], type[nn.Module]]) -> None:
+def _change_class(module: nn.Module, to: type[nn.Module]) -> None:
     cls = type(module)
     if not parametrize.is_parametrized(module):
-        module.__class__ = table[cls]
+        module.__class__ = to
         return
     # parametrized weights are properties of that class: a new one, since copies of the module share the old one
     own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
-    module.__class__ = type(cls.__name__, (table[cls.__bases__[0]],), own)
+    module.__class__ = type(cls.__name__, (to,), own)
 
 
 def _full_name(cls: type) -> str:

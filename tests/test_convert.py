@@ -215,12 +215,7 @@ def with_backend() -> nn.Module:
     return lstm
 
 
-class MyLSTM(nn.LSTM):
-    pass
-
-
 LEFT = {
-    "subclass": (lambda: MyLSTM(3, 5), "MyLSTM is a subclass of PyTorch's module"),
     "forward": (replaced_forward, "its forward was replaced"),
     "backend": (with_backend, "it has an attribute 'backend' of its own"),
     "scripted": (scripted, "LSTM was compiled by torch.jit"),
