@@ -17,7 +17,7 @@ class ProjectionBackward final : public Stage {
   void set_up(const Thread& thread) override {
     const Range panels = thread.mine(o.n_panels);
     for (int64_t p = panels.begin; p < panels.end; p++) {
-      pack_columns<false>(o.w.hr, o.R, o.H, p * kPanel, kPanel, packed_hr_ + p * o.R * kPanel);
+      pack_panel(o.w.hr, o.R, o.H, p, packed_hr_ + p * o.R * kPanel);
       std::fill_n(dw_hr_ + p * o.R * kPanel, o.R * kPanel, T(0));
     }
   }
@@ -78,7 +78,7 @@ class GateBackward final : public Stage {
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(o.seq.B);
     for (int64_t p = panels.begin; p < panels.end && o.w.peephole; p++) {
       const int64_t width = o.v.peephole_width();
-      pack_columns<false>(o.w.peephole, o.v.peepholes.size(), o.H, p * kPanel, kPanel, peepholes_ + p * width);
+      pack_panel(o.w.peephole, o.v.peepholes.size(), o.H, p, peepholes_ + p * width);
       std::fill_n(dpeepholes_ + p * width, width, 0.0);
     }
     for (int64_t b = rows.begin; b < rows.end; b++) {
@@ -108,12 +108,11 @@ class GateBackward final : public Stage {
   T dc(int64_t b, int64_t unit) const { return dc_.get(b, unit); }
 
   void weight_gradients(int64_t p, int64_t rows) {
-    const Block<const T> dgates = products_.dgates(p);
     for (size_t k = 0; k < o.v.peepholes.size(); k++) {
       const auto [slot, sees_new] = o.v.peepholes[k];
       const T* const seen = seen_cells_ + p * o.chunk_rows * 2 * kPanel + (sees_new ? 0 : kPanel);
       T of_chunk[kPanel] = {};
-      o.micro.dots(rows, {dgates.p + slot * kPanel, dgates.row}, {seen, 2 * kPanel}, of_chunk);
+      o.micro.dots(rows, products_.dgates(p, slot), {seen, 2 * kPanel}, of_chunk);
       double* const sum = dpeepholes_ + p * o.v.peephole_width() + k * kPanel;
       for (int64_t i = 0; i < kPanel; i++) sum[i] += of_chunk[i];
     }

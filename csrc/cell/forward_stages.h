@@ -48,7 +48,7 @@ class GateForward final : public Stage {
   void set_up(const Thread& thread) override {
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(o.seq.B);
     for (int64_t p = panels.begin; p < panels.end && o.w.peephole; p++)
-      pack_columns<false>(o.w.peephole, o.v.peepholes.size(), o.H, p * kPanel, kPanel, peepholes_ + p * o.v.peephole_width());
+      pack_panel(o.w.peephole, o.v.peepholes.size(), o.H, p, peepholes_ + p * o.v.peephole_width());
     for (int64_t b = rows.begin; b < rows.end; b++) {
       const bool cut = o.seq.T && b < o.seq.size[o.seq.step(0)] && o.seq.resets_before(o.seq.step(0), b);
       c_.set(b, [&](int64_t i) { return i < o.H && !cut ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
@@ -118,7 +118,7 @@ class ProjectionForward final : public Stage {
     if (!thread.in_plan() || thread.row_group() > 0) return;
     const Range mine = thread.of_unit_group(o.r_panels);
     for_column_blocks(mine.begin, mine.end, [&](int64_t p, int64_t count) {
-      pack_columns<true>(o.w.hr, o.H, o.R, p * kPanel, count * kPanel, packed_hr_ + p * kPanel * o.H);
+      pack_columns<true>(o.w.hr, o.H, o.R, p * kPanel, {o.H, count * kPanel, o.micro.width}, packed_hr_ + p * kPanel * o.H);
     });
   }
 

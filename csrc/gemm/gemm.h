@@ -9,6 +9,21 @@ namespace fastlstm {
 
 constexpr int64_t kPanel = 16;  // hidden units of a panel; every column count is a multiple of it
 
+// A packed matrix of `rows` x `n` lies in blocks of `width` columns (the last may have fewer), each contiguous, one after the other:
+// a pass of the micro-kernels over its rows reads memory from end to end. `width` is a micro-kernel's.
+struct Packed {
+  int64_t rows, n, width;
+
+  // The distance between rows of the block that has a column.
+  [[gnu::always_inline]] int64_t row(int64_t column) const {
+    const int64_t left = n - column / width * width;
+    return left < width ? left : width;
+  }
+  [[gnu::always_inline]] int64_t at(int64_t r, int64_t column) const {
+    return column / width * width * rows + r * row(column) + column % width;
+  }
+};
+
 // c[m][n] = init[m][n] + sum over the batch s and k of a[s][m][k] * b[s][k][n] + sum over k of a2[m][k] * b2[k][n], added to c
 // where `accumulate` is set.
 // A are the factors' elements where they are not those of the sum.
@@ -21,8 +36,9 @@ struct Gemm {
   const int64_t* a_offsets = nullptr;  // of each matrix a of the batch, in elements; null: of one, at 0
   const A* a2 = nullptr;         // a second left factor, of k2 columns
   int64_t a2_m = 0, k2 = 0;
-  const A* b;                    // (batch * k + k2, n)
-  int64_t b_k = 0;               // its stride, in elements; 0: rows are side by side
+  const A* b;                    // (batch * k + k2, n): rows b_k elements apart, or packed where b_k is 0
+  int64_t b_k = 0;
+  int64_t b_rows = 0, b_first = 0;  // of a packed matrix: all its rows, where there are more, and the first that takes part
   const T* init = nullptr;       // zero where null
   int64_t init_m = 0;            // 0 repeats one row
   T* c;
@@ -68,6 +84,7 @@ struct Block {
 
 template <class T>
 struct MicroKernels {
+  int64_t width;  // of the blocks of packed matrices: what is taken at once, and whole panels
   void (*gemm)(const Gemm<T>&);
   void (*gemm_unpacked_t)(const GemmUnpackedT<T>&);
   void (*gemm_unpacked)(const GemmUnpacked<T>&);

@@ -47,9 +47,9 @@ struct Sum {
   int64_t c_m, block, left;
   bool begun;  // c holds a part of the sum
 
-  // Adds the sum over k of a[m][k] * b[k]; returns where b ends.
-  template <class A>
-  [[gnu::always_inline]] inline const A* add(int64_t k, const A* a, int64_t a_m, int64_t a_k, const A* b, int64_t n) {
+  // Adds the sum over k of a[m][k] * b[k]; returns where b ends. A row of b is PER vectors in each of some blocks.
+  template <int PER, class A>
+  [[gnu::always_inline]] inline const A* add(int64_t k, const A* a, int64_t a_m, int64_t a_k, const A* b, int64_t n, int64_t b_block) {
     while (k > 0) {
       if (left == 0) {
         put();
@@ -61,7 +61,7 @@ struct Sum {
       for (int64_t i = 0; i < terms; i++) {
         typename S::V row[VECTORS];
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v * S::lanes);
+        for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v / PER * b_block + v % PER * S::lanes);
 #pragma GCC unroll 8
         for (int m = 0; m < ROWS; m++) {
           const A x = a[m * a_m];
@@ -101,28 +101,38 @@ struct Sum {
   }
 };
 
-template <class T, class A, int ROWS, int VECTORS>
-void tile(const Gemm<T, A>& g, const A* a, const A* a2, const A* b, const T* init, T* c) {
-  Sum<T, ROWS, VECTORS> sum{.c = c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
-  const int64_t b_k = g.b_k ? g.b_k : g.n;
-  init ? sum.load(init, g.init_m, false) : sum.clear();
+// Where a tile reads and writes.
+template <class T, class A>
+struct Place {
+  const A *a, *a2, *b;
+  int64_t b_k, b_block;  // distances between rows of b, and between its blocks
+  const T* init;
+  T* c;
+};
+
+// ROWS x (VECTORS * lanes) elements of c, from one or more blocks of PER vectors.
+template <class T, class A, int ROWS, int VECTORS, int PER = VECTORS>
+void tile(const Gemm<T, A>& g, const Place<T, A>& at) {
+  Sum<T, ROWS, VECTORS> sum{.c = at.c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
+  const A* b = at.b;
+  at.init ? sum.load(at.init, g.init_m, false) : sum.clear();
   for (int64_t s = 0; s < g.batch; s++) {
     if (s + 1 < g.batch)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
-        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(a + g.a_offsets[s + 1] + m * g.a_m + k);
-    b = sum.add(g.k, g.a_offsets ? a + g.a_offsets[s] : a, g.a_m, g.a_k, b, b_k);
+        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(at.a + g.a_offsets[s + 1] + m * g.a_m + k);
+    b = sum.template add<PER>(g.k, g.a_offsets ? at.a + g.a_offsets[s] : at.a, g.a_m, g.a_k, b, at.b_k, at.b_block);
   }
   if (g.k2) {  // rounded as if the first product had been taken before, and were `init` here
-    if (sum.begun) sum.load(c, g.c_m, true);
+    if (sum.begun) sum.load(at.c, g.c_m, true);
     sum.begun = false;
     sum.left = g.block;
-    sum.add(g.k2, a2, g.a2_m, 1, b, b_k);
+    sum.template add<PER>(g.k2, at.a2, g.a2_m, 1, b, at.b_k, at.b_block);
   }
   sum.put();
 }
 
 template <class T, class A>
-using Tile = void (*)(const Gemm<T, A>&, const A*, const A*, const A*, const T*, T*);
+using Tile = void (*)(const Gemm<T, A>&, const Place<T, A>&);
 
 static_assert(MAX_ROWS >= 4 && MAX_ROWS <= 6 && (MAX_VECTORS == 2 || MAX_VECTORS == 4), "the tiles that are chosen from below");
 
@@ -158,17 +168,44 @@ Tile<T, A> choose_tile(int64_t rows, int64_t vectors) {
   return nullptr;
 }
 
+template <class T>
+constexpr int64_t kAtOnce = MAX_VECTORS * Simd<T>::lanes;
+template <class T>
+constexpr int64_t kWidth = kAtOnce<T> < kPanel ? kPanel : kAtOnce<T>;
+
 template <class T, class A = T>
 void gemm(const Gemm<T, A>& g) {
   constexpr int64_t lanes = Simd<T>::lanes;
+  const Packed packed{g.b_rows ? g.b_rows : g.batch * g.k + g.k2, g.n, kWidth<T>};
   const int64_t blocks = (g.m + MAX_ROWS - 1) / MAX_ROWS;
-  for (int64_t n0 = 0; n0 < g.n; n0 += MAX_VECTORS * lanes) {
-    const int64_t left = (g.n - n0) / lanes, vectors = left < MAX_VECTORS ? left : MAX_VECTORS;
+  for (int64_t n0 = 0; n0 < g.n;) {
+    const int64_t left = g.n - n0;
+    Place<T, A> at{g.a, g.a2, g.b_k ? g.b + n0 : g.b + packed.at(g.b_first, n0), g.b_k ? g.b_k : packed.row(n0),
+                   g.b_k ? kWidth<T> : kWidth<T> * packed.rows, g.init ? g.init + n0 : nullptr, g.c + n0};
+#if MAX_VECTORS == 2
+    // One row or two in a tile that is wide enough for sums that don't wait for each other
+    if constexpr (kWidth<T> == kAtOnce<T>) {
+      if (g.m == 1 && left >= 4 * kAtOnce<T>) {
+        tile<T, A, 1, 8, 2>(g, at);
+        n0 += 4 * kAtOnce<T>;
+        continue;
+      }
+      if (g.m == 2 && left >= 2 * kAtOnce<T>) {
+        tile<T, A, 2, 4, 2>(g, at);
+        n0 += 2 * kAtOnce<T>;
+        continue;
+      }
+    }
+#endif
+    const int64_t vectors = left < kAtOnce<T> ? left / lanes : MAX_VECTORS;
+    const Place<T, A> first = at;
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t m0 = g.m * block / blocks, rows = g.m * (block + 1) / blocks - m0;
-      choose_tile<T, A>(rows, vectors)(g, g.a + m0 * g.a_m, g.a2 + m0 * g.a2_m, g.b + n0, g.init ? g.init + m0 * g.init_m + n0 : nullptr,
-                                    g.c + m0 * g.c_m + n0);
+      at.a = first.a + m0 * g.a_m, at.a2 = first.a2 + m0 * g.a2_m, at.c = first.c + m0 * g.c_m;
+      if (first.init) at.init = first.init + m0 * g.init_m;
+      choose_tile<T, A>(rows, vectors)(g, at);
     }
+    n0 += kAtOnce<T>;
   }
 }
 
@@ -338,7 +375,7 @@ void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
 #ifndef PAIRS
 template <class T>
 MicroKernels<T> path() {
-  return {gemm<T>, gemm_unpacked_t<T>, gemm_unpacked<T>, move<T, false>, move<T, true>, transpose<T>, dots<T>};
+  return {kWidth<T>, gemm<T>, gemm_unpacked_t<T>, gemm_unpacked<T>, move<T, false>, move<T, true>, transpose<T>, dots<T>};
 }
 template MicroKernels<float> path<float>();
 template MicroKernels<double> path<double>();

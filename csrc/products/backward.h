@@ -20,8 +20,8 @@ class BackwardProducts {
   virtual void pack(int64_t p) = 0;
   // Keeps the dG of a tile, from its records.
   virtual void keep(const Tile&, const T* records) = 0;
-  // dG of panel p, for all rows of the chunk, where it is kept in T.
-  virtual Block<const T> dgates(int64_t p) const = 0;
+  // dG of a slot of panel p, for all rows of the chunk, where it is kept in T.
+  virtual Block<const T> dgates(int64_t p, int64_t slot) const = 0;
   // dh = dG @ w_hh for this thread's units of a step, whose first row is `row` of the chunk; it crosses no cut.
   virtual void state_gradient(const Thread&, int64_t t, int64_t row, const States<T>& dh) const = 0;
   // This thread's rows [x, h_prev] of a step, side by side: the left factor of the weight gradients.

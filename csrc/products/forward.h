@@ -89,8 +89,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   void pack(int64_t p) override {
     Base::pack(p);
-    pack_gates(o.w.ih, ih, o.H, o.I, p, packed_ih(p));
-    pack_gates(o.w.hh, hh, o.H, o.R, p, packed_hh(p));
+    pack_gates(o.w.ih, ih, o.H, o.I, p, packed(ih), 0, packed_ih(p));
+    pack_gates(o.w.hh, hh, o.H, o.R, p, packed(hh), first_hh(), packed_hh(p));
   }
 
   // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.
@@ -109,7 +109,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
         const Range panels = thread.of_unit_group(o.n_panels), rows = thread.of_row_group(chunk.rows);
         for (int64_t p = panels.begin; p < panels.end; p++)
           o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * o.I, .a_m = o.I, .b = packed_ih(p),
-                         .init = bias_of(p) + ih.offset(), .c = product(p, rows.begin), .c_m = ih.width()});
+                         .b_rows = packed(ih).rows, .init = bias_of(p) + ih.offset(), .c = product(p, rows.begin), .c_m = ih.width()});
       }
     }
     if (o.team->plan.row_groups > 1) thread.barrier_all();
@@ -125,7 +125,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (o.v.joint()) {
       if (precompute_)
         return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
-                                 .init = product(tile.p, tile.row), .init_m = ih.width(), .c = records, .c_m = c_m});
+                                 .b_rows = packed(hh).rows, .b_first = first_hh(), .init = product(tile.p, tile.row), .init_m = ih.width(), .c = records, .c_m = c_m});
       if constexpr (kReadsX)
         o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
                           .k2 = k2, .b = packed_ih(tile.p), .init = bias_of(tile.p), .c = records, .c_m = c_m});
@@ -146,10 +146,15 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
  private:
   const A* x_factors(const Tile& tile) const { return factors<A>(o.x.at(o.seq, tile.t, tile.b)); }
   int64_t x_m() const { return o.x.b_stride / kTerms<A>; }
-  // Panel p of both weights, x's and then h's.
+  // A panel of both weights: x's rows and then h's in one matrix where they feed the same slots, else two matrices.
   int64_t panel() const { return (o.I * ih.width() + o.R * hh.width()) / kTerms<A>; }
   A* packed_ih(int64_t p) const { return packed_ + p * panel(); }
-  A* packed_hh(int64_t p) const { return packed_ih(p) + o.I * ih.width() / kTerms<A>; }
+  A* packed_hh(int64_t p) const { return packed_ih(p) + (o.v.joint() ? 0 : o.I * ih.width() / kTerms<A>); }
+  int64_t first_hh() const { return o.v.joint() ? o.I / kTerms<A> : 0; }
+  Packed packed(const GateMap& map) const {
+    const int64_t rows = o.v.joint() ? o.I + o.R : &map == &ih ? o.I : o.R;
+    return {rows / kTerms<A>, map.width(), o.micro.width};
+  }
   T* product(int64_t p, int64_t row) const { return products_ + (p * o.chunk_rows + row) * ih.width(); }
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;

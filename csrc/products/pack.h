@@ -18,23 +18,28 @@ void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> 
           to.p[j * to.row + i] = static_cast<To>(from.p[i * from.row + j]);
 }
 
-// Panel p of w (gates * H, K) as the right-hand side of x @ w.T: (K, the feed's slots x 16 units).
-template <class S, class T>
-void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, T* to) {
-  const int64_t units = units_of(H, p);
-  if (units < kPanel) std::fill(to, to + K * map.width(), T(0));
-  for (int64_t i = 0; i < map.gates; i++)
-    transpose<S, T>(units, K, {w + (map.gate[i] * H + p * kPanel) * K, K}, {to + i * kPanel, map.width()});
+// `n` elements of each row = value.
+template <class T>
+void fill_rows(int64_t rows, int64_t n, T value, Block<T> to) {
+  for (int64_t m = 0; m < rows; m++) std::fill_n(to.p + m * to.row, n, value);
 }
 
-// The same for bfloat16 and an even K, as pairs along K: (K / 2, the feed's slots x 16 units).
-template <class S>
-void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, Bf16Pair* to) {
+// Panel p of w (gates * H, K) as the right-hand side of x @ w.T: rows [first, first + K) of a packed matrix, whose columns are the
+// map's slots x 16 units.
+template <class S, class T>
+void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, const Packed& packed, int64_t first, T* to) {
   const int64_t units = units_of(H, p);
-  if (units < kPanel) std::fill(to, to + K / 2 * map.width(), Bf16Pair{});
-  for (int64_t i = 0; i < map.gates; i++)
-    transpose<Bf16Pair, Bf16Pair>(units, K / 2, {reinterpret_cast<const Bf16Pair*>(w + (map.gate[i] * H + p * kPanel) * K), K / 2},
-                          {to + i * kPanel, map.width()});
+  for (int64_t i = 0; i < map.gates; i++) {
+    const Block<T> block{to + packed.at(first, i * kPanel), packed.row(i * kPanel)};
+    if (units < kPanel) fill_rows(K, kPanel, T{}, block);
+    transpose<S, T>(units, K, {w + (map.gate[i] * H + p * kPanel) * K, K}, block);
+  }
+}
+
+// The same for bfloat16 and an even K, as pairs along K: K / 2 rows.
+template <class S>
+void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, const Packed& packed, int64_t first, Bf16Pair* to) {
+  pack_gates<Bf16Pair, Bf16Pair>(reinterpret_cast<const Bf16Pair*>(w), map, H, K / 2, p, packed, first, to);
 }
 
 // Adds a bias of panel p to the slots that it feeds.
@@ -46,46 +51,56 @@ void add_bias(const S* bias, const GateMap& map, int64_t H, int64_t p, T* to) {
       to[map.offset() + i * kPanel + u] += static_cast<T>(bias[map.gate[i] * H + p * kPanel + u]);
 }
 
-// Columns [first, first + n) of w (gates * H, K) as the right-hand side of dG @ w, whose rows are in the order of dG: panel,
-// slot, unit. n counts up to whole blocks of kPanel; `panel` packs one panel's rows.
+// Columns [first, first + packed.n) of w (gates * H, K) as the right-hand side of dG @ w: a packed matrix, whose rows are in the
+// order of dG: panel, slot, unit. `panel` packs one panel's rows. Columns that w lacks are zero.
 template <class S, class T>
-void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, T* to) {
-  const int64_t exist = std::min(n, K - first);
+void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first, const Packed& packed, T* to) {
   for (int64_t slot = 0; slot < map.gates; slot++)
     for (int64_t u = 0; u < kPanel; u++) {
-      T* out = to + ((panel * map.gates + slot) * kPanel + u) * n;
-      const int64_t unit = panel * kPanel + u;
-      const S* row = w + (map.gate[slot] * H + unit) * K + first;
-      const int64_t copied = unit < H ? exist : 0;
-      for (int64_t i = 0; i < copied; i++) out[i] = static_cast<T>(row[i]);
-      for (int64_t i = copied; i < n; i++) out[i] = T(0);
+      const int64_t unit = panel * kPanel + u, row = (panel * map.gates + slot) * kPanel + u;
+      const S* const from = w + (map.gate[slot] * H + unit) * K + first;
+      for (int64_t i = 0; i < packed.n; i += packed.width) {
+        T* const out = to + packed.at(row, i);
+        const int64_t n = packed.row(i), copied = unit < H ? std::clamp<int64_t>(K - first - i, 0, n) : 0;
+        for (int64_t j = 0; j < copied; j++) out[j] = static_cast<T>(from[i + j]);
+        for (int64_t j = copied; j < n; j++) out[j] = T(0);
+      }
     }
 }
 
 // The same for bfloat16, as pairs of neighbouring units.
 template <class S>
-void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first, int64_t n, Bf16Pair* to) {
+void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first, const Packed& packed,
+                       Bf16Pair* to) {
   const uint16_t* const bits = reinterpret_cast<const uint16_t*>(w);
-  const int64_t exist = std::min(n, K - first);
   for (int64_t slot = 0; slot < map.gates; slot++)
     for (int64_t u = 0; u < kPanel; u += 2) {
-      Bf16Pair* out = to + ((panel * map.gates + slot) * kPanel + u) / 2 * n;
-      const int64_t unit = panel * kPanel + u;
-      const uint16_t* row = bits + (map.gate[slot] * H + unit) * K + first;
-      for (int64_t i = 0; i < n; i++)
-        out[i] = {i < exist && unit < H ? row[i] : uint16_t{0}, i < exist && unit + 1 < H ? row[K + i] : uint16_t{0}};
+      const int64_t unit = panel * kPanel + u, row = ((panel * map.gates + slot) * kPanel + u) / 2;
+      const uint16_t* const from = bits + (map.gate[slot] * H + unit) * K + first;
+      for (int64_t i = 0; i < packed.n; i++) {
+        const bool exists = first + i < K;
+        to[packed.at(row, i)] = {exists && unit < H ? from[i] : uint16_t{0}, exists && unit + 1 < H ? from[K + i] : uint16_t{0}};
+      }
     }
 }
 
-// Columns [first, first + n) of a plain matrix w (K, N), or of the transpose of w (N, K) where TRANSPOSED: (K, n).
+// Columns [first, first + packed.n) of a plain matrix w (K, N), or of the transpose of w (N, K) where TRANSPOSED, packed; zero
+// where w has none.
 template <bool TRANSPOSED, class S, class T>
-void pack_columns(const S* w, int64_t K, int64_t N, int64_t first, int64_t n, T* to) {
-  const int64_t exist = std::min(n, N - first);
-  if (exist < n) std::fill(to, to + K * n, T(0));
-  if constexpr (TRANSPOSED)
-    transpose<S, T>(exist, K, {w + first * K, K}, {to, n});
-  else
-    convert<S, T>(K, exist, {w + first, N}, {to, n});
+void pack_columns(const S* w, int64_t K, int64_t N, int64_t first, const Packed& packed, T* to) {
+  for (int64_t i = 0; i < packed.n; i += packed.width) {
+    const Block<T> block{to + packed.at(0, i), packed.row(i)};
+    const int64_t exist = std::clamp<int64_t>(N - first - i, 0, block.row);
+    if (exist < block.row) fill_rows(K, block.row, T(0), block);
+    if constexpr (TRANSPOSED) transpose<S, T>(exist, K, {w + (first + i) * K, K}, block);
+    else convert<S, T>(K, exist, {w + first + i, N}, block);
+  }
+}
+
+// Panel p of the columns of a plain matrix w (K, N): (K, 16), zero where w has none.
+template <class S, class T>
+void pack_panel(const S* w, int64_t K, int64_t N, int64_t p, T* to) {
+  pack_columns<false>(w, K, N, p * kPanel, {K, kPanel, kPanel}, to);
 }
 
 // Blocks of at most four kPanel columns that together cover `units` columns [begin * kPanel, end * kPanel).

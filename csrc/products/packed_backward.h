@@ -22,8 +22,8 @@ class PackedBackward final : public BackwardProducts<S> {
       : Base(context, call), xh_row_(padded_row<T>(o.I + o.R)), dw_panel_(o.I * ih.width() + o.R * hh.width() + o.gate_width),
         packed_hh_(o.n_panels * hh.width() / kTerms<A> * o.r_panels * kPanel),
         packed_ih_(f.dx ? o.n_panels * ih.width() / kTerms<A> * o.i_panels * kPanel : 0),
-        dgates_(o.chunk_rows * o.n_panels * o.gate_width), offsets_(o.n_panels) {
-    for (int64_t p = 0; p < o.n_panels; p++) offsets_[p] = p * o.chunk_rows * o.gate_width / kTerms<A>;
+        of_panel_{o.chunk_rows, o.gate_width, !kPaired<A> && o.micro.width == kPanel ? kPanel : o.gate_width},
+        dgates_(o.chunk_rows * o.n_panels * o.gate_width), offsets_ih_(offsets(ih)), offsets_hh_(offsets(hh)) {
     if (!f.need_dw) return;
     xh_ = Buffer<V>(o.chunk_rows * xh_row_);
     dw_ = Buffer<T>(o.n_panels * dw_panel_);
@@ -46,15 +46,17 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   void keep(const Tile& tile, const T* records) override {
-    const Block<const T> from{records, o.record.backward()};
-    const Block<V> to{dgates_of(tile.p, tile.row), o.gate_width};
-    if constexpr (kPaired<A>) o.bf16->narrow(tile.rows, o.gate_width, from, {bits(to.p), to.row});
-    else o.micro.copy(tile.rows, o.gate_width, from, to);
+    for (int64_t column = 0; column < o.gate_width; column += of_panel_.width) {
+      const Block<const T> from{records + column, o.record.backward()};
+      const Block<V> to = dgates_of(tile.p, tile.row, column);
+      if constexpr (kPaired<A>) o.bf16->narrow(tile.rows, of_panel_.width, from, {bits(to.p), to.row});
+      else o.micro.copy(tile.rows, of_panel_.width, from, to);
+    }
   }
 
-  Block<const T> dgates(int64_t p) const override {
+  Block<const T> dgates(int64_t p, int64_t slot) const override {
     if constexpr (kPaired<A>) return {};
-    else return {dgates_of(p, 0), o.gate_width};
+    else return constant(dgates_of(p, 0, slot * kPanel));
   }
 
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
@@ -62,7 +64,7 @@ class PackedBackward final : public BackwardProducts<S> {
     for_column_blocks(mine.begin, mine.end, [&](int64_t panel, int64_t count) {
       thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
         const Block<T> to = dh.at(panel, b);
-        multiply(hh, row + b, rows, packed_hh_, panel, count, to);
+        multiply(hh, offsets_hh_, row + b, rows, packed_hh_, panel, count, to);
         o.apply_reset(t, b, rows, count * kPanel, to);
       });
     });
@@ -94,7 +96,7 @@ class PackedBackward final : public BackwardProducts<S> {
       const int64_t n = std::min(count * kPanel, o.I - panel * kPanel);
       for (int64_t row = mine.begin; row < mine.end; row += kInputRows) {
         const int64_t rows = std::min(kInputRows, mine.end - row);
-        multiply(ih, row, rows, packed_ih_, panel, count, {dx, kMaxBlock});
+        multiply(ih, offsets_ih_, row, rows, packed_ih_, panel, count, {dx, kMaxBlock});
         this->scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
           const Block<const T> from{dx + i * kMaxBlock, kMaxBlock};
           const Block<S> out{f.dx + to * o.I + panel * kPanel, o.I};
@@ -122,29 +124,42 @@ class PackedBackward final : public BackwardProducts<S> {
 
   void pack_blocks(const S* w, const GateMap& map, int64_t size, int64_t p, Range panels, A* packed) const {
     for_column_blocks(panels.begin, panels.end, [&](int64_t panel, int64_t count) {
-      pack_gate_columns(w, map, o.H, size, p, panel * kPanel, count * kPanel, block_of(map, packed, panel));
+      const Packed layout{o.n_panels * map.width() / kTerms<A>, count * kPanel, o.micro.width};
+      pack_gate_columns(w, map, o.H, size, p, panel * kPanel, layout, block_of(map, packed, panel));
     });
   }
 
   // to = dG @ `count` panels of the packed weights, for rows [row, row + rows) of the chunk.
-  void multiply(const GateMap& map, int64_t row, int64_t rows, A* packed, int64_t panel, int64_t count, Block<T> to) const {
-    o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = map.width() / kTerms<A>, .batch = o.n_panels,
-                      .a = factors<A>(static_cast<const V*>(dgates_of(0, row)) + map.offset()), .a_m = o.gate_width / kTerms<A>,
-                      .a_offsets = offsets_.data(), .b = block_of(map, packed, panel), .c = to.p, .c_m = to.row});
+  void multiply(const GateMap& map, const std::vector<int64_t>& offsets, int64_t row, int64_t rows, A* packed, int64_t panel,
+                int64_t count, Block<T> to) const {
+    const Block<const V> dg = constant(dgates_of(0, row, 0));
+    o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = run(map) / kTerms<A>, .batch = static_cast<int64_t>(offsets.size()),
+                      .a = factors<A>(dg.p), .a_m = dg.row / kTerms<A>, .a_offsets = offsets.data(),
+                      .b = block_of(map, packed, panel), .c = to.p, .c_m = to.row});
+  }
+
+  // How much of a map's dG lies side by side in a row, and where each such part of a row is, of all panels.
+  int64_t run(const GateMap& map) const { return std::min(of_panel_.width, map.width()); }
+  std::vector<int64_t> offsets(const GateMap& map) const {
+    std::vector<int64_t> found;
+    for (int64_t p = 0; p < o.n_panels; p++)
+      for (int64_t column = 0; column < map.width(); column += run(map))
+        found.push_back((p * o.chunk_rows * o.gate_width + of_panel_.at(0, map.offset() + column)) / kTerms<A>);
+    return found;
   }
 
   // The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += columns of [x, h_prev] from `column` on, times dG.
   void add_product(const GateMap& map, int64_t p, int64_t rows, int64_t column, int64_t depth, int64_t k, T* to) const {
     const int64_t first = k * kWeightRows;
     o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(rows), .a = left() + column + first,
-                      .a_m = 1, .a_k = xh_row_, .b = right(p) + map.offset(), .b_k = o.gate_width, .c = to + first * map.width(),
+                      .a_m = 1, .a_k = xh_row_, .b = right(p, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows, .c = to + first * map.width(),
                       .c_m = map.width(), .accumulate = true, .block = kBlock});
   }
 
   void add_bias_product(int64_t p, int64_t rows) const {
     T* const of_chunk = dw_hh(p) + o.R * hh.width();
-    o.gemm(Gemm<T, A>{.m = 1, .n = o.gate_width, .k = terms(rows), .a = &kOnes, .a_m = 0, .a_k = 0, .b = right(p), .c = of_chunk,
-                      .c_m = o.gate_width, .block = kBiasBlock / kTerms<A>});
+    o.gemm(Gemm<T, A>{.m = 1, .n = o.gate_width, .k = terms(rows), .a = &kOnes, .a_m = 0, .a_k = 0, .b = right(p, 0),
+                      .b_k = b_k(), .b_rows = o.chunk_rows, .c = of_chunk, .c_m = o.gate_width, .block = kBiasBlock / kTerms<A>});
     for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_chunk[i];
   }
 
@@ -158,7 +173,7 @@ class PackedBackward final : public BackwardProducts<S> {
     const Range mine = thread.mine(count), of_all = thread.mine(o.n_panels * count);
     for (int64_t pair = mine.begin; pair < mine.end; pair++) interleave(o.I + o.R, xh_, xh_row_, pair, xh_pairs_);
     for (int64_t i = of_all.begin; i < of_all.end; i++)
-      interleave(o.gate_width, dgates_of(i / count, 0), o.gate_width, i % count, pairs_of(i / count));
+      interleave(o.gate_width, dgates_of(i / count, 0, 0).p, o.gate_width, i % count, pairs_of(i / count));
   }
 
   // Panel p of a gradient (gates * H, depth) from its transpose.
@@ -172,12 +187,16 @@ class PackedBackward final : public BackwardProducts<S> {
     if constexpr (kPaired<A>) return xh_pairs_;
     else return xh_;
   }
-  const A* right(int64_t p) const {
-    if constexpr (kPaired<A>) return pairs_of(p);
-    else return dgates_of(p, 0);
+  // dG of panel p from a column on: packed where a row is not one piece.
+  const A* right(int64_t p, int64_t column) const {
+    if constexpr (kPaired<A>) return pairs_of(p) + column;
+    else return dgates_of(p, 0, column).p;
   }
+  int64_t b_k() const { return of_panel_.width < o.gate_width ? 0 : o.gate_width; }
   A* pairs_of(int64_t p) const { return dgate_pairs_ + p * ((o.chunk_rows + 1) / 2) * o.gate_width; }
-  V* dgates_of(int64_t p, int64_t row) const { return dgates_ + (p * o.chunk_rows + row) * o.gate_width; }
+  Block<V> dgates_of(int64_t p, int64_t row, int64_t column) const {
+    return {dgates_ + p * o.chunk_rows * o.gate_width + of_panel_.at(row, column), of_panel_.row(column)};
+  }
   T* dw_ih(int64_t p) const { return dw_ + p * dw_panel_; }
   T* dw_hh(int64_t p) const { return dw_ih(p) + o.I * ih.width(); }
 
@@ -191,8 +210,9 @@ class PackedBackward final : public BackwardProducts<S> {
   const int64_t xh_row_;
   const int64_t dw_panel_;  // of accumulators: dw_ih.T (I, width), dw_hh.T (R, width), and a chunk's biases in one row of all slots
   Buffer<A> packed_hh_, packed_ih_;
+  const Packed of_panel_;  // where a panel's dG of a chunk's rows is: slot by slot where products take single panels of columns
   Buffer<V> dgates_, xh_, zeros_;
-  std::vector<int64_t> offsets_;  // of each panel's dG
+  const std::vector<int64_t> offsets_ih_, offsets_hh_;
   Buffer<T> dw_;
   Buffer<Bf16Pair> dgate_pairs_, xh_pairs_;  // with rows in pairs
 };

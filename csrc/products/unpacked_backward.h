@@ -25,7 +25,7 @@ class UnpackedBackward final : public BackwardProducts<S> {
     o.micro.copy(tile.rows, o.gate_width, {records, o.record.backward()}, {dgates_of(tile.p, tile.row), o.gate_width});
   }
 
-  Block<const S> dgates(int64_t p) const override { return {dgates_of(p, 0), o.gate_width}; }
+  Block<const S> dgates(int64_t p, int64_t slot) const override { return {dgates_of(p, 0) + slot * kPanel, o.gate_width}; }
 
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<S>& dh) const override {
     const Range mine = thread.of_unit_group(o.r_panels);

@@ -72,6 +72,8 @@ CASES = {
     "h128": Case(T=12, B=16, I=32, H=128),
     "h512": Case(T=4, B=8, I=512, H=512),
     "b1": Case(B=1, I=17, H=33),
+    "one_row": Case(T=20, B=1, I=17, H=33),
+    "two_rows": Case(T=20, B=2, I=17, H=33),
     "b6": Case(B=6, I=8, H=32),
     "b7": Case(B=7, I=8, H=32),
     "b33": Case(B=33, I=8, H=32),
