@@ -199,9 +199,9 @@ def markdown(result: dict, picture: str, half: dict | None = None) -> str:
         "Time per step: beside `fastlstm.LSTM` of the same size, the mean over the cases measured on the machine below. "
         "Each has layers, two directions, dropout, packed and padded input, resets and, but for the GRU, projections and "
         "all cell states; each has a cell, and a stateless function in `fastlstm.functional`. On a GPU, "
-        '`backend="triton"` runs all of them on Triton kernels, which have been interpreted and compiled but not run on one yet: '
-        'until then "auto" leaves the LSTM '
-        "and the GRU to PyTorch's own ops, the others to a loop in Python. GPU speed is not yet measured.",
+        '`backend="triton"` runs all of them on Triton kernels, which have been interpreted and compiled but not run on one '
+        """yet: until then "auto" leaves the LSTM and the GRU to PyTorch's own ops, the others to a loop in Python. """
+        "GPU speed is not yet measured.",
         f"## Speed on one machine: {machine(result)}",
         f"![Speed-up over PyTorch's modules]({picture})",
         "Speed-up over each peer: the geometric mean over the cases, and the case where it is lowest. Another CPU, "
