@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numba import cfunc, types
-from numba.core.codegen import JITCPUCodegen
+from numba.core.codegen import JITCPUCodegen, get_host_cpu_features
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import overload
@@ -50,32 +50,37 @@ def compile_gates(make, suffix: str, *flags: bool, cpu: str | None = None):
             return cfunc(signature, cache=False, **options)(kernel)
 
 
-class _CodeFor(JITCPUCodegen):
-    """What Numba makes machine code with, for a CPU by its name; Numba's own is for the CPU that the process runs on."""
+# LLVM keeps to vectors of 256 bits on Intel's CPUs, though they have wider ones, for those that the clock slows down for; the
+# micro-kernels around use the wide ones anyway
+WIDE = "-prefer-256-bit"
 
-    def __init__(self, cpu: str) -> None:
+
+class _CodeFor(JITCPUCodegen):
+    """What Numba makes machine code with, for a CPU by LLVM's name or for this one; Numba itself has one for the process."""
+
+    def __init__(self, cpu: str | None) -> None:
         self._cpu = cpu
         super().__init__("fastlstm.exec")
 
     def _get_host_cpu_name(self) -> str:
-        return self._cpu
+        return self._cpu or super()._get_host_cpu_name()
 
     def _get_host_cpu_features(self) -> str:
-        return ""
+        return WIDE if self._cpu else f"{super()._get_host_cpu_features()},{WIDE}"
 
 
-_code_for_cpu = cache(_CodeFor)  # kept: its code is in use
+@cache  # kept: its code is in use
+def _generator(cpu: str | None) -> _CodeFor | None:
+    """None where Numba's own does as well."""
+    return _CodeFor(cpu) if cpu or "+avx512f" in get_host_cpu_features().split(",") else None
 
 
 @contextmanager
 def _code_for(cpu: str | None) -> Iterator[None]:
-    if cpu is None:
-        yield
-        return
     context = cpu_target.target_context
     with global_compiler_lock:
         own = context.codegen()
-        context._internal_codegen = _code_for_cpu(cpu)
+        context._internal_codegen = _generator(cpu) or own
         try:
             yield
         finally:

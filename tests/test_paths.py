@@ -85,7 +85,7 @@ def test_vectors_of_any_width_give_the_same_bits(variant):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the other paths are for x86")
-@pytest.mark.parametrize("path", ["avx2", "portable"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
     ("cpu", "variant", "kernel"), [(lstm_cpu, "peephole_lstm", ("bwd", "f32")), (gru_cpu, "gru", ("fwd", "f64"))]
 )
@@ -95,4 +95,5 @@ def test_gate_kernels_are_compiled_for_the_path(monkeypatch, path, cpu, variant,
     code = cpu.compile_kernel(backends.VARIANTS[variant], *kernel, backends._CPUS[path])._library.get_asm_str()
     widths = set(re.findall(r"%([xyz])mm", code))
     fused = bool(re.search(r"\bvfm?n?madd", code))
-    assert (widths, fused) == (({"x", "y"}, True) if path == "avx2" else ({"x"}, False))
+    expected = {"portable": ({"x"}, False), "avx2": ({"x", "y"}, True), "avx512": ({"x", "z"}, True)}
+    assert (widths, fused) == expected[path]
