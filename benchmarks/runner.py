@@ -137,7 +137,11 @@ def gemm_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, device
     x = torch.randn(rows, inner, dtype=dtype, device=device)
     w = torch.randn(columns, inner, dtype=dtype, device=device)
     ways: list[Callable[[], Tensor]] = [lambda: torch.mm(x, w.t())]
-    if device == "cpu" and dtype in (torch.float32, torch.bfloat16) and torch.backends.mkldnn.is_available():
+    if (
+        device == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+    ):
         ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
     timers = [Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for run in ways]
     return min(timer.blocked_autorange(min_run_time=BLOCK_S).median for timer in timers)

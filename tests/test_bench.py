@@ -2,7 +2,10 @@
 
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -277,3 +280,12 @@ def test_the_readme_is_what_a_committed_result_generates() -> None:
     result, half = report.load(file), report.load(beside) if beside.exists() else None
     assert section == report.markdown(result, picture, half)
     assert (ROOT / "docs/speed.md").read_text() == report.details(result, picture.removeprefix("docs/"), half)
+
+
+def test_the_rate_of_products_that_onednn_lacks():
+    """It has none in bfloat16 on a CPU without AVX-512."""
+    code = "import torch; from fastlstm.benchmarks.runner import gemm_seconds as s; print(s(4, 8, 16, torch.bfloat16, 'cpu') > 0)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    )
+    assert run.stdout == "True\n", run.stderr
