@@ -284,8 +284,8 @@ def test_the_readme_is_what_a_committed_result_generates() -> None:
 
 def test_the_rate_of_products_that_onednn_lacks():
     """It has none in bfloat16 on a CPU without AVX-512."""
-    code = "import torch; from fastlstm.benchmarks.runner import gemm_seconds as s; print(s(4, 8, 16, torch.bfloat16, 'cpu') > 0)"
+    code = "import torch; from fastlstm.benchmarks.runner import gemm_seconds as s; print(s(4, 8, 16, torch.bfloat16, 'cpu'))"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     )
-    assert run.stdout == "True\n", run.stderr
+    assert float(run.stdout) > 0, run.stderr
