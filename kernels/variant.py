@@ -45,6 +45,10 @@ class Variant:
     sees_new: str = "o"  # those of the peepholes that see the new cell; the others see the one before
     promotes: bool = False  # whether results are as wide as the initial state under autocast on a CPU, as nn.GRU's
 
+    def __post_init__(self) -> None:
+        # now, not when first asked for: in Python 3.11 that takes a lock, which PyTorch's compiler can't follow
+        self.coupled, self.slots  # noqa: B018
+
     def __hash__(self) -> int:
         # asked for at every call, when a backend is looked up
         return hash(self.name)
