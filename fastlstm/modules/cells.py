@@ -126,7 +126,7 @@ class GRUCell(Cell):
             raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         x = input if batched else input.unsqueeze(0)
         if hx is None:
-            hx = torch.zeros(len(x), self.hidden_size, dtype=x.dtype, device=x.device)
+            hx = torch.zeros(x.shape[0], self.hidden_size, dtype=x.dtype, device=x.device)
         elif not batched:
             hx = hx.unsqueeze(0)
         (h,) = self._step(x, (hx,))
@@ -145,7 +145,7 @@ def _pair(cell: Cell, input: Tensor, hx: tuple[Tensor, Tensor] | None) -> tuple[
     batched = _is_batched(cell, input)
     x = input if batched else input.unsqueeze(0)
     if hx is None:
-        zeros = torch.zeros(len(x), cell.hidden_size, dtype=x.dtype, device=x.device)
+        zeros = torch.zeros(x.shape[0], cell.hidden_size, dtype=x.dtype, device=x.device)
         return x, (zeros, zeros)
     for k, s in enumerate(hx):
         if s.dim() not in (1, 2):
