@@ -39,16 +39,20 @@ class Choice(NamedTuple):
 
 
 def choose(
-    variant: Variant, device: torch.device, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
+    variant: Variant | str,
+    device: torch.device,
+    dtype: torch.dtype,
+    requested: str = "auto",
+    beyond_torch: bool = False,
 ) -> Choice:
-    """The backend that runs `variant` on `device` and `dtype`, and one sentence that says why.
+    """The backend that runs `variant`, or the one of that name, on `device` and `dtype`, and one sentence that says why.
 
     `beyond_torch`: PyTorch's own op, where it has one, does not do what is asked. A fallback is logged, once. Raises
     ValueError for an unknown name and RuntimeError where the requested backend can't run, with the remedy.
     """
     choice = explain(variant, device.type, dtype, requested, beyond_torch)
     if requested == "auto" and choice.backend in ("torch", "reference"):
-        _log_fallback(variant.name, device.type, dtype, choice)
+        _log_fallback(variant if isinstance(variant, str) else variant.name, device.type, dtype, choice)
     return choice
 
 
@@ -58,9 +62,13 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 @cache
 def explain(
-    variant: Variant, device: str, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
+    variant: Variant | str, device: str, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
 ) -> Choice:
     """What `choose` would choose, unlogged; `device` is a device type."""
+    if isinstance(variant, str):
+        if variant not in VARIANTS:
+            raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}")
+        variant = VARIANTS[variant]
     if requested not in NAMES:
         raise ValueError(f"backend is {requested!r}, expected one of {', '.join(map(repr, NAMES))}")
     if requested == "reference":
@@ -150,13 +158,16 @@ _CPUS = {"avx512": "skylake-avx512", "avx2": "haswell", "portable": "x86-64"}
 
 def force_path(path: str | None) -> None:
     """Run the CPU kernels of this process as a lesser CPU would, from now on: "avx512" (without the instructions for bfloat16),
-    "avx2" or "portable"; None is what this CPU has. For tests and measurements; calls that run go on as they began.
+    "avx2" or "portable"; None is what this CPU has. For tests and measurements: a call that runs meanwhile, in another thread,
+    may take some of its kernels from either path.
 
     It is ours alone: PyTorch and oneDNN have `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, read when they start.
     Raises RuntimeError where this CPU can't, or without the C++ extension, and ValueError for another name.
     """
     if path is not None and path not in _CPUS:
         raise ValueError(f"path is {path!r}, expected one of {', '.join(map(repr, _CPUS))}, or None for this CPU's own")
+    if _C is None and path is None:
+        return
     if _C is None:
         raise RuntimeError(f"path {path!r} can't run here: {NO_EXTENSION.format(extension_status())}")
     _C.force_path(path)
@@ -167,7 +178,10 @@ _kept_alive: list[object] = []
 
 
 def register(variant: Variant) -> None:
-    """Make a variant known to the CPU's loops: what slots its records have, and where its gate kernels are to be had."""
+    """Make a variant known to the CPU's loops: what slots its records have, and where its gate kernels are to be had.
+
+    Loops run any that is registered; which one a call runs is the op's choice, and the ops there are know those of VARIANTS.
+    """
     slots, gates = variant.slots, variant.gates
     _C.register_variant(
         variant.name,
@@ -199,5 +213,5 @@ def _compile_gate_kernel(name: str, of_pass: str, dtype: str, path: str) -> int:
 _NATIVE_PATH = gemm_path()
 if _C is not None:
     _C.set_kernel_compiler(_compile_gate_kernel)
-    for variant in VARIANTS.values():
-        register(variant)
+    for _variant in VARIANTS.values():
+        register(_variant)

@@ -29,7 +29,9 @@ class Slots:
 
 @dataclass(frozen=True)
 class Variant:
-    """A recurrence as a value: nobody compares names, and one made at run time is as good as those that are named here.
+    """A recurrence as a value, which checks, cells, stacks, export, parity and benchmarks read; nobody takes names apart.
+
+    What it says must be true of the op that runs it and of its reference: those know the variants that are named here.
 
     Sizes: I input, H hidden, P projection, R = P or H.
     """

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fastlstm import backends
 from fastlstm.modules import build
 
 I, H, T, B = 3, 5, 6, 4
@@ -72,6 +73,8 @@ def module(variant: str, input_size: int = I, hidden_size: int = H, **options) -
 
 def pair(variant: str, input_size: int = I, hidden_size: int = H, **options) -> tuple[nn.RNNBase, nn.RNNBase]:
     """The oracle and ours, in float64, of the same weights."""
+    if backends.extension_status() == "built":  # else the oracle would be compared with itself
+        assert backends.choose(variant, torch.device("cpu"), torch.float64).backend == "numba"
     ours = module(variant, input_size, hidden_size, **options)
     if kind := VARIANTS[variant].torch:
         oracle: nn.RNNBase = kind(input_size, hidden_size, dtype=torch.float64, **options)

@@ -54,3 +54,12 @@ def test_rows_that_say_the_same_are_joined() -> None:
 def test_help_names_every_command(command: str) -> None:
     assert f" {command} " in CliRunner().invoke(app, ["--help"], catch_exceptions=False).stdout
     assert CliRunner().invoke(app, [command, "--help"], catch_exceptions=False).exit_code == 0
+
+
+def test_a_name_is_as_good_as_a_variant() -> None:
+    cpu = torch.device("cpu")
+    for name, variant in VARIANTS.items():
+        assert choose(name, cpu, torch.float32) == choose(variant, cpu, torch.float32)
+    assert choose("lstm", cpu, torch.int32).backend == "torch"
+    with pytest.raises(ValueError, match="variant is 'rnn', expected one of 'lstm', 'gru'"):
+        choose("rnn", cpu, torch.float32)

@@ -155,6 +155,18 @@ def test_copies_own_their_weights(variant, copied):
     assert all(w.any() for w in ours.parameters())
 
 
+@pytest.mark.parametrize("made", [fastlstm.CIFGLSTM, fastlstm.CIFGLSTMCell])
+@pytest.mark.parametrize("peephole", [False, True])
+def test_a_pickle_from_before_variants_were_values(made, peephole):
+    """It has a number of peepholes, and no variant."""
+    ours, x = made(I, H, peephole=peephole), torch.randn(4, I)
+    state = {name: value for name, value in vars(ours).items() if name != "variant"}
+    old = made.__new__(made)
+    old.__setstate__(state | {"peepholes": 2 if peephole else 0})
+    assert repr(old) == repr(ours)
+    torch.testing.assert_close(old(x), ours(x), rtol=0, atol=0)
+
+
 @each_variant
 def test_casts_and_devices(variant):
     ours = build(variant, I, H, num_layers=2)

@@ -4,9 +4,17 @@
 
 namespace fastlstm {
 
+// With what is summed over all rows of a chunk, after its steps, by panels.
+template <class S>
+class BackwardStage : public Stage {
+ public:
+  virtual void weight_gradients([[maybe_unused]] int64_t p, [[maybe_unused]] int64_t rows) {}
+  virtual void write([[maybe_unused]] int64_t p, [[maybe_unused]] const WeightGradients<S>& to) const {}
+};
+
 // h = W_hr m: dm from dh and dy, and the gradient of W_hr.
 template <class S>
-class ProjectionBackward final : public Stage {
+class ProjectionBackward final : public BackwardStage<S> {
  public:
   using T = compute_t<S>;
 
@@ -42,12 +50,12 @@ class ProjectionBackward final : public Stage {
     o.micro.copy(tile.rows, kPanel, m, {m_ + (tile.p * o.chunk_rows + tile.row) * kPanel, kPanel});
   }
 
-  void weight_gradients(int64_t p, int64_t rows) const {
+  void weight_gradients(int64_t p, int64_t rows) override {
     o.gemm(Gemm<T>{.m = o.R, .n = kPanel, .k = rows, .a = dy_, .a_m = 1, .a_k = dy_row(), .b = m_ + p * o.chunk_rows * kPanel,
                    .c = dw_hr_ + p * o.R * kPanel, .c_m = kPanel, .accumulate = true});
   }
-  void write(int64_t p, S* to) const {
-    convert<T, S>(o.R, units_of(o.H, p), {dw_hr_ + p * o.R * kPanel, kPanel}, {to + p * kPanel, o.H});
+  void write(int64_t p, const WeightGradients<S>& to) const override {
+    convert<T, S>(o.R, units_of(o.H, p), {dw_hr_ + p * o.R * kPanel, kPanel}, {to.hr + p * kPanel, o.H});
   }
 
  private:
@@ -61,7 +69,7 @@ class ProjectionBackward final : public Stage {
 
 // Per panel of units and tile of rows: what the forward saved and the gradients that came, then the gate kernel, whose dG is kept.
 template <class S>
-class GateBackward final : public Stage {
+class GateBackward final : public BackwardStage<S> {
  public:
   using T = compute_t<S>;
 
@@ -107,7 +115,7 @@ class GateBackward final : public Stage {
 
   T dc(int64_t b, int64_t unit) const { return dc_.get(b, unit); }
 
-  void weight_gradients(int64_t p, int64_t rows) {
+  void weight_gradients(int64_t p, int64_t rows) override {
     for (size_t k = 0; k < o.v.peepholes.size(); k++) {
       const auto [slot, sees_new] = o.v.peepholes[k];
       const T* const seen = seen_cells_ + p * o.chunk_rows * 2 * kPanel + (sees_new ? 0 : kPanel);
@@ -117,8 +125,10 @@ class GateBackward final : public Stage {
       for (int64_t i = 0; i < kPanel; i++) sum[i] += of_chunk[i];
     }
   }
-  void write(int64_t p, S* to) const {
-    convert<double, S>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_ + p * o.v.peephole_width(), kPanel}, {to + p * kPanel, o.H});
+  void write(int64_t p, const WeightGradients<S>& to) const override {
+    if (o.v.peepholes.empty()) return;
+    convert<double, S>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_ + p * o.v.peephole_width(), kPanel},
+                       {to.peephole + p * kPanel, o.H});
   }
 
  private:
@@ -165,7 +175,7 @@ class GateBackward final : public Stage {
 
 // dh of the step before. No barrier follows: a thread computes those units that its own gates need next.
 template <class S>
-class StateBackward final : public Stage {
+class StateBackward final : public BackwardStage<S> {
  public:
   StateBackward(const Context<S>& context, const BackwardProducts<S>& products, const States<compute_t<S>>& dh)
       : o(context), products_(products), dh_(dh) {}

@@ -10,8 +10,9 @@
 namespace fastlstm {
 namespace {
 
-std::map<std::string, std::unique_ptr<Variant>> variants;
-std::shared_mutex mutex;
+// Never destroyed: calls may outlive static objects.
+auto& variants = *new std::map<std::string, std::unique_ptr<Variant>>;
+std::shared_mutex& mutex = *new std::shared_mutex;
 
 GateMap make_map(const std::string& name, const std::vector<int64_t>& gates, Slots slots) {
   const bool fits = slots.first >= 0 && slots.count > 0 && slots.count <= kMaxGates &&
@@ -43,8 +44,16 @@ void register_variant(const std::string& name, const std::vector<int64_t>& gates
   made->slots = static_cast<int64_t>(gates.size());
   made->peepholes = peepholes;
   made->cell = cell;
-  for (const Peephole& p : peepholes)
-    if (p.slot < 0 || p.slot >= made->slots) throw std::invalid_argument("variant '" + name + "': a peephole of no slot");
+  const auto end = [](const GateMap& map) { return map.first + map.gates; };
+  const bool fed = std::min(made->ih.first, made->hh.first) == 0 && std::max(end(made->ih), end(made->hh)) == made->slots &&
+                   std::max(made->ih.first, made->hh.first) <= std::min(end(made->ih), end(made->hh));
+  if (!fed) throw std::invalid_argument("variant '" + name + "': no weight feeds some of its slots");
+  std::vector<bool> seen(gates.size());
+  for (const Peephole& p : peepholes) {
+    if (p.slot < 0 || p.slot >= made->slots || seen[p.slot])
+      throw std::invalid_argument("variant '" + name + "': a peephole of no slot, or the second of one");
+    seen[p.slot] = true;
+  }
   const std::unique_lock lock(mutex);
   const auto [known, is_new] = variants.try_emplace(name, std::move(made));
   if (!is_new && !alike(*known->second, *made)) throw std::invalid_argument("variant '" + name + "' is registered already, as another");

@@ -44,7 +44,7 @@ struct Variant {
 
   int64_t peephole_width() const { return static_cast<int64_t>(peepholes.size()) * kPanel; }
   // Both weights feed the same slots: their products are sums over one record.
-  bool joint() const { return ih.first == hh.first; }
+  bool joint() const { return ih.first == hh.first && ih.gates == hh.gates; }
   // Compiled by Python the first time that it is needed on a path; bindings.cpp.
   GateKernel kernel(Pass pass, bool is_double) const;
 

@@ -1,7 +1,7 @@
 // Matrix products over small tiles, for the loops over time: one interface, one implementation per instruction set.
 //
 // `gemm` sums every element in the order of k, in blocks of fixed length, whatever the tile, the instruction set or the number of
-// threads; the unpacked products in orders of their own that depend on k alone. So results don't depend on how work was split.
+// threads; the unpacked products in an order of their own, of k and the vectors' length. So results don't depend on how work was split.
 #pragma once
 #include <cstdint>
 

@@ -57,7 +57,7 @@ class Backward {
   void loop(const Thread& thread) {
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(seq.B);
     for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
-    for (Stage* stage : stages) stage->set_up(thread);
+    for (BackwardStage<S>* stage : stages) stage->set_up(thread);
     for (int64_t b = rows.begin; b < rows.end; b++)
       dh.set(b, [&](int64_t i) { return i < o.R && f.dh_n ? static_cast<T>(f.dh_n[b * o.R + i]) : T(0); });
     thread.barrier_all();
@@ -67,7 +67,7 @@ class Backward {
       for (int64_t s = chunk.begin; s < chunk.end; s++) {
         const int64_t t = seq.step(seq.T - 1 - s);
         if (thread.in_plan())
-          for (Stage* stage : stages) stage->run(thread, seq.T - 1 - s, row);
+          for (BackwardStage<S>* stage : stages) stage->run(thread, seq.T - 1 - s, row);
         if (f.need_dw) products->concat_xh(thread, t, row);
         row += seq.size[t];
       }
@@ -81,10 +81,8 @@ class Backward {
 
   void weight_gradients(const Thread& thread, int64_t rows) {
     const Range panels = thread.mine(o.n_panels);
-    for (int64_t p = panels.begin; p < panels.end; p++) {
-      gates->weight_gradients(p, rows);
-      if (projection) projection->weight_gradients(p, rows);
-    }
+    for (int64_t p = panels.begin; p < panels.end; p++)
+      for (BackwardStage<S>* stage : stages) stage->weight_gradients(p, rows);
     products->weight_gradients(thread, rows);
   }
 
@@ -114,8 +112,7 @@ class Backward {
       std::fill(f.dx + (seq.first[t] + seq.size[t]) * o.I, f.dx + (seq.first[t] + seq.B) * o.I, S(0));
     for (int64_t p = panels.begin; p < panels.end && f.need_dw; p++) {
       products->write(p, gradients);
-      if (!o.v.peepholes.empty()) gates->write(p, gradients.peephole);
-      if (projection) projection->write(p, gradients.hr);
+      for (BackwardStage<S>* stage : stages) stage->write(p, gradients);
     }
   }
 
@@ -130,7 +127,7 @@ class Backward {
   std::optional<ProjectionBackward<S>> projection;
   std::optional<GateBackward<S>> gates;
   std::optional<StateBackward<S>> states;
-  std::vector<Stage*> stages;
+  std::vector<BackwardStage<S>*> stages;
 };
 
 }  // namespace

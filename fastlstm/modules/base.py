@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fastlstm.backends import NAMES
 from fastlstm.call import Call
 from fastlstm.functional.driver import recurrent
+from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM
 from fastlstm.kernels.variant import PARAMETERS, Variant
 from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 from fastlstm.sequences import Input, Lengths
@@ -111,6 +112,13 @@ def weights_of(module: nn.Module, names: Sequence[str]) -> list[Tensor]:
     """`getattr`, which for a Parameter fails first and takes a microsecond; other tensors stand in for it as attributes."""
     parameters: Any = module._parameters
     return [parameters[name] if name in parameters else getattr(module, name) for name in names]
+
+
+def take_variant_of_old(module: nn.Module) -> None:
+    """For a CIFG LSTM that was pickled when an instance had a number of peepholes, and no variant."""
+    peepholes = vars(module).pop("peepholes", None)
+    if peepholes is not None:
+        module.variant = CIFG_PEEPHOLE_LSTM if peepholes else CIFG_LSTM
 
 
 def check_backend(backend: str) -> None:

@@ -1,5 +1,7 @@
 """Cells: one step of each variant, for loops of one's own."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from fastlstm.checks import check_hx
 from fastlstm.functional.driver import step
 from fastlstm.kernels import gru, lstm
 from fastlstm.kernels.variant import Variant
-from fastlstm.modules.base import check_backend, own_repr, weights_of
+from fastlstm.modules.base import check_backend, own_repr, take_variant_of_old, weights_of
 from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 
 
@@ -105,6 +107,10 @@ class CIFGLSTMCell(LSTMCell):
             raise TypeError(f"peephole should be of type bool, got: {type(peephole).__name__}")
         self.variant = lstm.CIFG_PEEPHOLE_LSTM if peephole else lstm.CIFG_LSTM
         super().__init__(input_size, hidden_size, bias, device, dtype, forget_bias=forget_bias, backend=backend)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        take_variant_of_old(self)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", peephole=True" if self.variant.peepholes else "")

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastlstm.functional import LSTMResult
 from fastlstm.kernels import gru, lstm
-from fastlstm.modules.base import Recurrent
+from fastlstm.modules.base import Recurrent, take_variant_of_old
 from fastlstm.sequences import Input, Lengths
 
 
@@ -107,6 +107,10 @@ class CIFGLSTM(Family):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype,
             forget_bias=forget_bias, backend=backend,
         )  # fmt: skip
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        take_variant_of_old(self)
 
     @property
     def peephole(self) -> bool:
