@@ -77,6 +77,26 @@ def test_compile_packed():
 
 
 @quiet_compiler
+def test_compile_func_grad_and_what_it_is_a_gradient_of():
+    """Under a transform the reference is compiled: what Dynamo makes of a Function has no second derivative."""
+    ours, x = fastlstm.LSTM(I, H, dtype=torch.float64), random(3, 2, I)
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: ours(x)[0].sin().sum())(x)
+
+    for f in (slope, lambda x: torch.func.grad(lambda x: slope(x).square().sum())(x)):
+        assert_same(torch.compile(f, fullgraph=True, backend="aot_eager")(x), f(x))
+
+
+@quiet_compiler
+def test_double_backward_of_a_compiled_module_is_refused():
+    ours, x = torch.compile(fastlstm.GRU(I, H), backend="aot_eager"), torch.randn(3, 2, I, requires_grad=True)
+    (dx,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        dx.sum().backward()
+
+
+@quiet_compiler
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict):
     ours = module(batch_first=True).eval()

@@ -10,9 +10,8 @@ import pytest
 import torch
 from numba.core import caching
 from torch import nn
-from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call, grad, jvp, vmap
+from torch.func import functional_call, grad, vmap
 
 import fastlstm
 from fastlstm import backends
@@ -40,35 +39,6 @@ def loss(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return functional_call(module, frozen, (x,))[0].square().sum()
 
 
-def test_double_backward_raises(module, x):
-    x = x[0].requires_grad_()
-    value = module(x)[0].square().sum()
-    (dx,) = torch.autograd.grad(value, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="can't be differentiated twice"):
-        torch.autograd.grad(value + dx.square().sum(), list(module.parameters()))
-    with pytest.raises(RuntimeError, match="can't be differentiated twice"):
-        grad(lambda x: grad(lambda x: loss(module, x))(x).square().sum())(x.detach())
-
-
-def penalty(f, x):
-    (dx,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
-    dx.square().sum().backward()
-
-
-SECOND = {
-    "penalty": penalty,
-    "hessian": lambda f, x: torch.autograd.functional.hessian(lambda x: f(x).sum(), x),
-    "jvp": lambda f, x: torch.autograd.functional.jvp(f, x, x.detach()),
-}
-
-
-@pytest.mark.parametrize("derive", SECOND.values(), ids=SECOND)
-def test_second_derivative_of_a_sum_raises(module, x, derive):
-    """The gradient of a sum is a constant: nothing that reaches the backward requires a gradient but its inputs."""
-    with pytest.raises(RuntimeError, match="can't be differentiated twice"):
-        derive(lambda x: module(x)[0], x[0].requires_grad_())
-
-
 def test_grad_of_vmap(kind, module, x):
     peer = getattr(nn, kind)(3, 17, dtype=torch.float64)
     peer.load_state_dict(module.state_dict())
@@ -80,16 +50,6 @@ def test_grad_of_vmap(kind, module, x):
 def test_vmap_of_nothing(module, x):
     with pytest.raises(ValueError, match="dimension of size 0"):
         vmap(lambda x: loss(module, x))(x[:0])
-
-
-# torch.jit.script, which PyTorch's forward mode uses itself, is deprecated
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
-def test_forward_mode_raises(module, x):
-    with pytest.raises(NotImplementedError, match="jvp"):
-        jvp(lambda x: loss(module, x), (x[0],), (x[0],))
-    module.requires_grad_(False)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
-        module(forward_ad.make_dual(x[0], x[0]))
 
 
 def test_saved_tensors_of_other_strides(module, x):

@@ -200,17 +200,10 @@ def test_gradcheck(variant):
 
 @each_variant
 def test_second_derivatives_of_the_reference_are_right(variant):
+    """Those of the kernels: `test_derivatives.py`."""
     ours = module(variant, backend="reference")
     inputs = [t.requires_grad_() for t in (random(3, 2, I), *random_states(ours, 2))]
     assert torch.autograd.gradgradcheck(lambda x, *hx: call(ours, "dense", [], x, list(hx))[0], inputs, fast_mode=True)
-
-
-@each_variant
-def test_second_derivatives_of_the_kernels_are_refused(variant):
-    x = random(T, B, I).requires_grad_()
-    (dx,) = torch.autograd.grad(module(variant, backend="numba")(x)[0].square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="can't be differentiated twice"):
-        dx.sum().backward()
 
 
 def loss(weights: dict[str, Tensor], lstm: nn.Module, x: Tensor, lengths: Tensor | None = None) -> Tensor:

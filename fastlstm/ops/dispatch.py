@@ -10,13 +10,11 @@ from fastlstm import backends
 
 
 def differentiable(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether a gradient may be asked for: by autograd, by a transform of `torch.func`, or by forward-mode AD."""
+    """Whether a gradient may be asked for: by autograd, or by a transform of `torch.func`."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return True
     # `requires_grad` says nothing under a transform
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *others: Any) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastlstm import backends
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.kernels.gru.reference import gru_reference
+from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
 from fastlstm.ops.vmap import vmap_by_loop
@@ -33,7 +34,7 @@ def gru(
     Sizes: B batch, I input, H hidden. `h0` (B, H), `w_ih` (3H, I), `w_hh` (3H, H), `b_ih` and `b_hh` (3H) or None.
     """
     tensors = (x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh)
-    if backend == "reference":
+    if backend == "reference" or beyond_kernels():
         return by_reference(gru_reference, *tensors, reverse)
     if differentiable(tensors):
         return GRUFunction.apply(*tensors, reverse)[:2]
@@ -61,19 +62,19 @@ class GRUFunction(torch.autograd.Function):
 
 
 class GRUBackward(torch.autograd.Function):
-    """`gru_bwd`, which can't be differentiated, and says so."""
+    """`gru_bwd` as a differentiable function, of the biases too."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return OPS.bwd(*args)
+        return OPS.bwd(*args[2:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        pass
+        OPS.setup_second(ctx, inputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        OPS.refuse()
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.second(ctx, grads)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -91,5 +92,5 @@ def _fake_fwd(x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, save):
 
 
 if backends.extension_status() == "built":
-    OPS = OpPair("gru")
+    OPS = OpPair("gru", gru_reference)
     OPS.register((gpu_gru.gru_fwd, gpu_gru.gru_bwd), _fake_fwd)

@@ -9,6 +9,7 @@ from torch import Tensor
 from fastlstm import backends
 from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.kernels.lstm.reference import lstm_reference
+from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
 from fastlstm.ops.vmap import vmap_by_loop
@@ -46,7 +47,7 @@ def lstm(
     Arguments are checked in `fastlstm.functional`.
     """
     tensors = (x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole)
-    if backend == "reference":
+    if backend == "reference" or beyond_kernels():
         return by_reference(lstm_reference, *tensors, coupled, reverse)
     if differentiable(tensors):
         return LSTMFunction.apply(*tensors, coupled, reverse, return_cells)[:4]
@@ -74,19 +75,19 @@ class LSTMFunction(torch.autograd.Function):
 
 
 class LSTMBackward(torch.autograd.Function):
-    """`lstm_bwd`, which can't be differentiated, and says so."""
+    """`lstm_bwd` as a differentiable function, of the biases too."""
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return OPS.bwd(*args)
+        return OPS.bwd(*args[2:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        pass
+        OPS.setup_second(ctx, inputs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> None:
-        OPS.refuse()
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.second(ctx, grads)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
@@ -110,5 +111,5 @@ def _fake_fwd(
 
 
 if backends.extension_status() == "built":
-    OPS = OpPair("lstm")
+    OPS = OpPair("lstm", lstm_reference)
     OPS.register((gpu_lstm.lstm_fwd, gpu_lstm.lstm_bwd), _fake_fwd)

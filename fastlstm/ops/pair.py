@@ -1,11 +1,13 @@
 """What the op pairs share: how the arguments of one op stand in the other's, by the names in their schemas."""
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from fastlstm.ops.derivatives import gradients, gradients_of_gradients
 from fastlstm.ops.vmap import vmap_by_loop
 
 
@@ -21,8 +23,8 @@ class OpPair:
     globals, but not what a function was made from.
     """
 
-    def __init__(self, stem: str) -> None:
-        self.stem = stem
+    def __init__(self, stem: str, reference: Callable[..., tuple[Tensor, ...]]) -> None:
+        self.reference = reference
         ops = torch.ops.fastlstm
         self.fwd, self.bwd = getattr(ops, f"{stem}_fwd").default, getattr(ops, f"{stem}_bwd").default
         self.inputs = tuple(a.name for a in self.fwd._schema.arguments)[:-1]
@@ -41,6 +43,13 @@ class OpPair:
         self.weights = tuple(k for k, name in enumerate(self.inputs) if name.startswith(("w_", "b_")))
         self.results = tuple(self._gradient(name) for name in self.inputs)
         self.biases = tuple(self.inputs.index(name) for name in ("b_ih", "b_hh"))
+        # what a gradient depends on, but for flags: those of the results, and the reference's arguments; their places in
+        # the arguments of the backward's Function, which are the biases and bwd's
+        self.upstream = len(outputs) - 1
+        arguments = ("b_ih", "b_hh", *self.bwd_inputs)
+        tensors = [a.name for a in self.fwd._schema.arguments if str(a.type) != "bool"]
+        self.sources = tuple(arguments.index(name) for name in (*self.bwd_inputs[: self.upstream], *tensors))
+        self.second_flags = tuple(arguments.index(name) for name in passed if name in flags)
 
     def _gradient(self, name: str) -> int | None:
         """The place of an input's gradient among bwd's results."""
@@ -54,25 +63,72 @@ class OpPair:
         ctx.mark_non_differentiable(output[-1], *[output[k] for k in ctx.unwanted])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*[known[k] for k in self.kept])
+        if not torch.compiler.is_compiling():
+            # Not saved: only second derivatives depend on them, and others may edit them in place before the backward
+            b_ih, b_hh = ctx.biases = inputs[self.biases[0]], inputs[self.biases[1]]
+            ctx.versions = b_ih is not None and b_ih._version, b_hh is not None and b_hh._version
 
-    def backward(self, ctx: Any, apply_once: Callable[..., Any], grads: tuple[Tensor | None, ...]) -> tuple:
-        """The gradients of all inputs; `apply_once` runs bwd, and refuses to be differentiated."""
+    def backward(self, ctx: Any, apply: Callable[..., Any], grads: tuple[Tensor | None, ...]) -> tuple:
+        """The gradients of all inputs; `apply` runs bwd so that they can be differentiated."""
         need = ctx.needs_input_grad
-        # Gradients are enabled here where a gradient of the gradient may be asked for. (A compiled backward refuses by itself.)
-        twice = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         # a compiled backward has an empty gradient for an output that nobody asked for
         given = [None if k in ctx.unwanted else g for k, g in enumerate(grads[:-1])]
         need_dw = any(need[k] for k in self.weights)
-        found = (apply_once if twice else self.bwd)(*given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
+        if not (torch.is_grad_enabled() or forward_ad._current_level >= 0) or torch.compiler.is_compiling():
+            found = self.bwd(*given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
+        else:
+            arguments = (*self._biases(ctx), *given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
+            if forward_ad._current_level >= 0:
+                return self._by_reference(need, arguments)
+            found = apply(*arguments)
         results: list[Any] = [found[d] if d is not None and need[k] else None for k, d in enumerate(self.results)]
         b_ih, b_hh = self.biases
         if need[b_ih] and self.results[b_ih] == self.results[b_hh] and need[b_hh]:
             results[b_hh] = results[b_hh].clone()  # its own: a caller may edit it in place
         return tuple(results)
 
-    def refuse(self) -> NoReturn:
-        """An op without a formula would count as a constant."""
-        raise RuntimeError(f"the {self.stem.upper()}'s kernels can't be differentiated twice; backend='reference' can")
+    def _biases(self, ctx: Any) -> tuple[Tensor | None, ...]:
+        if ctx.versions != tuple([b is not None and b._version for b in ctx.biases]):
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: "
+                "a bias, which a gradient of the gradient depends on"
+            )
+        return ctx.biases
+
+    def _by_reference(self, need: Sequence[bool], arguments: Sequence[Any]) -> tuple:
+        """What `backward` returns, with the derivatives that only PyTorch's ops have."""
+        tensors = [arguments[k] for k in self.sources]
+        upstream, tensors = tensors[: self.upstream], tensors[self.upstream :]
+        asked = [k for k in range(len(tensors)) if need[k]]
+        flags = [arguments[k] for k in self.second_flags]
+        found = gradients(self.reference, upstream, [*tensors, *flags], asked)
+        results = dict(zip(asked, found, strict=True))
+        return tuple(results.get(k) for k in range(len(need)))
+
+    def setup_second(self, ctx: Any, arguments: tuple) -> None:
+        ctx.flags = [arguments[k] for k in self.second_flags]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*[arguments[k] for k in self.sources])
+
+    def second(self, ctx: Any, grads: tuple[Tensor | None, ...]) -> tuple:
+        """The gradients of the backward's arguments, from those of what it found."""
+        need, n = ctx.needs_input_grad, self.upstream
+        upstream, tensors = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        cotangents: list[Tensor | None] = []
+        answered: set[int] = set()
+        for t, d in zip(tensors, self.results, strict=False):  # results count flags as well
+            if t is None or d is None or d in answered:  # a gradient that is both biases' counts once
+                cotangents.append(None)
+            else:
+                cotangents.append(grads[d])
+                answered.add(d)
+        needed = [k for k, place in enumerate(self.sources) if need[place]]
+        results: list[Tensor | None] = [None] * len(need)
+        if needed and any(d is not None for d in cotangents):
+            found = gradients_of_gradients(self.reference, upstream, [*tensors, *ctx.flags], cotangents, needed)
+            for k, gradient in zip(needed, found, strict=True):
+                results[self.sources[k]] = gradient
+        return tuple(results)
 
     def register(self, on_gpu: tuple[Callable, Callable], fake_fwd: Callable[..., tuple[Tensor, ...]]) -> None:
         """The ops on a GPU; and what C++ can't say about them: the shapes of their results, and how they are mapped."""
