@@ -1,9 +1,9 @@
 """One stateless function per variant, and one for a step of it. Arguments are checked here, once: what is below trusts them."""
 
-from fastlstm.functional.cells import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
 from fastlstm.functional.driver import Weights
 from fastlstm.functional.gru import gru
 from fastlstm.functional.lstm import LSTMResult, LSTMState, cifg_lstm, lstm, peephole_lstm
+from fastlstm.functional.steps import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
 
 __all__ = [
     "LSTMResult",
