@@ -132,10 +132,7 @@ class GateBackward final : public BackwardStage<S> {
   }
 
  private:
-  // What the forward saved of row b of step t, in panel p; rows follow one another.
-  const T* saved_of(int64_t t, int64_t p, int64_t b) const {
-    return f.saved + (o.seq.first[t] * o.n_panels + p * o.seq.size[t] + b) * o.record.saved();
-  }
+  const T* saved_of(int64_t t, int64_t p, int64_t b) const { return f.saved + o.saved_at(t, p, b); }
 
   void fill(const Tile& tile, T* records) const {
     const auto [s, t, b, rows, row, p] = tile;

@@ -50,7 +50,7 @@ class GateForward final : public Stage {
     for (int64_t p = panels.begin; p < panels.end && o.w.peephole; p++)
       pack_panel(o.w.peephole, o.v.peepholes.size(), o.H, p, peepholes_ + p * o.v.peephole_width());
     for (int64_t b = rows.begin; b < rows.end; b++) {
-      const bool cut = o.seq.T && b < o.seq.size[o.seq.step(0)] && o.seq.resets_before(o.seq.step(0), b);
+      const bool cut = o.cut_at_start(b);
       c_.set(b, [&](int64_t i) { return i < o.H && !cut ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
     }
   }
@@ -68,7 +68,7 @@ class GateForward final : public Stage {
   void run_tile(const Tile& tile, T* records) const {
     const auto [s, t, b, rows, row, p] = tile;
     const int64_t record = o.record.forward(), saved_width = o.record.saved(), peephole_width = o.v.peephole_width();
-    T* const saved = f.saved ? f.saved + (o.seq.first[t] * o.n_panels + p * o.seq.size[t] + b) * saved_width : nullptr;
+    T* const saved = f.saved ? f.saved + o.saved_at(t, p, b) : nullptr;
     if (saved) prefetch<true>(saved, rows * saved_width);
     products_.into_tile(tile, records);
     if (p == o.n_panels - 1) clear_absent_units(rows, records);

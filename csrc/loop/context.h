@@ -92,6 +92,18 @@ struct Context {
       for (int64_t i = 0; i < units; i++) to.p[m * to.row + i] += static_cast<T>(from[m * given.b_stride + i]);
   }
 
+  // Where what is saved of row b of step t is, in panel p; the rows of a step follow one another.
+  int64_t saved_at(int64_t t, int64_t p, int64_t b) const {
+    return (seq.first[t] * n_panels + p * seq.size[t] + b) * record.saved();
+  }
+
+  // Whether sequence b is cut off before the first step that is run. (Those of later steps are cut as those are reached.)
+  bool cut_at_start(int64_t b) const {
+    if (seq.T == 0) return false;
+    const int64_t t = seq.step(0);
+    return b < seq.size[t] && seq.resets_before(t, b);
+  }
+
   // Zeroes `n` units of the rows that are cut off before step t is run.
   template <class V>
   void apply_reset(int64_t t, int64_t b, int64_t rows, int64_t n, Block<V> state) const {

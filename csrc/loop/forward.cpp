@@ -69,8 +69,7 @@ class Forward {
     for (int64_t b = rows.begin; b < rows.end; b++) {
       std::copy_n(f.h0 + b * o.R, o.R, f.h_n + b * o.R);
       if (f.c_n) std::copy_n(f.c0 + b * o.H, o.H, f.c_n + b * o.H);
-      // cut off already where the first step is: the rows of later steps are cut as those are reached
-      products->init_h(b, f.h0 + b * o.R, seq.T && b < seq.size[seq.step(0)] && seq.resets_before(seq.step(0), b));
+      products->init_h(b, f.h0 + b * o.R, o.cut_at_start(b));
     }
   }
 
