@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastlstm.kernels.conv_lstm import CIFG_CONV_LSTM, CIFG_PEEPHOLE_CONV_LSTM, CONV_LSTM, PEEPHOLE_CONV_LSTM
 from fastlstm.kernels.gru import GRU
 from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
 from fastlstm.kernels.variant import Variant
@@ -21,6 +22,8 @@ except ImportError as error:
 
 NAMES = ("auto", "numba", "triton", "reference")
 VARIANTS = {v.name: v for v in (LSTM, GRU, PEEPHOLE_LSTM, CIFG_LSTM, CIFG_PEEPHOLE_LSTM)}
+# Those over maps, which take other inputs; one op runs them, with the gate kernels of the LSTM family
+CONVOLUTIONAL = {v.name: v for v in (CONV_LSTM, PEEPHOLE_CONV_LSTM, CIFG_CONV_LSTM, CIFG_PEEPHOLE_CONV_LSTM)}
 IN_PYTORCH = tuple(name for name, v in VARIANTS.items() if v.counterpart)
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -66,9 +69,10 @@ def explain(
 ) -> Choice:
     """What `choose` would choose, unlogged; `device` is a device type."""
     if isinstance(variant, str):
-        if variant not in VARIANTS:
-            raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, VARIANTS))}")
-        variant = VARIANTS[variant]
+        known = VARIANTS | CONVOLUTIONAL
+        if variant not in known:
+            raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, known))}")
+        variant = known[variant]
     if requested not in NAMES:
         raise ValueError(f"backend is {requested!r}, expected one of {', '.join(map(repr, NAMES))}")
     if requested == "reference":

@@ -32,3 +32,20 @@ class Call(NamedTuple):
     def beyond_torch(self) -> bool:
         """Whether something is asked for that PyTorch's own ops don't do."""
         return self.reset is not None or self.return_cells
+
+
+Sizes = int | tuple[int, ...]
+Padding = str | int | tuple[int, ...] | tuple[tuple[int, int], ...]
+
+
+class ConvCall(NamedTuple):
+    """The options beyond those of `Call` that `fastlstm.functional.conv_lstm` describes."""
+
+    coupled: bool = False
+    stride: Sizes = 1
+    dilation: Sizes = 1
+    padding: Padding = "same"
+    return_all_layers: bool = False
+    return_sequence: bool = True
+    steps: int | None = None
+    checkpoint: bool = False

@@ -50,8 +50,10 @@ class Batch(NamedTuple):
         return tuple(states) if self.batched else tuple(s.squeeze(1) for s in states)
 
 
-def time_major(input: Input, x: Tensor, batch_first: bool, lengths: Lengths, reset: Tensor | None) -> Batch:
-    """`x` is `input`, or its data where it is packed, in the dtype to compute in."""
+def time_major(
+    input: Input, x: Tensor, batch_first: bool, lengths: Lengths, reset: Tensor | None, dims: int = 3
+) -> Batch:
+    """`x` is `input`, or its data where it is packed, in the dtype to compute in; `dims` are those of a padded batch."""
     if isinstance(input, PackedSequence):
         checks.check_no_lengths(lengths, "a PackedSequence has its own")
         checks.check_packed(input)
@@ -62,13 +64,13 @@ def time_major(input: Input, x: Tensor, batch_first: bool, lengths: Lengths, res
             reset = _reset(reset, len(batch_sizes), B, batch_first, order, x)
             reset = reset[(torch.arange(B, device="cpu") < batch_sizes[:, None]).to(x.device)]
         return Batch(x, batch_sizes, reset, B, order, restore, True, True, batch_first)
-    batched = x.dim() == 3
+    batched = x.dim() == dims
     if not batched:
         checks.check_no_lengths(lengths, "an unbatched input is one sequence, which ends where it ends")
         x = x.unsqueeze(1)
     elif batch_first:
         x = x.transpose(0, 1)
-    T, B, _ = x.shape
+    T, B = x.shape[:2]
     checks.check_steps(T)
     sizes = order = restore = None
     if lengths is not None:

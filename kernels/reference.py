@@ -6,22 +6,22 @@ from torch import Tensor
 
 def time_steps(x: Tensor, batch_sizes: Tensor | None) -> list[Tensor]:
     """The valid rows of each step: `x` is dense (T, B, I), one step (B, I), or packed (N, I) or padded (T, B, I) with
-    `batch_sizes`."""
+    `batch_sizes`. A row of what is dense or padded may be a map (*S, C) in the place of I."""
     if batch_sizes is None:
-        return list(x.unbind(0)) if x.dim() == 3 else [x]
+        return list(x.unbind(0)) if x.dim() > 2 else [x]
     if x.dim() == 2:
         return list(x.split(batch_sizes.tolist()))
     return [x_t[:n] for x_t, n in zip(x.unbind(0), batch_sizes.tolist(), strict=True)]
 
 
 def join_steps(y: list[Tensor], x: Tensor, batch_sizes: Tensor | None, state: Tensor) -> Tensor:
-    """The rows of all steps, as wide as `state`, in the layout of `x`; rows that a padded step skipped are zero."""
+    """The rows of all steps, each like one of `state`, in the layout of `x`; rows that a padded step skipped are zero."""
     if not y:
-        return state.new_empty(*x.shape[:-1], state.shape[1])
+        return state.new_empty(*x.shape[: x.dim() - state.dim() + 1], *state.shape[1:])
     if x.dim() == 2:
         return torch.cat(y)
     if batch_sizes is not None:
-        y = [torch.cat([y_t, state.new_zeros(x.shape[1] - len(y_t), state.shape[1])]) for y_t in y]
+        y = [torch.cat([y_t, state.new_zeros(x.shape[1] - len(y_t), *state.shape[1:])]) for y_t in y]
     return torch.stack(y)
 
 

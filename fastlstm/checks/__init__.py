@@ -1,6 +1,19 @@
 """The argument checks of `fastlstm.functional`, in PyTorch's words where it has any. Nothing below checks again."""
 
 from fastlstm.checks.cell import check_cell
+from fastlstm.checks.conv import (
+    check_conv_fits,
+    check_conv_hx,
+    check_conv_input,
+    check_conv_states,
+    check_conv_weights,
+    check_forecast,
+    check_geometry,
+    check_image,
+    check_peepholes,
+    per_dimension,
+    positive,
+)
 from fastlstm.checks.input import (
     check_dropout,
     check_input,
@@ -15,14 +28,25 @@ from fastlstm.checks.weights import check_weights
 
 __all__ = [
     "check_cell",
+    "check_conv_fits",
+    "check_conv_hx",
+    "check_conv_input",
+    "check_conv_states",
+    "check_conv_weights",
     "check_dropout",
+    "check_forecast",
+    "check_geometry",
     "check_hx",
+    "check_image",
     "check_input",
     "check_lengths",
     "check_no_lengths",
     "check_packed",
+    "check_peepholes",
     "check_reset",
     "check_states",
     "check_steps",
     "check_weights",
+    "per_dimension",
+    "positive",
 ]

@@ -35,11 +35,11 @@ def check_states(
         name = f"hidden[{k}]" if len(hx) == 2 else "hidden"
         if s.shape != shape:
             raise RuntimeError(f"Expected {name} size {shape}, got {list(s.shape)}")
-        _check_state_fits(s, name, x)
+        check_state_fits(s, name, x)
     return states
 
 
-def _check_state_fits(s: Tensor, name: str, x: Tensor) -> None:
+def check_state_fits(s: Tensor, name: str, x: Tensor) -> None:
     if s.device != x.device:
         raise RuntimeError(
             "Input and hidden tensors are not at the same device, "

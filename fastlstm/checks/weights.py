@@ -63,15 +63,20 @@ def _optional_weights(variant: Variant, count: int) -> tuple[bool, bool]:
 
 
 def _check_input_fits(x: Tensor, w_ih: Tensor) -> None:
-    if x.dtype != w_ih.dtype:
-        raise ValueError(
-            f"RNN input dtype ({x.dtype}) does not match weight dtype ({w_ih.dtype}). "
-            f"Convert input: input.to({w_ih.dtype}), or convert model: model.to({x.dtype})"
-        )
+    check_alike(x, w_ih)
     if x.shape[-1] != w_ih.shape[-1]:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.shape[-1]}, got {x.shape[-1]}")
-    if x.device != w_ih.device:
+
+
+def check_alike(x: Tensor, w: Tensor) -> None:
+    """Input and weights are of one dtype, and on one device."""
+    if x.dtype != w.dtype:
+        raise ValueError(
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({w.dtype}). "
+            f"Convert input: input.to({w.dtype}), or convert model: model.to({x.dtype})"
+        )
+    if x.device != w.device:
         raise RuntimeError(
             "Input and parameter tensors are not at the same device, "
-            f"found input tensor at {x.device} and parameter tensor at {w_ih.device}"
+            f"found input tensor at {x.device} and parameter tensor at {w.device}"
         )

@@ -1,16 +1,21 @@
 """One stateless function per variant, and one for a step of it. Arguments are checked here, once: what is below trusts them."""
 
+from fastlstm.functional.conv_lstm import ConvLSTMResult, ConvLSTMState, conv_lstm, conv_lstm_cell
 from fastlstm.functional.driver import Weights
 from fastlstm.functional.gru import gru
 from fastlstm.functional.lstm import LSTMResult, LSTMState, cifg_lstm, lstm, peephole_lstm
 from fastlstm.functional.steps import cifg_lstm_cell, gru_cell, lstm_cell, peephole_lstm_cell
 
 __all__ = [
+    "ConvLSTMResult",
+    "ConvLSTMState",
     "LSTMResult",
     "LSTMState",
     "Weights",
     "cifg_lstm",
     "cifg_lstm_cell",
+    "conv_lstm",
+    "conv_lstm_cell",
     "gru",
     "gru_cell",
     "lstm",

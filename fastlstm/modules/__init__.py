@@ -1,6 +1,8 @@
 """The `nn.Module`s."""
 
 from fastlstm.modules.cells import CIFGLSTMCell, GRUCell, LSTMCell, PeepholeLSTMCell
+from fastlstm.modules.conv import ConvLSTM1d, ConvLSTM2d, ConvLSTM3d
+from fastlstm.modules.conv_cells import ConvLSTM1dCell, ConvLSTM2dCell, ConvLSTM3dCell
 from fastlstm.modules.recurrent import CIFGLSTM, GRU, LSTM, PeepholeLSTM, build
 
 __all__ = [
@@ -8,6 +10,12 @@ __all__ = [
     "GRU",
     "LSTM",
     "CIFGLSTMCell",
+    "ConvLSTM1d",
+    "ConvLSTM1dCell",
+    "ConvLSTM2d",
+    "ConvLSTM2dCell",
+    "ConvLSTM3d",
+    "ConvLSTM3dCell",
     "GRUCell",
     "LSTMCell",
     "PeepholeLSTM",

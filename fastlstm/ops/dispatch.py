@@ -1,5 +1,6 @@
 """How an op is called: with autograd or without, and what the reference does with half precision."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,9 @@ def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *other
     return tuple(t.to(x.dtype) for t in reference(x.float(), *wide))
 
 
-def saved_like(x: Tensor, units: int, slots: int, save: bool) -> Tensor:
-    """An empty tensor like the one that a forward saves for its backward."""
-    rows = x.shape[0] if x.dim() == 2 else x.shape[0] * x.shape[1]
+def saved_like(y: Tensor, units: int, slots: int, save: bool) -> Tensor:
+    """An empty tensor like the one that a forward saves for its backward: a record for each row of `y`, or of x."""
+    rows = math.prod(y.shape[:-1])
     panel = backends.panel()
     shape = (rows if save else 0, (units + panel - 1) // panel * slots * panel)
-    return x.new_empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return y.new_empty(shape, dtype=torch.float64 if y.dtype == torch.float64 else torch.float32)

@@ -14,8 +14,9 @@ from fastlstm.ops.vmap import vmap_by_loop
 class OpPair:
     """`fastlstm::{stem}_fwd` and `_bwd` of a recurrence. Their schemas, in C++, say which arguments and results they have:
 
-    fwd: tensors, x first, then states and weights, w_ and b_; flags; `save`. Yields y, the final states, what else may be
-        wanted, each by a flag `return_` + name; and `saved`, which is bwd's own business and has no gradient.
+    fwd: tensors, x first, then states and weights, w_ and b_; flags, bools or lists of ints; `save`. Yields y, the final
+        states, what else may be wanted, each by a flag `return_` + name; and `saved`, which is bwd's own business and has no
+        gradient.
     bwd: the gradients of what fwd yields but `saved`; arguments and results of fwd, by their names; flags; `need_dx` and
         `need_dw`. Yields d + name of fwd's arguments; "db" stands for both biases.
 
@@ -33,7 +34,7 @@ class OpPair:
         self.gradients = tuple(r.name for r in self.bwd._schema.returns)
         known = (*self.inputs, *outputs)
         passed = [name for name in self.bwd_inputs if name in known]
-        flags = [a.name for a in self.bwd._schema.arguments if str(a.type) == "bool"]
+        flags = [a.name for a in self.bwd._schema.arguments if "Tensor" not in str(a.type)]
         # places among the inputs and outputs of fwd together
         self.kept = tuple(known.index(name) for name in passed if name not in flags)
         self.flags = tuple(known.index(name) for name in passed if name in flags)
@@ -47,7 +48,7 @@ class OpPair:
         # the arguments of the backward's Function, which are the biases and bwd's
         self.upstream = len(outputs) - 1
         arguments = ("b_ih", "b_hh", *self.bwd_inputs)
-        tensors = [a.name for a in self.fwd._schema.arguments if str(a.type) != "bool"]
+        tensors = [a.name for a in self.fwd._schema.arguments if "Tensor" in str(a.type)]
         self.sources = tuple(arguments.index(name) for name in (*self.bwd_inputs[: self.upstream], *tensors))
         self.second_flags = tuple(arguments.index(name) for name in passed if name in flags)
 
@@ -130,11 +131,14 @@ class OpPair:
                 results[self.sources[k]] = gradient
         return tuple(results)
 
-    def register(self, on_gpu: tuple[Callable, Callable], fake_fwd: Callable[..., tuple[Tensor, ...]]) -> None:
+    def register(self, on_gpu: tuple[Callable, Callable] | None, fake_fwd: Callable[..., tuple[Tensor, ...]]) -> None:
         """The ops on a GPU; and what C++ can't say about them: the shapes of their results, and how they are mapped."""
-        for op, kernel, fake in zip((self.fwd, self.bwd), on_gpu, (fake_fwd, self.fake_bwd), strict=True):
+        ops = self.fwd, self.bwd
+        if on_gpu is not None:
+            for op, kernel in zip(ops, on_gpu, strict=True):
+                torch.library.impl(op._schema.name, "CUDA")(kernel)
+        for op, fake in zip(ops, (fake_fwd, self.fake_bwd), strict=True):
             name = op._schema.name
-            torch.library.impl(name, "CUDA")(kernel)
             torch.library.register_fake(name)(fake)
             torch.library.register_vmap(name)(mapped(op))
 
@@ -142,8 +146,9 @@ class OpPair:
         """A gradient is like its argument, where it is needed, and empty elsewhere."""
         given = dict(zip(self.bwd_inputs, args, strict=True))
         x, shapes = given["x"], []
+        wanted = {"x": given["need_dx"], "w": given["need_dw"], "b": given["need_dw"]}
         for name in (gradient[1:] for gradient in self.gradients):
-            needed = {"x": given["need_dx"], "w": given["need_dw"], "b": given["need_dw"]}.get(name[0], True)
+            needed = wanted.get(name[0], not given.get("fresh", False))  # fresh states have no gradient
             like = given.get(name)
             shape = given["w_ih"].shape[:1] if name[0] == "b" else (0,) if like is None else like.shape
             shapes.append(shape if needed else (0,))

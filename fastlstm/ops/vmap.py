@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def vmap_by_loop(op: Callable, info: Any, in_dims: tuple, args: tuple) -> tuple[tuple, tuple]:
@@ -14,6 +15,9 @@ def vmap_by_loop(op: Callable, info: Any, in_dims: tuple, args: tuple) -> tuple[
         )
     calls = []
     for i in range(info.batch_size):
-        picked = [a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)]
+        # of a list of numbers, in_dims has a list
+        picked = [
+            a.select(d, i) if isinstance(a, Tensor) and d is not None else a for a, d in zip(args, in_dims, strict=True)
+        ]
         calls.append(op(*picked))
     return tuple(torch.stack(results) for results in zip(*calls, strict=True)), (0,) * len(calls[0])

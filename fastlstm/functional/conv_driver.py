@@ -1,0 +1,157 @@
+"""What the functions of the ConvLSTM run: a whole stack, or a single step of it. Checks are made here, and nowhere below."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm import backends, checks, onnx, stack
+from fastlstm.call import Call, ConvCall
+from fastlstm.kernels.conv_lstm import unmoved
+from fastlstm.ops.conv_layer import conv_layer
+from fastlstm.sequences import Batch, autocast, promote_to_state, time_major
+
+
+def convolutional(
+    input: Tensor | None, weights: Sequence[Sequence[Tensor]], hx: Any, call: Call, conv: ConvCall
+) -> Any:
+    """`(output, (h_n, c_n))`, or `(output, (h_n, c_n), cells)`: what `fastlstm.functional.conv_lstm` describes."""
+    checks.check_dropout(call.dropout)
+    checks.check_forecast(input, hx, conv.steps, call.bidirectional, call.lengths)
+    D = call.directions
+    variant, layers = checks.check_conv_weights(weights, D, conv.coupled)
+    first, widths = layers[0]["w_ih"], [of_layer["w_hh"].shape[1] for of_layer in layers[::D]]
+    n, kernel = first.dim() - 2, first.shape[2:]
+    geometry = checks.check_geometry(conv.stride, conv.padding, conv.dilation, kernel)
+    if onnx.exporting():
+        raise NotImplementedError("a ConvLSTM can't be exported to ONNX, which has no such node: export without it")
+    differ = len(set(widths)) > 1
+    if hx is not None:
+        checks.check_conv_hx(hx, len(widths), differ)
+    given = None if hx is None else [list(s) if differ else [s] for s in hx]
+    if input is None:
+        assert given is not None
+        input = _nothing(given[0][0], n, conv.steps, call.batch_first)
+        layers[0] = layers[0] | {"w_ih": first[:, :0]}
+        geometry = unmoved(kernel)
+    checks.check_conv_input(input)
+    x, given, layers = _autocast(input, given, layers)
+    checks.check_conv_fits(x, layers[0]["w_ih"], call.batch_first)
+    image = checks.check_image(x.shape[-n:], geometry, kernel)
+    checks.check_peepholes(layers, image)
+    channels_last = _is_channels_last(x, n)
+
+    batch = time_major(input, x.movedim(-n - 1, -1), call.batch_first, call.lengths, call.reset, n + 3)
+    initials = _initial(given, batch, widths, D, image, differ)
+    chosen = backends.choose(variant, x.device, x.dtype, call.backend, True).backend
+    plans = [(_channels_last(w), geometry if k < D else unmoved(w["w_ih"].shape[2:])) for k, w in enumerate(layers)]
+
+    def run(x: Tensor, batch_sizes: Tensor | None, states: Any, plan: Any, reverse: bool, last: bool) -> stack.Results:
+        cells = call.return_cells and conv.return_sequence and (last or conv.return_all_layers)
+        w, shape = plan
+        return conv_layer(
+            variant, x, batch_sizes, batch.reset, states, w, shape, hx is None, reverse, cells, backend=chosen
+        )
+
+    outputs, ends = stack.stack(
+        run,
+        batch.x,
+        batch.batch_sizes,
+        initials,
+        plans,
+        directions=D,
+        dropout=call.drop,
+        every_layer=conv.return_all_layers,
+    )
+
+    def maps(t: Tensor) -> Tensor:
+        """Maps (..., *S', channels) in the layout of the input."""
+        if channels_last:
+            return t.contiguous().movedim(-1, -n - 1)
+        return t.movedim(-1, -n - 1).clone(memory_format=torch.contiguous_format)
+
+    if conv.return_sequence:
+        found = [[maps(batch.output(t)) for t in of_layer] for of_layer in outputs]  # type: ignore[arg-type]
+    else:
+        lasts = [[torch.cat(s, -1) for s in zip(*ends[k : k + D], strict=True)] for k in range(0, len(ends), D)]
+        found = [[maps(s[0]) for s in batch.finals([t.unsqueeze(0) for t in pair])] for pair in lasts]
+        found = found if conv.return_all_layers else found[-1:]
+    finals = [_stacked(s, batch, D, differ) for s in zip(*ends, strict=True)]
+    h_n, c_n = [[maps(t) for t in s] if differ else maps(s[0]) for s in finals]
+    results = [[of_layer[k] for of_layer in found] for k in range(2 if call.return_cells else 1)]
+    output, *cells = [of_layers if conv.return_all_layers else of_layers[0] for of_layers in results]
+    return output, (h_n, c_n), *cells
+
+
+def _nothing(h0: Tensor, n: int, steps: Any, batch_first: bool) -> Tensor:
+    """An input of no channels, over the image of the states."""
+    if h0.dim() == n + 2:  # unbatched
+        return h0.new_empty(steps, 0, *h0.shape[2:])
+    B = h0.shape[1] if h0.dim() > 1 else 0
+    return h0.new_empty(*((B, steps) if batch_first else (steps, B)), 0, *h0.shape[3:])
+
+
+def _autocast(x: Tensor, states: Any, layers: list[dict[str, Tensor]]) -> tuple:
+    if not torch._C._is_any_autocast_enabled():
+        return x, states, layers
+    cast = None if states is None else [list(autocast(x, *s)[1:]) for s in states]
+    return autocast(x)[0], cast, [dict(zip(w, autocast(x, *w.values())[1:], strict=True)) for w in layers]
+
+
+def _is_channels_last(x: Tensor, n: int) -> bool:
+    """Whether maps (..., C, *S) lie so, as PyTorch's convolutions see it: of one channel, strides tell."""
+    return n > 1 and x.stride(-n - 1) == 1 and x.movedim(-n - 1, -1).is_contiguous() and x.shape[-n:].numel() > 1
+
+
+def _channels_last(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A layer's weights in the layouts of `fastlstm.ops.conv_lstm`: views."""
+    moved = {name: w.movedim(1, -1) if w.dim() > 1 else w for name, w in weights.items()}
+    w_peephole = moved.get("w_peephole")
+    if w_peephole is not None and max(w_peephole.shape[1:-1]) == 1:
+        moved["w_peephole"] = w_peephole.flatten(1)
+    return moved
+
+
+def _initial(
+    states: Sequence[list[Tensor]] | None,
+    batch: Batch,
+    widths: Sequence[int],
+    D: int,
+    image: tuple[int, ...],
+    differ: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    """For each layer and direction, h0 and c0 (B, *S', H) in the order of the batch."""
+    x = batch.x
+    if states is None:
+        zeros = {H: torch.zeros(batch.B, *image, H, dtype=x.dtype, device=x.device) for H in widths}
+        return [(zeros[H], zeros[H]) for H in widths for _ in range(D)]
+    of_batch = (batch.B,) if batch.batched else ()
+    checks.check_conv_states(
+        states, x, D if differ else D * len(widths), of_batch, widths if differ else widths[:1], image
+    )
+    if not batch.batched:
+        states = [[t.unsqueeze(1) for t in s] for s in states]
+    rows = [[row.movedim(1, -1) for t in batch.sorted_states(s) for row in t.unbind(0)] for s in states]
+    return list(zip(*rows, strict=True))
+
+
+def _stacked(states: Sequence[Tensor], batch: Batch, D: int, differ: bool) -> Sequence[Tensor]:
+    """The final states of all layers as one, or one of each layer where they differ, in the order of the input."""
+    size = D if differ else len(states)
+    return batch.finals([torch.stack(list(states[k : k + size])) for k in range(0, len(states), size)])
+
+
+def convolutional_step(
+    input: Tensor, weights: Sequence[Tensor], hx: Any, conv: ConvCall, backend: str
+) -> tuple[Tensor, Tensor]:
+    """`(h, c)` after one step."""
+    checks.check_conv_input(input)
+    states = None
+    if hx is not None:
+        checks.check_conv_hx(hx, 1, False)
+        states = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
+    call = Call(backend=backend)
+    _, finals = convolutional(input.unsqueeze(0), [weights], states, call, conv._replace(return_sequence=False))
+    h, c = [s.squeeze(0) for s in finals]
+    return (h, c) if hx is None else (promote_to_state(hx[1], h), promote_to_state(hx[1], c))

@@ -1,0 +1,120 @@
+"""The ConvLSTM over one layer and one direction, differentiable: one call for the whole sequence."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastlstm.kernels.conv_lstm.reference import conv_lstm_reference
+from fastlstm.ops.derivatives import beyond_kernels
+from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
+from fastlstm.ops.pair import OpPair
+from fastlstm.ops.vmap import vmap_by_loop
+
+
+def conv_lstm(
+    x: Tensor,
+    batch_sizes: Tensor | None,
+    reset: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    w_peephole: Tensor | None = None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    coupled: bool = False,
+    fresh: bool = False,
+    reverse: bool = False,
+    return_cells: bool = False,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The outputs of every step, the final states and the cell states of every step: `(y, h_n, c_n, cells)`.
+
+    Sizes: T time, B batch, C channels of the input, S its image (1 to 3 dimensions), H hidden channels, S' their image, k the
+    kernel, G gates (4; 3 where `coupled`). Maps and kernels are channels-last.
+
+    `x` (T, B, *S, C), of any strides; where C is 0 there is no input: the first convolution is not run, and S is S'.
+    `batch_sizes` (T,), int64 on the CPU, or None: step t reads and writes its first `batch_sizes[t]` sequences, and `y` is zero
+    elsewhere; it does not increase, and may hold zeros. `reset` (T, B) bool or None: a sequence is cut before such a step.
+    `h0`, `c0` (B, *S', H), `w_ih` (G*H, *k, C), `w_hh` (G*H, *k', H), `b_ih` and `b_hh` (G*H) or None, `w_peephole` (G - 1, H),
+    or (G - 1, *S', H), or None.
+    `stride` and `dilation` of the first convolution have an int per dimension, `padding` one before and one after each in turn.
+    The recurrent convolution keeps the image: it has (k' - 1) // 2 before and k' // 2 after.
+    `fresh`: `h0` and `c0` are zeros, and need no gradient. `reverse` runs each sequence from its end.
+    `y`, `cells` (T, B, *S', H), `h_n`, `c_n` (B, *S', H), contiguous; `cells` is empty unless `return_cells`.
+    Arguments are checked in `fastlstm.functional`.
+    """
+    tensors = (x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole)
+    flags = (stride, padding, dilation, coupled, fresh, reverse)
+    if backend == "reference" or OPS is None or beyond_kernels():
+        return by_reference(conv_lstm_reference, *tensors, *flags)
+    if differentiable(tensors):
+        return ConvLSTMFunction.apply(*tensors, *flags, return_cells)[:4]
+    return OPS.fwd(*tensors, *flags, return_cells, False)[:4]
+
+
+class ConvLSTMFunction(torch.autograd.Function):
+    """`conv_lstm_fwd` and `conv_lstm_bwd` as one differentiable function."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return OPS.fwd(*args, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        OPS.setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.backward(ctx, ConvLSTMBackward.apply, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(ConvLSTMFunction.apply, info, in_dims, args)
+
+
+class ConvLSTMBackward(torch.autograd.Function):
+    """`conv_lstm_bwd` as a differentiable function, of the biases too."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return OPS.bwd(*args[2:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        OPS.setup_second(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.second(ctx, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(ConvLSTMBackward.apply, info, in_dims, args)
+
+
+# PyTorch asks for it at every call, and would take 10 microseconds to find out.
+ConvLSTMFunction.forward.__signature__ = inspect.signature(ConvLSTMFunction.forward)  # type: ignore[attr-defined]
+
+
+def _fake_fwd(
+    x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, coupled, fresh, reverse,
+    return_cells, save,
+):  # fmt: skip
+    y = x.new_empty(*x.shape[:2], *h0.shape[1:])
+    cells = x.new_empty(y.shape if return_cells else 0)
+    saved = saved_like(y, h0.shape[-1], 4 + (not coupled), save)
+    return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved
+
+
+OPS: Any = None
+if hasattr(torch.ops.fastlstm, "conv_lstm_fwd"):
+    OPS = OpPair("conv_lstm", conv_lstm_reference)
+    OPS.register(None, _fake_fwd)
