@@ -1,5 +1,6 @@
 // The stages of a step of the backward: the projection's output gradient, gates, and the gradient of the state before.
 #pragma once
+#include "cell/peepholes.h"
 #include "products/backward.h"
 
 namespace fastlstm {
@@ -77,17 +78,16 @@ class GateBackward final : public BackwardStage<S> {
                const ProjectionBackward<S>* projection)
       : o(context), f(call), products_(products), dh_(dh), projection_(projection),
         kernel_(o.v.kernel(Pass::backward, sizeof(T) == 8)), dc_(States<T>::by_panels(o.seq.B, o.n_panels)),
-        c0_(States<T>::by_panels(o.seq.B, o.n_panels)), peepholes_(o.n_panels * o.v.peephole_width()),
-        dpeepholes_(o.n_panels * o.v.peephole_width()) {
+        c0_(States<T>::by_panels(o.seq.B, o.n_panels)), peepholes_(o),
+        dpeepholes_(o.n_panels * o.size.peephole_rows * o.v.peephole_width()) {
     if (!o.v.peepholes.empty() && f.need_dw) seen_cells_ = Buffer<T>(o.n_panels * o.chunk_rows * 2 * kPanel);
   }
 
   void set_up(const Thread& thread) override {
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(o.seq.B);
-    for (int64_t p = panels.begin; p < panels.end && o.w.peephole; p++) {
-      const int64_t width = o.v.peephole_width();
-      pack_panel(o.w.peephole, o.v.peepholes.size(), o.H, p, peepholes_ + p * width);
-      std::fill_n(dpeepholes_ + p * width, width, 0.0);
+    for (int64_t p = panels.begin; p < panels.end; p++) {
+      peepholes_.pack(p);
+      std::fill_n(dpeepholes_of(p), o.size.peephole_rows * o.v.peephole_width(), 0.0);
     }
     for (int64_t b = rows.begin; b < rows.end; b++) {
       dc_.set(b, [&](int64_t i) { return i < o.H && f.dc_n ? static_cast<T>(f.dc_n[b * o.H + i]) : T(0); });
@@ -118,20 +118,30 @@ class GateBackward final : public BackwardStage<S> {
   void weight_gradients(int64_t p, int64_t rows) override {
     for (size_t k = 0; k < o.v.peepholes.size(); k++) {
       const auto [slot, sees_new] = o.v.peepholes[k];
-      const T* const seen = seen_cells_ + p * o.chunk_rows * 2 * kPanel + (sees_new ? 0 : kPanel);
+      const Block<const T> seen{seen_cells_ + p * o.chunk_rows * 2 * kPanel + (sees_new ? 0 : kPanel), 2 * kPanel};
+      const Block<const T> dgates = products_.dgates(p, slot);
+      double* const sum = dpeepholes_of(p) + k * kPanel;
+      if (const int64_t pixels = o.size.peephole_rows; pixels > 1) {
+        for (int64_t row = 0; row < rows; row++)
+          for (int64_t i = 0; i < kPanel; i++)
+            sum[row % pixels * o.v.peephole_width() + i] += dgates.p[row * dgates.row + i] * seen.p[row * seen.row + i];
+        continue;
+      }
       T of_chunk[kPanel] = {};
-      o.micro.dots(rows, products_.dgates(p, slot), {seen, 2 * kPanel}, of_chunk);
-      double* const sum = dpeepholes_ + p * o.v.peephole_width() + k * kPanel;
+      o.micro.dots(rows, dgates, seen, of_chunk);
       for (int64_t i = 0; i < kPanel; i++) sum[i] += of_chunk[i];
     }
   }
   void write(int64_t p, const WeightGradients<S>& to) const override {
     if (o.v.peepholes.empty()) return;
-    convert<double, S>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_ + p * o.v.peephole_width(), kPanel},
-                       {to.peephole + p * kPanel, o.H});
+    const int64_t pixels = o.size.peephole_rows;
+    for (int64_t pixel = 0; pixel < pixels; pixel++)
+      convert<double, S>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_of(p) + pixel * o.v.peephole_width(), kPanel},
+                         {to.peephole + pixel * o.H + p * kPanel, pixels * o.H});
   }
 
  private:
+  double* dpeepholes_of(int64_t p) const { return dpeepholes_ + p * o.size.peephole_rows * o.v.peephole_width(); }
   const T* saved_of(int64_t t, int64_t p, int64_t b) const { return f.saved + o.saved_at(t, p, b); }
 
   void fill(const Tile& tile, T* records) const {
@@ -153,8 +163,7 @@ class GateBackward final : public BackwardStage<S> {
     }
     o.micro.copy(rows, kPanel, constant(dc_.at(p, b)), dc);
     o.add_given(f.dcells, o.H, tile, dc);
-    const int64_t width = o.v.peephole_width();
-    if (width) o.micro.copy(rows, width, {peepholes_ + p * width, 0}, {records + o.record.backward_peepholes(), record});
+    peepholes_.copy(p, b, rows, {records + o.record.backward_peepholes(), record});
     if (seen_cells_)  // c and c_prev, side by side as in the record
       o.micro.copy(rows, 2 * kPanel, {records + o.record.c(), record}, {seen_cells_ + (p * o.chunk_rows + row) * 2 * kPanel, 2 * kPanel});
   }
@@ -166,7 +175,8 @@ class GateBackward final : public BackwardStage<S> {
   const ProjectionBackward<S>* const projection_;
   const GateKernel kernel_;
   States<T> dc_, c0_;
-  Buffer<T> peepholes_, seen_cells_;
+  const Peepholes<S> peepholes_;
+  Buffer<T> seen_cells_;
   Buffer<double> dpeepholes_;  // summed as the biases' gradients are
 };
 

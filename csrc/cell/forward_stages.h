@@ -1,5 +1,6 @@
 // The stages of a step of the forward: gates, and the projection of what they give.
 #pragma once
+#include "cell/peepholes.h"
 #include "products/forward.h"
 
 namespace fastlstm {
@@ -43,12 +44,11 @@ class GateForward final : public Stage {
   GateForward(const Context<S>& context, const ForwardCall<S>& call, ForwardProducts<S>& products, const HiddenSink<S>& sink,
               const States<T>* m)
       : o(context), f(call), products_(products), sink_(sink), m_(m), kernel_(o.v.kernel(Pass::forward, sizeof(T) == 8)),
-        c_(States<T>::by_panels(o.seq.B, o.n_panels)), peepholes_(o.n_panels * o.v.peephole_width()) {}
+        c_(States<T>::by_panels(o.seq.B, o.n_panels)), peepholes_(o) {}
 
   void set_up(const Thread& thread) override {
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(o.seq.B);
-    for (int64_t p = panels.begin; p < panels.end && o.w.peephole; p++)
-      pack_panel(o.w.peephole, o.v.peepholes.size(), o.H, p, peepholes_ + p * o.v.peephole_width());
+    for (int64_t p = panels.begin; p < panels.end; p++) peepholes_.pack(p);
     for (int64_t b = rows.begin; b < rows.end; b++) {
       const bool cut = o.cut_at_start(b);
       c_.set(b, [&](int64_t i) { return i < o.H && !cut ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
@@ -67,15 +67,14 @@ class GateForward final : public Stage {
  private:
   void run_tile(const Tile& tile, T* records) const {
     const auto [s, t, b, rows, row, p] = tile;
-    const int64_t record = o.record.forward(), saved_width = o.record.saved(), peephole_width = o.v.peephole_width();
+    const int64_t record = o.record.forward(), saved_width = o.record.saved();
     T* const saved = f.saved ? f.saved + o.saved_at(t, p, b) : nullptr;
     if (saved) prefetch<true>(saved, rows * saved_width);
     products_.into_tile(tile, records);
     if (p == o.n_panels - 1) clear_absent_units(rows, records);
     const Block<T> c = c_.at(p, b);
     o.micro.copy(rows, kPanel, constant(c), {records + o.record.c(), record});
-    if (peephole_width)
-      o.micro.copy(rows, peephole_width, {peepholes_ + p * peephole_width, 0}, {records + o.record.forward_peepholes(), record});
+    peepholes_.copy(p, b, rows, {records + o.record.forward_peepholes(), record});
     kernel_(records, rows);
     const Block<const T> new_c{records + o.record.c(), record}, new_m{records + o.record.m(), record};
     o.micro.copy(rows, kPanel, new_c, c);
@@ -102,7 +101,7 @@ class GateForward final : public Stage {
   const States<T>* const m_;
   const GateKernel kernel_;
   States<T> c_;
-  Buffer<T> peepholes_;
+  const Peepholes<S> peepholes_;
 };
 
 // h = W_hr m.

@@ -33,6 +33,7 @@ struct Gemm {
   int64_t batch = 1;             // the sum over k may run over several matrices a; b is one block of batch * k rows
   const A* a;
   int64_t a_m, a_k = 1;          // strides of a, in elements
+  const int64_t* a_rows = nullptr;     // where each row of a is, in elements, if not a_m apart
   const int64_t* a_offsets = nullptr;  // of each matrix a of the batch, in elements; null: of one, at 0
   const A* a2 = nullptr;         // a second left factor, of k2 columns
   int64_t a2_m = 0, k2 = 0;

@@ -49,7 +49,8 @@ struct Sum {
 
   // Adds the sum over k of a[m][k] * b[k]; returns where b ends. A row of b is PER vectors in each of some blocks.
   template <int PER, class A>
-  [[gnu::always_inline]] inline const A* add(int64_t k, const A* a, int64_t a_m, int64_t a_k, const A* b, int64_t n, int64_t b_block) {
+  [[gnu::always_inline]] inline const A* add(int64_t k, const A* a, const int64_t (&rows)[ROWS], int64_t a_k, const A* b, int64_t n,
+                                             int64_t b_block) {
     while (k > 0) {
       if (left == 0) {
         put();
@@ -64,7 +65,7 @@ struct Sum {
         for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v / PER * b_block + v % PER * S::lanes);
 #pragma GCC unroll 8
         for (int m = 0; m < ROWS; m++) {
-          const A x = a[m * a_m];
+          const A x = a[rows[m]];
 #pragma GCC unroll 8
           for (int v = 0; v < VECTORS; v++) acc[m][v] = multiply_add(acc[m][v], x, row[v]);
         }
@@ -105,6 +106,7 @@ struct Sum {
 template <class T, class A>
 struct Place {
   const A *a, *a2, *b;
+  const int64_t* a_rows;
   int64_t b_k, b_block;  // distances between rows of b, and between its blocks
   const T* init;
   T* c;
@@ -115,18 +117,23 @@ template <class T, class A, int ROWS, int VECTORS, int PER = VECTORS>
 void tile(const Gemm<T, A>& g, const Place<T, A>& at) {
   Sum<T, ROWS, VECTORS> sum{.c = at.c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
   const A* b = at.b;
+  int64_t rows[ROWS];
+#pragma GCC unroll 8
+  for (int m = 0; m < ROWS; m++) rows[m] = at.a_rows ? at.a_rows[m] : m * g.a_m;
   at.init ? sum.load(at.init, g.init_m, false) : sum.clear();
   for (int64_t s = 0; s < g.batch; s++) {
-    if (s + 1 < g.batch)  // short runs, far apart: hardware does not foresee the next
+    if (s + 1 < g.batch && g.a_k == 1)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
-        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(at.a + g.a_offsets[s + 1] + m * g.a_m + k);
-    b = sum.template add<PER>(g.k, g.a_offsets ? at.a + g.a_offsets[s] : at.a, g.a_m, g.a_k, b, at.b_k, at.b_block);
+        for (int64_t k = 0; k < g.k; k += 64 / sizeof(A)) __builtin_prefetch(at.a + g.a_offsets[s + 1] + rows[m] + k);
+    b = sum.template add<PER>(g.k, g.a_offsets ? at.a + g.a_offsets[s] : at.a, rows, g.a_k, b, at.b_k, at.b_block);
   }
   if (g.k2) {  // rounded as if the first product had been taken before, and were `init` here
     if (sum.begun) sum.load(at.c, g.c_m, true);
     sum.begun = false;
     sum.left = g.block;
-    sum.template add<PER>(g.k2, at.a2, g.a2_m, 1, b, at.b_k, at.b_block);
+#pragma GCC unroll 8
+    for (int m = 0; m < ROWS; m++) rows[m] = m * g.a2_m;
+    sum.template add<PER>(g.k2, at.a2, rows, 1, b, at.b_k, at.b_block);
   }
   sum.put();
 }
@@ -180,7 +187,7 @@ void gemm(const Gemm<T, A>& g) {
   const int64_t blocks = (g.m + MAX_ROWS - 1) / MAX_ROWS;
   for (int64_t n0 = 0; n0 < g.n;) {
     const int64_t left = g.n - n0;
-    Place<T, A> at{g.a, g.a2, g.b_k ? g.b + n0 : g.b + packed.at(g.b_first, n0), g.b_k ? g.b_k : packed.row(n0),
+    Place<T, A> at{g.a, g.a2, g.b_k ? g.b + n0 : g.b + packed.at(g.b_first, n0), g.a_rows, g.b_k ? g.b_k : packed.row(n0),
                    g.b_k ? kWidth<T> : kWidth<T> * packed.rows, g.init ? g.init + n0 : nullptr, g.c + n0};
 #if MAX_VECTORS == 2
     // One row or two in a tile that is wide enough for sums that don't wait for each other
@@ -201,7 +208,9 @@ void gemm(const Gemm<T, A>& g) {
     const Place<T, A> first = at;
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t m0 = g.m * block / blocks, rows = g.m * (block + 1) / blocks - m0;
-      at.a = first.a + m0 * g.a_m, at.a2 = first.a2 + m0 * g.a2_m, at.c = first.c + m0 * g.c_m;
+      if (g.a_rows) at.a_rows = first.a_rows + m0;
+      else at.a = first.a + m0 * g.a_m;
+      at.a2 = first.a2 + m0 * g.a2_m, at.c = first.c + m0 * g.c_m;
       if (first.init) at.init = first.init + m0 * g.init_m;
       choose_tile<T, A>(rows, vectors)(g, at);
     }

@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "cell/backward_stages.h"
+#include "products/conv_backward.h"
 #include "products/packed_backward.h"
 #include "products/unpacked_backward.h"
 
@@ -19,7 +20,7 @@ class Backward {
   explicit Backward(const BackwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
 
   void run() {
-    const Work work{o.n_panels, o.v.hh.width(), o.I, o.R, sizeof(T)};
+    const Work work{o.n_panels, o.v.hh.width(), o.k_input(), o.k_recurrent(), sizeof(T)};
     run_team(
         useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
         [&](int64_t worker) { loop(Thread(*o.team, worker)); });
@@ -28,7 +29,7 @@ class Backward {
 
  private:
   void set_up(const Plan& plan, int64_t workers) {
-    o.team.emplace(plan, workers);
+    o.team.emplace(plan, workers, o.images != nullptr);
     if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() && o.v.peepholes.empty() ? bf16_kernels() : nullptr;
     o.chunk_rows = max_chunk_rows(seq);
     o.make_tiles(std::max(plan.tile_rows * o.record.backward(), PackedBackward<S, T>::kTileSize), workers);
@@ -43,6 +44,7 @@ class Backward {
   }
 
   std::unique_ptr<BackwardProducts<S>> make_products() {
+    if (o.images) return std::make_unique<ConvBackward<S>>(o, f);
     if constexpr (Context<S>::kSameType)
       if (!o.size.project && seq.T > 0 && (seq.T == 1 || seq.rows() <= UnpackedBackward<S>::kRows)) {
         unpacked = true;
@@ -58,6 +60,7 @@ class Backward {
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(seq.B);
     for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
     for (BackwardStage<S>* stage : stages) stage->set_up(thread);
+    products->set_up(thread);
     for (int64_t b = rows.begin; b < rows.end; b++)
       dh.set(b, [&](int64_t i) { return i < o.R && f.dh_n ? static_cast<T>(f.dh_n[b * o.R + i]) : T(0); });
     thread.barrier_all();
@@ -72,18 +75,18 @@ class Backward {
         row += seq.size[t];
       }
       thread.barrier_all();
-      if (f.need_dw) weight_gradients(thread, chunk.rows);
+      if (f.need_dw) weight_gradients(thread, chunk);
       if (f.dx) products->input_gradients(thread, chunk);
       thread.barrier_all();
     }
     finish(thread);
   }
 
-  void weight_gradients(const Thread& thread, int64_t rows) {
+  void weight_gradients(const Thread& thread, const Chunk& chunk) {
     const Range panels = thread.mine(o.n_panels);
     for (int64_t p = panels.begin; p < panels.end; p++)
-      for (BackwardStage<S>* stage : stages) stage->weight_gradients(p, rows);
-    products->weight_gradients(thread, rows);
+      for (BackwardStage<S>* stage : stages) stage->weight_gradients(p, chunk.rows);
+    products->weight_gradients(thread, chunk);
   }
 
   // From the memory of what is done with: as large, and of pages that the system has cleared.
@@ -104,12 +107,12 @@ class Backward {
     }
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(seq.B);
     for (int64_t b = rows.begin; b < rows.end; b++) {
-      for (int64_t i = 0; i < o.R; i++) f.dh0[b * o.R + i] = static_cast<S>(dh.get(b, i) + (o.v.cell ? T(0) : gates->dc(b, i)));
-      for (int64_t i = 0; i < o.H && o.v.cell; i++) f.dc0[b * o.H + i] = static_cast<S>(gates->dc(b, i));
+      for (int64_t i = 0; i < o.R && f.dh0; i++) f.dh0[b * o.R + i] = static_cast<S>(dh.get(b, i) + (o.v.cell ? T(0) : gates->dc(b, i)));
+      for (int64_t i = 0; i < o.H && f.dc0; i++) f.dc0[b * o.H + i] = static_cast<S>(gates->dc(b, i));
     }
     const Range steps = thread.mine(seq.packed || !f.dx ? 0 : seq.T);
     for (int64_t t = steps.begin; t < steps.end; t++)
-      std::fill(f.dx + (seq.first[t] + seq.size[t]) * o.I, f.dx + (seq.first[t] + seq.B) * o.I, S(0));
+      std::fill(f.dx + o.inputs_before(seq.first[t] + seq.size[t]), f.dx + o.inputs_before(seq.first[t] + seq.B), S(0));
     for (int64_t p = panels.begin; p < panels.end && f.need_dw; p++) {
       products->write(p, gradients);
       for (BackwardStage<S>* stage : stages) stage->write(p, gradients);

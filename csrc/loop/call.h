@@ -6,6 +6,7 @@
 #include <functional>
 
 #include "cell/record.h"
+#include "loop/image.h"
 #include "loop/sequence.h"
 
 namespace fastlstm {
@@ -20,7 +21,8 @@ using compute_t = typename Compute<S>::type;
 
 template <class S>
 struct Weights {
-  // (gates * H, I), (gates * H, R), (gates * H) or null, (gates * H) or null, (P, H) or null, (peepholes, H) or null; contiguous
+  // (gates * H, I), (gates * H, R), (gates * H) or null, (gates * H) or null, (P, H) or null, (peepholes, peephole_rows, H) or null;
+  // contiguous. Of images: (gates * H, taps, I) and (gates * H, taps, R).
   const S *ih, *hh, *b_ih, *b_hh, *hr, *peephole;
 };
 
@@ -32,6 +34,7 @@ struct ForwardCall {
   Sizes size;
   Weights<S> w;
   Rows<const S> x;
+  const Images* images = nullptr;  // null where a row is a sequence
   const S *h0, *c0;      // (B, R), (B, H), contiguous
   S *y, *h_n, *c_n;      // y: one row of R per row of the sequence, in order; c_n: null where c is h
   S* cells;              // c of every row, or null
@@ -53,11 +56,12 @@ struct BackwardCall {
   Sizes size;
   Weights<S> w;
   Rows<const S> x, dy, dcells;  // dy.p and dcells.p may be null: zero
+  const Images* images = nullptr;
   const S *h0, *c0, *y;
   const S *dh_n, *dc_n;  // null: zero
   const T* saved;
   S *dx;  // null where not wanted; rows of I in the order of y's
-  S *dh0, *dc0;  // dc0: null where c is h
+  S *dh0, *dc0;  // null where not wanted; dc0 also where c is h
   bool need_dw;
   // Called once where need_dw is set: at the end, when packed weights are done with and their memory can serve again, or at the
   // beginning where none are packed.

@@ -45,7 +45,7 @@ struct Context {
   // From a ForwardCall or a BackwardCall
   template <class Call>
   explicit Context(const Call& call)
-      : v(call.variant), seq(call.seq), size(call.size), w(call.w), x(call.x), I(size.I), H(size.H), R(size.R),
+      : v(call.variant), seq(call.seq), size(call.size), w(call.w), x(call.x), images(call.images), I(size.I), H(size.H), R(size.R),
         n_panels(panels_of(H)), r_panels(panels_of(R)), i_panels(panels_of(I)), record(v, size), gate_width(record.gate_width()),
         micro(micro_kernels<T>()) {}
 
@@ -54,6 +54,7 @@ struct Context {
   const Sizes& size;
   const Weights<S>& w;
   const Rows<const S>& x;
+  const Images* const images;
   const int64_t I, H, R, n_panels, r_panels, i_panels;  // panels of hidden units, of recurrent ones and of inputs
   const Record record;
   const int64_t gate_width;
@@ -62,6 +63,14 @@ struct Context {
   std::optional<Team> team;
   int64_t tile_size = 0, chunk_rows = 0;
   Buffer<T> tiles;  // one of each worker
+
+  bool fresh() const { return images && images->fresh; }
+  // Terms of a step's products for one row.
+  int64_t k_input() const { return images ? images->ih.taps() * I : I; }
+  int64_t k_recurrent() const { return images ? images->hh.taps() * R : R; }
+
+  // Elements of contiguous inputs before a row of their outputs.
+  int64_t inputs_before(int64_t row) const { return images ? row / seq.pixels * images->ih.in() * I : row * I; }
 
   void make_tiles(int64_t size, int64_t workers) {
     tile_size = size;

@@ -1,5 +1,6 @@
 // The forward over time: a loop over the steps, each a list of stages.
 #include "cell/forward_stages.h"
+#include "products/conv_forward.h"
 
 namespace fastlstm {
 namespace {
@@ -15,7 +16,7 @@ class Forward {
   explicit Forward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
 
   void run() {
-    const Work work{o.n_panels, o.v.hh.width(), o.I, o.R, sizeof(T)};
+    const Work work{o.n_panels, o.v.hh.width(), o.k_input(), o.k_recurrent(), sizeof(T)};
     run_team(
         useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
         [&](int64_t worker) { loop(Thread(*o.team, worker)); });
@@ -23,7 +24,7 @@ class Forward {
 
  private:
   void set_up(const Plan& plan, int64_t workers) {
-    o.team.emplace(plan, workers);
+    o.team.emplace(plan, workers, o.images != nullptr);
     if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() ? bf16_kernels() : nullptr;
     o.chunk_rows = max_chunk_rows(seq);
     o.make_tiles(plan.tile_rows * std::max(o.record.forward(), kMaxBlock), workers);
@@ -35,6 +36,7 @@ class Forward {
   }
 
   std::unique_ptr<ForwardProducts<S>> make_products(const Plan& plan) const {
+    if (o.images) return std::make_unique<ConvForward<S>>(o);
     if constexpr (Context<S>::kSameType)
       if (!o.size.project && seq.rows() <= (seq.T == 1 ? kUnpackedStepRows : kUnpackedRows)) return std::make_unique<UnpackedForward<S>>(o);
     if constexpr (Context<S>::kBf16)
@@ -46,6 +48,7 @@ class Forward {
     const Range panels = thread.mine(o.n_panels);
     for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
     for (const auto& stage : stages) stage->set_up(thread);
+    products->set_up(thread);
     init_states(thread);
     if (!seq.packed) clear_skipped_rows(thread);
     thread.barrier_all();

@@ -5,7 +5,6 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kTileRows = 24;          // a tile of records stays in the first-level cache; a multiple of the micro-kernels' rows
 constexpr int64_t kPrecomputeRows = 3;     // with more rows per step than this, weights of the inputs are well used step by step
 constexpr double kBarrier = 1500;          // cycles
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights

@@ -15,9 +15,11 @@ inline Range share(int64_t n, int64_t worker, int64_t workers) {
   return {n * worker / workers, n * (worker + 1) / workers};
 }
 
+constexpr int64_t kTileRows = 24;  // at most: a tile of records stays in the first-level cache; a multiple of the micro-kernels' rows
+
 // Workers form `row_groups` x `unit_groups`: a row group owns some tiles of rows of the batch, a unit group some panels of hidden
-// units. Rows are independent, so row groups never wait for each other within the loop; the unit groups of a row group meet
-// after every step.
+// units. Rows are independent, unless they are pixels of an image, so row groups never wait for each other within the loop; the
+// unit groups of a row group meet after every step.
 struct Plan {
   int64_t row_groups, unit_groups;
   int64_t rows, tile_rows;  // the batch is cut into tiles of at most tile_rows rows

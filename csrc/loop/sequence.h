@@ -7,11 +7,12 @@
 namespace fastlstm {
 
 struct Sequence {
-  int64_t T, B;
+  int64_t T, B;  // B rows: of a batch of images, all their pixels
   bool packed, reverse;
   std::vector<int64_t> size;   // rows of step t: the first size[t] of the batch take part
   std::vector<int64_t> first;  // index of its first row among the rows of contiguous tensors such as y
-  const bool* reset = nullptr;  // of each row of contiguous tensors: the sequence is cut before it; null where none is
+  const bool* reset = nullptr;  // of each step and sequence: it is cut before it; null where none is
+  int64_t pixels = 1;           // rows of a sequence in each step
 
   int64_t rows() const { return std::accumulate(size.begin(), size.end(), int64_t{0}); }
   int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // the s-th step to be run
@@ -24,8 +25,8 @@ struct Sequence {
   // t - 1, by the rows that come from t.
   bool resets_before(int64_t t, int64_t b) const {
     if (!reset) return false;
-    if (!reverse) return reset[first[t] + b];
-    return b < size_before(t) && reset[first[t + 1] + b];
+    if (!reverse) return reset[(first[t] + b) / pixels];
+    return b < size_before(t) && reset[(first[t + 1] + b) / pixels];
   }
 
  private:

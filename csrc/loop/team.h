@@ -13,10 +13,11 @@ struct Team {
   Plan plan;
   int64_t workers;
   Barrier all;
-  std::vector<std::unique_ptr<Barrier>> of_group;
+  std::vector<std::unique_ptr<Barrier>> of_group;  // one for all where rows are pixels, which need their neighbours
 
-  Team(const Plan& p, int64_t n) : plan(p), workers(n), all(n) {
-    for (int64_t g = 0; g < plan.row_groups; g++) of_group.push_back(std::make_unique<Barrier>(plan.unit_groups));
+  Team(const Plan& p, int64_t n, bool images) : plan(p), workers(n), all(n) {
+    const int64_t meeting = images ? plan.row_groups : 1;  // row groups at a barrier
+    for (int64_t g = 0; g < plan.row_groups; g += meeting) of_group.push_back(std::make_unique<Barrier>(meeting * plan.unit_groups));
   }
 };
 
@@ -33,7 +34,7 @@ class Thread {
   Range of_unit_group(int64_t n) const { return share(n, worker % team_.plan.unit_groups, team_.plan.unit_groups); }
   Range of_row_group(int64_t n) const { return share(n, row_group(), team_.plan.row_groups); }
   void barrier_all() const { team_.all.wait(); }
-  void barrier_group() const { team_.of_group[row_group()]->wait(); }
+  void barrier_group() const { team_.of_group[team_.of_group.size() == 1 ? 0 : row_group()]->wait(); }
 
   // Calls f(row, rows) for this group's tiles of the first n rows of the batch.
   template <class F>

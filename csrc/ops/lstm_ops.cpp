@@ -4,10 +4,6 @@
 namespace fastlstm {
 namespace {
 
-const Variant& lstm_variant(bool coupled, bool peephole) {
-  return find_variant(coupled ? (peephole ? "cifg_peephole_lstm" : "cifg_lstm") : (peephole ? "peephole_lstm" : "lstm"));
-}
-
 Sizes make_sizes(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
                  const Optional& b_ih, const Optional& b_hh, const Optional& w_hr, const Optional& w_peephole, const Variant& v) {
   check(c0.dim() == 2, "c0 must be (B, H)");

@@ -99,6 +99,30 @@ inline Tensor with_contiguous_rows(const Tensor& t) {
   return t.dim() == 0 || t.stride(t.dim() - 1) == 1 || t.size(t.dim() - 1) <= 1 ? t : as_contiguous(t);
 }
 
+// The sequences of each of seq.T steps, of seq.B in all.
+inline void read_batch_sizes(Sequence& seq, const Optional& batch_sizes) {
+  seq.size.assign(seq.T, seq.B);
+  if (!batch_sizes) return;
+  check(batch_sizes->is_cpu() && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->dim() == 1 &&
+            batch_sizes->size(0) == seq.T,
+        "batch_sizes must be int64 (T,) on the CPU");
+  const int64_t stride = seq.T > 0 ? batch_sizes->stride(0) : 1;
+  for (int64_t t = 0; t < seq.T; t++) {
+    seq.size[t] = data<int64_t>(*batch_sizes)[t * stride];
+    check(seq.size[t] >= 0 && seq.size[t] <= (t ? seq.size[t - 1] : seq.B),
+          "batch_sizes must not increase, and lie between 0 and the batch size");
+  }
+}
+
+inline void read_reset(Sequence& seq, const Optional& reset, const std::vector<int64_t>& shape) {
+  if (!reset) return;
+  const auto sizes = reset->sizes();
+  check(sizes.size() == shape.size() && std::equal(shape.begin(), shape.end(), sizes.begin()) && reset->is_cpu() &&
+            reset->scalar_type() == ScalarType::Bool && reset->is_contiguous(),
+        "reset must be bool, contiguous, on the CPU, and have the leading dimensions of x");
+  seq.reset = data<bool>(*reset);
+}
+
 inline Sequence make_sequence(const Tensor& x, const Optional& batch_sizes, const Optional& reset, const Tensor& h0, bool reverse) {
   Sequence seq;
   check(h0.dim() == 2, "h0 must be (B, H), or (B, P) with a projection");
@@ -109,32 +133,19 @@ inline Sequence make_sequence(const Tensor& x, const Optional& batch_sizes, cons
   check(seq.packed || x.size(1) == seq.B, "x and h0 differ in their batch size");
   // two dimensions without batch_sizes: one step of all rows
   seq.T = !seq.packed ? x.size(0) : batch_sizes ? batch_sizes->size(0) : 1;
-  seq.size.assign(seq.T, seq.B);
-  if (batch_sizes) {
-    check(batch_sizes->is_cpu() && batch_sizes->scalar_type() == ScalarType::Long && batch_sizes->dim() == 1 &&
-              batch_sizes->size(0) == seq.T,
-          "batch_sizes must be int64 (T,) on the CPU");
-    const int64_t stride = seq.T > 0 ? batch_sizes->stride(0) : 1;
-    for (int64_t t = 0; t < seq.T; t++) {
-      seq.size[t] = data<int64_t>(*batch_sizes)[t * stride];
-      check(seq.size[t] >= 0 && seq.size[t] <= (t ? seq.size[t - 1] : seq.B),
-            "batch_sizes must not increase, and lie between 0 and the batch size");
-    }
-  }
+  read_batch_sizes(seq, batch_sizes);
   int64_t row = 0;
   for (int64_t t = 0; t < seq.T; t++) {
     seq.first.push_back(row);
     row += seq.packed ? seq.size[t] : seq.B;
   }
   check(!seq.packed || row == x.size(0), "the rows of x are not as many as batch_sizes say, or as h0 has");
-  if (reset) {
-    const bool fits = seq.packed ? reset->dim() == 1 && reset->size(0) == row
-                                 : reset->dim() == 2 && reset->size(0) == seq.T && reset->size(1) == seq.B;
-    check(fits && reset->is_cpu() && reset->scalar_type() == ScalarType::Bool && reset->is_contiguous(),
-          "reset must be bool, contiguous, on the CPU, and have the leading dimensions of x");
-    seq.reset = data<bool>(*reset);
-  }
+  read_reset(seq, reset, seq.packed ? std::vector<int64_t>{row} : std::vector<int64_t>{seq.T, seq.B});
   return seq;
+}
+
+inline const Variant& lstm_variant(bool coupled, bool peephole) {
+  return find_variant(coupled ? (peephole ? "cifg_peephole_lstm" : "cifg_lstm") : (peephole ? "peephole_lstm" : "lstm"));
 }
 
 template <class S>

@@ -18,6 +18,8 @@ class BackwardProducts {
 
   // What is made of panel p of the weights before the first step.
   virtual void pack(int64_t p) = 0;
+  // This thread's share of what else there is to do before the first step.
+  virtual void set_up(const Thread&) {}
   // Keeps the dG of a tile, from its records.
   virtual void keep(const Tile&, const T* records) = 0;
   // dG of a slot of panel p, for all rows of the chunk, where it is kept in T.
@@ -26,8 +28,8 @@ class BackwardProducts {
   virtual void state_gradient(const Thread&, int64_t t, int64_t row, const States<T>& dh) const = 0;
   // This thread's rows [x, h_prev] of a step, side by side: the left factor of the weight gradients.
   virtual void concat_xh(const Thread&, int64_t t, int64_t row) = 0;
-  // After the steps of a chunk, which has so many rows.
-  virtual void weight_gradients(const Thread&, int64_t rows) = 0;
+  // After the steps of a chunk.
+  virtual void weight_gradients(const Thread&, const Chunk&) = 0;
   virtual void input_gradients(const Thread&, const Chunk&) const = 0;
   // Memory that is as large as gradients of weights, and not needed any more.
   virtual void release() = 0;

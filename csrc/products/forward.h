@@ -21,6 +21,8 @@ class ForwardProducts {
     add_bias(o.w.b_ih, o.v.ih, o.H, p, bias);
     add_bias(o.w.b_hh, o.v.hh, o.H, p, bias);
   }
+  // This thread's share of what else there is to do before the states are set.
+  virtual void set_up(const Thread&) {}
   // Before and after the steps of a chunk.
   virtual void begin_chunk(const Thread&, const Chunk&) {}
   virtual void end_chunk(const Thread&) {}

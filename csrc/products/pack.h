@@ -52,13 +52,15 @@ void add_bias(const S* bias, const GateMap& map, int64_t H, int64_t p, T* to) {
 }
 
 // Columns [first, first + packed.n) of w (gates * H, K) as the right-hand side of dG @ w: a packed matrix, whose rows are in the
-// order of dG: panel, slot, unit. `panel` packs one panel's rows. Columns that w lacks are zero.
+// order of dG: panel, slot, unit, after `before` others. `panel` packs one panel's rows. Columns that w lacks are zero. Rows of w
+// are `stride` elements apart.
 template <class S, class T>
-void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first, const Packed& packed, T* to) {
+void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first,
+                       const Packed& packed, T* to, int64_t before = 0) {
   for (int64_t slot = 0; slot < map.gates; slot++)
     for (int64_t u = 0; u < kPanel; u++) {
-      const int64_t unit = panel * kPanel + u, row = (panel * map.gates + slot) * kPanel + u;
-      const S* const from = w + (map.gate[slot] * H + unit) * K + first;
+      const int64_t unit = panel * kPanel + u, row = before + (panel * map.gates + slot) * kPanel + u;
+      const S* const from = w + (map.gate[slot] * H + unit) * stride + first;
       for (int64_t i = 0; i < packed.n; i += packed.width) {
         T* const out = to + packed.at(row, i);
         const int64_t n = packed.row(i), copied = unit < H ? std::clamp<int64_t>(K - first - i, 0, n) : 0;
@@ -70,16 +72,16 @@ void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int
 
 // The same for bfloat16, as pairs of neighbouring units.
 template <class S>
-void pack_gate_columns(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first, const Packed& packed,
-                       Bf16Pair* to) {
+void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first,
+                       const Packed& packed, Bf16Pair* to) {
   const uint16_t* const bits = reinterpret_cast<const uint16_t*>(w);
   for (int64_t slot = 0; slot < map.gates; slot++)
     for (int64_t u = 0; u < kPanel; u += 2) {
       const int64_t unit = panel * kPanel + u, row = ((panel * map.gates + slot) * kPanel + u) / 2;
-      const uint16_t* const from = bits + (map.gate[slot] * H + unit) * K + first;
+      const uint16_t* const from = bits + (map.gate[slot] * H + unit) * stride + first;
       for (int64_t i = 0; i < packed.n; i++) {
         const bool exists = first + i < K;
-        to[packed.at(row, i)] = {exists && unit < H ? from[i] : uint16_t{0}, exists && unit + 1 < H ? from[K + i] : uint16_t{0}};
+        to[packed.at(row, i)] = {exists && unit < H ? from[i] : uint16_t{0}, exists && unit + 1 < H ? from[stride + i] : uint16_t{0}};
       }
     }
 }

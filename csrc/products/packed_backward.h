@@ -73,7 +73,8 @@ class PackedBackward final : public BackwardProducts<S> {
   void concat_xh(const Thread& thread, int64_t t, int64_t row) override { Base::template concat_xh<V>(thread, t, row, xh_, xh_row_); }
 
   // dw.T[p] += [x, h_prev, 1].T @ dG[p], the ones being the biases' input; cut into jobs of some rows of dw.T each.
-  void weight_gradients(const Thread& thread, int64_t rows) override {
+  void weight_gradients(const Thread& thread, const Chunk& chunk) override {
+    const int64_t rows = chunk.rows;
     if constexpr (kPaired<A>) {
       pair_rows(thread, rows);
       thread.barrier_all();
@@ -125,7 +126,7 @@ class PackedBackward final : public BackwardProducts<S> {
   void pack_blocks(const S* w, const GateMap& map, int64_t size, int64_t p, Range panels, A* packed) const {
     for_column_blocks(panels.begin, panels.end, [&](int64_t panel, int64_t count) {
       const Packed layout{o.n_panels * map.width() / kTerms<A>, count * kPanel, o.micro.width};
-      pack_gate_columns(w, map, o.H, size, p, panel * kPanel, layout, block_of(map, packed, panel));
+      pack_gate_columns(w, size, map, o.H, size, p, panel * kPanel, layout, block_of(map, packed, panel));
     });
   }
 

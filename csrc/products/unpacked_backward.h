@@ -40,7 +40,8 @@ class UnpackedBackward final : public BackwardProducts<S> {
   void concat_xh(const Thread& thread, int64_t t, int64_t row) override { Base::template concat_xh<S>(thread, t, row, xh_, xh_row_); }
 
   // The gradients of weights and biases from the few rows that there are, as they are to be returned.
-  void weight_gradients(const Thread& thread, int64_t rows) override {
+  void weight_gradients(const Thread& thread, const Chunk& chunk) override {
+    const int64_t rows = chunk.rows;
     const Range panels = thread.mine(o.n_panels);
     for (int64_t p = panels.begin; p < panels.end; p++) {
       write_product(o.v.ih, p, rows, xh_, o.I, gradients_.ih);

@@ -1,0 +1,165 @@
+// The ops fastlstm::conv_lstm_fwd and conv_lstm_bwd: the LSTM family whose products are convolutions. Images are channels-last.
+#include "ops/ops.h"
+
+namespace fastlstm {
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+Ints shape_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+// Leading dimensions, then the image, then channels.
+Ints image_shape(Ints leading, const Ints& image, Ints channels) {
+  leading.insert(leading.end(), image.begin(), image.end());
+  leading.insert(leading.end(), channels.begin(), channels.end());
+  return leading;
+}
+
+// One call's sizes, which is all that the two ops make of their arguments' shapes.
+struct Shapes {
+  Sequence seq;
+  Sizes size;
+  Images images;
+  Ints image;         // S'
+  int64_t sequences;  // B
+
+  Ints steps() const { return image_shape({seq.T, sequences}, image, {size.H}); }
+  Ints states() const { return image_shape({sequences}, image, {size.H}); }
+  int64_t rows() const { return seq.T * seq.B; }
+};
+
+Shapes make_shapes(const Tensor& x, const Optional& batch_sizes, const Optional& reset, const Tensor& h0, const Tensor& c0,
+                   const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih, const Optional& b_hh, const Optional& w_peephole,
+                   const Ints& stride, const Ints& padding, const Ints& dilation, bool fresh, bool reverse, const Variant& v) {
+  Shapes s;
+  const int64_t dims = x.dim() - 3, unused = kAxes - dims;
+  check(x.is_cpu() && dims >= 1 && dims <= kAxes, "x must be (T, B, *S, C) on the CPU, S of 1 to 3 dimensions");
+  check(w_ih.dim() == dims + 2 && w_hh.dim() == dims + 2 && h0.dim() == dims + 2, "w_ih, w_hh and h0 must have as many dimensions as images of x");
+  const auto fits = [&](const Ints& of, int64_t n) { return static_cast<int64_t>(of.size()) == n; };
+  check(fits(stride, dims) && fits(dilation, dims) && fits(padding, 2 * dims), "stride, dilation and padding must have 1, 1 and 2 numbers for each dimension of S");
+  s.seq.T = x.size(0), s.seq.B = s.sequences = x.size(1), s.seq.packed = false, s.seq.reverse = reverse;
+  const int64_t C = x.size(dims + 2), H = h0.size(dims + 1);
+  s.images.fresh = fresh;
+  s.images.x_t = x.stride(0), s.images.x_b = x.stride(1), s.images.x_c = x.stride(dims + 2), s.images.x_pixel = {};
+  for (int64_t d = 0; d < dims; d++) {
+    Axis &ih = s.images.ih.axes[unused + d], &hh = s.images.hh.axes[unused + d];
+    ih = {.in = x.size(2 + d), .kernel = w_ih.size(1 + d), .stride = stride[d], .dilation = dilation[d], .before = padding[2 * d]};
+    check(ih.kernel > 0 && ih.stride > 0 && ih.dilation > 0 && padding[2 * d] >= 0 && padding[2 * d + 1] >= 0,
+          "kernels, stride and dilation must be positive, padding not negative");
+    ih.out = (ih.in + ih.before + padding[2 * d + 1] - ih.dilation * (ih.kernel - 1) - 1) / ih.stride + 1;
+    check(ih.in + ih.before + padding[2 * d + 1] >= ih.dilation * (ih.kernel - 1) + 1, "an image of x is smaller than the kernel");
+    const int64_t kernel = w_hh.size(1 + d);
+    check(kernel > 0, "kernels must be positive");
+    hh = {.in = ih.out, .out = ih.out, .kernel = kernel, .before = (kernel - 1) / 2};
+    s.images.x_pixel[unused + d] = x.stride(2 + d);
+    s.image.push_back(ih.out);
+  }
+  s.seq.pixels = s.images.ih.out();
+  s.size = {C, H, H, false};
+  if (w_peephole && w_peephole->dim() > 2) s.size.peephole_rows = s.seq.pixels;
+  const Ints kernel_ih(w_ih.sizes().begin() + 1, w_ih.sizes().end() - 1), kernel_hh(w_hh.sizes().begin() + 1, w_hh.sizes().end() - 1);
+  const int64_t gates = v.ih.gates * H;
+  check_like(x, h0, "h0", s.states());
+  check_like(x, c0, "c0", s.states());
+  check_like(x, w_ih, "w_ih", image_shape({gates}, kernel_ih, {C}));
+  check_like(x, w_hh, "w_hh", image_shape({gates}, kernel_hh, {H}));
+  check_like(x, b_ih, "b_ih", {gates});
+  check_like(x, b_hh, "b_hh", {gates});
+  check_like(x, w_peephole, "w_peephole", image_shape({static_cast<int64_t>(v.peepholes.size())}, s.size.peephole_rows > 1 || (w_peephole && w_peephole->dim() > 2) ? s.image : Ints{}, {H}));
+  read_batch_sizes(s.seq, batch_sizes);
+  read_reset(s.seq, reset, {s.seq.T, s.sequences});
+  // from here on, rows are pixels
+  s.seq.B *= s.seq.pixels;
+  for (int64_t t = 0; t < s.seq.T; t++) {
+    s.seq.size[t] *= s.seq.pixels;
+    s.seq.first.push_back(t * s.seq.B);
+  }
+  return s;
+}
+
+int64_t saved_row(const Variant& v, const Sizes& size) { return panels_of(size.H) * Record(v, size).saved(); }
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
+    Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
+    Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save) {
+  const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
+  const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh, reverse, variant);
+  h0 = as_contiguous(h0), c0 = as_contiguous(c0);
+  w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
+  b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh), w_peephole = as_contiguous(w_peephole);
+  const Tensor y = new_tensor(x, s.steps()), h_n = new_tensor(x, s.states()), c_n = new_tensor(x, s.states());
+  const Tensor cells = new_tensor(x, return_cells ? s.steps() : Ints{0});
+  const Tensor saved = new_saved(x, save ? s.rows() : 0, saved_row(variant, s.size), compute_type(x.scalar_type()));
+  for_storage_type(x.scalar_type(), [&]<class S>(S) {
+    ForwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size,
+                   .w = {data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), nullptr, data<S>(w_peephole)},
+                   .x = {data<S>(x)}, .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0), .y = out<S>(y), .h_n = out<S>(h_n),
+                   .c_n = out<S>(c_n), .cells = return_cells ? out<S>(cells) : nullptr,
+                   .saved = save ? out<compute_t<S>>(saved) : nullptr}
+        .run();
+  });
+  return {y, h_n, c_n, cells, saved};
+}
+
+// Gradients that are not wanted come back empty (zero elements).
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd(
+    Optional dy, Optional dh_n, Optional dc_n, Optional dcells, Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0,
+    Tensor w_ih, Tensor w_hh, Optional w_peephole, Tensor y, Tensor saved, Ints stride, Ints padding, Ints dilation, bool coupled,
+    bool fresh, bool reverse, bool need_dx, bool need_dw) {
+  const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
+  const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_peephole, stride, padding, dilation, fresh, reverse, variant);
+  check_like(x, dy, "dy", s.steps());
+  check_like(x, y, "y", s.steps());
+  check_like(x, dcells, "dcells", s.steps());
+  check_like(x, dh_n, "dh_n", s.states());
+  check_like(x, dc_n, "dc_n", s.states());
+  check_saved(saved, x.scalar_type(), s.rows(), saved_row(variant, s.size), "conv_lstm_fwd");
+  dy = as_contiguous(dy), dcells = as_contiguous(dcells);
+  dh_n = as_contiguous(dh_n), dc_n = as_contiguous(dc_n);
+  h0 = as_contiguous(h0), c0 = as_contiguous(c0);
+  y = as_contiguous(y), saved = as_contiguous(saved);
+  w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh), w_peephole = as_contiguous(w_peephole);
+  const Tensor dx = need_dx ? new_tensor(x, shape_of(x)) : new_tensor(x, {0});
+  const Tensor dh0 = gradient_of(x, h0, !fresh), dc0 = gradient_of(x, c0, !fresh);
+  Tensor dw_ih, dw_hh, db, dw_peephole;
+  const auto make_dw = [&] {
+    dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
+    db = new_tensor(x, {need_dw ? w_ih.size(0) : 0}), dw_peephole = gradient_of(x, w_peephole, need_dw);
+  };
+  if (!need_dw) make_dw();
+  for_storage_type(x.scalar_type(), [&]<class S>(S) {
+    const Rows<const S> no_rows{}, x_rows{data<S>(x)};
+    const auto rows = [&](const Optional& t) { return t ? Rows<const S>{data<S>(*t), s.seq.B * s.size.H, s.size.H} : no_rows; };
+    BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size,
+                    .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, data<S>(w_peephole)}, .x = x_rows, .dy = rows(dy),
+                    .dcells = rows(dcells), .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0), .y = data<S>(y),
+                    .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
+                    .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = fresh ? nullptr : out<S>(dh0), .dc0 = fresh ? nullptr : out<S>(dc0),
+                    .need_dw = need_dw, .make_dw = [&] {
+                      make_dw();
+                      return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db), nullptr, nullptr, out<S>(dw_peephole)};
+                    }}
+        .run();
+  });
+  return {dx, dh0, dc0, dw_ih, dw_hh, db, dw_peephole};
+}
+
+}  // namespace
+}  // namespace fastlstm
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
+  m.def(
+      "conv_lstm_fwd(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+      "Tensor? b_hh, Tensor? w_peephole, int[] stride, int[] padding, int[] dilation, bool coupled, bool fresh, bool reverse, "
+      "bool return_cells, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+  m.def(
+      "conv_lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
+      "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_peephole, Tensor y, Tensor saved, int[] stride, int[] padding, int[] dilation, "
+      "bool coupled, bool fresh, bool reverse, bool need_dx, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, "
+      "Tensor dw_hh, Tensor db, Tensor dw_peephole)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
+  m.impl("conv_lstm_fwd", TORCH_BOX(&fastlstm::conv_lstm_fwd));
+  m.impl("conv_lstm_bwd", TORCH_BOX(&fastlstm::conv_lstm_bwd));
+}
