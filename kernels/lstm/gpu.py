@@ -11,17 +11,17 @@ With a projection the recurrent product and the gates can't share a step's launc
 import triton
 import triton.language as tl
 
-from fastlstm.kernels.gpu_math import (
-    arrive,
-    product,
-    rows_run_before,
-    sigmoid,
-    split_gates,
-    step_rows,
-    tanh,
-    wait,
-    weight_tile,
+from fastlstm.kernels.gpu_gates import (
+    activate,
+    cell_before,
+    factors,
+    gradients,
+    load_gates,
+    load_peepholes,
+    store_gates,
+    with_product,
 )
+from fastlstm.kernels.gpu_math import arrive, product, rows_run_before, step_rows, wait, weight_tile
 
 
 @triton.jit(do_not_specialize=["first", "steps", "T", "B"])
@@ -67,11 +67,7 @@ def lstm_forward(
     own = (rows < B)[:, None] & (units < H)[None, :]
     state = rows.to(tl.int64)[:, None] * H + units[None, :]
     c = tl.load(c_state + state, own, other=0.0)
-    if PEEPHOLE:
-        p_i = tl.load(peephole + units, units < H, other=0.0).to(tl.float32)[None, :]
-        p_o = tl.load(peephole + (GATES - 2) * H + units, units < H, other=0.0).to(tl.float32)[None, :]
-        if not COUPLED:
-            p_f = tl.load(peephole + H + units, units < H, other=0.0).to(tl.float32)[None, :]
+    p_i, p_f, p_o = load_peepholes(peephole, units[None, :], (units < H)[None, :], H, COUPLED, PEEPHOLE)
     kept = weight_tile(w, tile, 0, H, K, GATES, BH, BK) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, GATES, BH, BK2) if KEEP and BK2 > 0 else 0
     offset_before, size_before = rows_run_before(first, T, B, offsets, sizes, REVERSE, VARIABLE)
@@ -86,11 +82,7 @@ def lstm_forward(
 
         # the loads that need not wait for the step before
         at = (offset + rows)[:, None] * (GATES * H) + units[None, :]
-        a_i = tl.load(gates + at, mine, other=0.0).to(tl.float32)
-        a_g = tl.load(gates + at + (GATES - 2) * H, mine, other=0.0).to(tl.float32)
-        a_o = tl.load(gates + at + (GATES - 1) * H, mine, other=0.0).to(tl.float32)
-        if not COUPLED:
-            a_f = tl.load(gates + at + H, mine, other=0.0).to(tl.float32)
+        a_i, a_f, a_g, a_o = load_gates(gates, at, mine, H, COUPLED)
 
         if PERSISTENT:
             wait(barrier + batch_tile * 32, arrivals)
@@ -102,35 +94,14 @@ def lstm_forward(
         )
 
         c_prev = tl.where(cut[:, None], 0.0, c) if RESET else c
-        if COUPLED:
-            r_i, r_g, r_o, _ = split_gates(acc, BM, BH)
-        else:
-            r_i, r_f, r_g, r_o = split_gates(acc, BM, BH)
-            a_f += r_f
-        a_i += r_i
-        a_g += r_g
-        a_o += r_o
-        if PEEPHOLE:
-            a_i += p_i * c_prev
-            if not COUPLED:
-                a_f += p_f * c_prev
-        i, g = sigmoid(a_i), tanh(a_g)
-        f = 1.0 - i if COUPLED else sigmoid(a_f)
-        c_new = f * c_prev + i * g
-        if PEEPHOLE:
-            a_o += p_o * c_new
-        o = sigmoid(a_o)
+        a_i, a_f, a_g, a_o = with_product(a_i, a_f, a_g, a_o, acc, BM, BH, COUPLED)
+        i, f, g, o, c_new, m_new = activate(a_i, a_f, a_g, a_o, c_prev, p_i, p_f, p_o, COUPLED, PEEPHOLE)
         at_h = (offset + rows)[:, None] * H + units[None, :]
-        tl.store(m + at_h, (o * tanh(c_new)).to(m.dtype.element_ty), mine)
+        tl.store(m + at_h, m_new.to(m.dtype.element_ty), mine)
         if PERSISTENT:
             arrive(barrier + batch_tile * 32)
         if SAVE:
-            save = gates.to(tl.pointer_type(SAVED), bitcast=True)
-            tl.store(save + at, i.to(SAVED), mine)
-            tl.store(save + at + (GATES - 2) * H, g.to(SAVED), mine)
-            tl.store(save + at + (GATES - 1) * H, o.to(SAVED), mine)
-            if not COUPLED:
-                tl.store(save + at + H, f.to(SAVED), mine)
+            store_gates(gates.to(tl.pointer_type(SAVED), bitcast=True), at, mine, H, i, f, g, o, COUPLED)
             tl.store(cells + at_h, c_new, mine)
         c = tl.where(mine, c_new, c)
         offset_before, size_before = offset, size
@@ -184,14 +155,12 @@ def lstm_backward(
     own = (rows < B)[:, None] & (units < H)[None, :]
     state = rows.to(tl.int64)[:, None] * H + units[None, :]
     dc = tl.load(dc_state + state, own, other=0.0)
+    p_i, p_f, p_o = load_peepholes(peephole, units[None, :], (units < H)[None, :], H, COUPLED, PEEPHOLE)
     if PEEPHOLE:
-        p_i = tl.load(peephole + units, units < H, other=0.0).to(tl.float32)[None, :]
-        p_o = tl.load(peephole + (GATES - 2) * H + units, units < H, other=0.0).to(tl.float32)[None, :]
         sums = dpeephole + batch_tile * (GATES - 1) * H + units
         dp_i = tl.load(sums, units < H, other=0.0)
         dp_o = tl.load(sums + (GATES - 2) * H, units < H, other=0.0)
         if not COUPLED:
-            p_f = tl.load(peephole + H + units, units < H, other=0.0).to(tl.float32)[None, :]
             dp_f = tl.load(sums + H, units < H, other=0.0)
     kept = weight_tile(w, tile, 0, H, K, 1, BH, BK) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, 1, BH, BK2) if KEEP and BK2 > 0 else 0
@@ -209,10 +178,9 @@ def lstm_backward(
         at = (offset + rows)[:, None] * (GATES * H) + units[None, :]
         at_h = (offset + rows)[:, None] * H + units[None, :]
         save = gates.to(tl.pointer_type(SAVED), bitcast=True)
-        i = tl.load(save + at, mine, other=0.0).to(tl.float32)
-        g = tl.load(save + at + (GATES - 2) * H, mine, other=0.0).to(tl.float32)
-        o = tl.load(save + at + (GATES - 1) * H, mine, other=0.0).to(tl.float32)
-        f = 1.0 - i if COUPLED else tl.load(save + at + H, mine, other=0.0).to(tl.float32)
+        i, f, g, o = load_gates(save, at, mine, H, COUPLED)
+        if COUPLED:
+            f = 1.0 - i
         c = tl.load(cells + at_h, mine, other=0.0)
         # c of the step before: of the rows that have one, and that are not cut from it
         t_before = tl.minimum(tl.maximum(t + 1 if REVERSE else t - 1, 0), T - 1)
@@ -234,12 +202,7 @@ def lstm_backward(
             if RESET:
                 a_mask = a_mask & (tl.load(reset + offset_after + rows, follows, other=0) == 0)
 
-        # all that the step after has no part in: what dm and dc are multiplied with
-        tanh_c = tanh(c)
-        by_o, by_c = tanh_c * o * (1.0 - o), o * (1.0 - tanh_c * tanh_c)
-        by_i, by_g = (g - c_prev if COUPLED else g) * i * (1.0 - i), i * (1.0 - g * g)
-        if not COUPLED:
-            by_f = c_prev * f * (1.0 - f)
+        by_i, by_f, by_g, by_o, by_c = factors(i, f, g, o, c, c_prev, COUPLED)
 
         if PERSISTENT:
             wait(barrier + batch_tile * 32, arrivals)
@@ -248,27 +211,15 @@ def lstm_backward(
         acc = product(acc, tl.multiple_of(a, ALIGN), a_mask, w, kept, more, tile, H, K, 1, BH, BK, BK2, KEEP, PRECISION)
         dm = acc if PROJECTED else acc + of_y
 
-        da_o = dm * by_o
-        dc += dm * by_c
-        if PEEPHOLE:
-            dc += da_o * p_o
-        da_i, da_g = dc * by_i, dc * by_g
-        out = dgates.dtype.element_ty
-        tl.store(dgates + at, da_i.to(out), mine)
-        tl.store(dgates + at + (GATES - 2) * H, da_g.to(out), mine)
-        tl.store(dgates + at + (GATES - 1) * H, da_o.to(out), mine)
-        if not COUPLED:
-            da_f = dc * by_f
-            tl.store(dgates + at + H, da_f.to(out), mine)
+        da_i, da_f, da_g, da_o, dc = gradients(dm, dc, by_i, by_f, by_g, by_o, by_c, p_o, PEEPHOLE)
+        store_gates(dgates, at, mine, H, da_i, da_f, da_g, da_o, COUPLED)
         if PERSISTENT:
             arrive(barrier + batch_tile * 32)
-        dc_prev = dc * f
+        dc_prev = cell_before(dc, f, da_i, da_f, p_i, p_f, COUPLED, PEEPHOLE)
         if PEEPHOLE:
-            dc_prev += da_i * p_i
             dp_i += tl.sum(da_i * c_prev, 0).to(tl.float64)
             dp_o += tl.sum(da_o * c, 0).to(tl.float64)
             if not COUPLED:
-                dc_prev += da_f * p_f
                 dp_f += tl.sum(da_f * c_prev, 0).to(tl.float64)
         if RESET:
             dc_prev = tl.where(cut[:, None], 0.0, dc_prev)
