@@ -15,6 +15,7 @@ from fastlstm.cli.kernels import show_kernels
 from fastlstm.version import __version__
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+KNOWN = backends.VARIANTS | backends.CONVOLUTIONAL
 # What a kernel of ours or of PyTorch's GEMM may use, by the names of torch.cpu.get_capabilities()
 CPU_FEATURES = {
     "AVX2": "avx2",
@@ -64,7 +65,7 @@ def gather() -> dict[str, dict[str, object] | list[dict[str, str]]]:
             "gpus": gpus(),
             "triton": triton_status(),
         },
-        "backends": [chosen(*row) for row in itertools.product(backends.VARIANTS, devices(), DTYPES)],
+        "backends": [chosen(*row) for row in itertools.product(KNOWN, devices(), DTYPES)],
     }
 
 
@@ -108,7 +109,7 @@ def devices() -> list[str]:
 
 def chosen(variant: str, device: str, dtype: torch.dtype) -> dict[str, str]:
     """What "auto" runs `variant` on, and why."""
-    choice = backends.explain(backends.VARIANTS[variant], device, dtype)
+    choice = backends.explain(KNOWN[variant], device, dtype)
     where = {"variant": variant, "device": device, "dtype": str(dtype).removeprefix("torch.")}
     return {**where, "backend": choice.backend, "reason": choice.reason}
 

@@ -51,8 +51,9 @@ def convolutional(
         cells = call.return_cells and conv.return_sequence and (last or conv.return_all_layers)
         w, shape = plan
         return conv_layer(
-            variant, x, batch_sizes, batch.reset, states, w, shape, hx is None, reverse, cells, backend=chosen
-        )
+            variant, x, batch_sizes, batch.reset, states, w, shape, hx is None, reverse, cells, conv.checkpoint,
+            backend=chosen,
+        )  # fmt: skip
 
     outputs, ends = stack.stack(
         run,

@@ -4,11 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastlstm.kernels.conv_lstm import Geometry
 from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
 from fastlstm.kernels.variant import Variant
+from fastlstm.ops import program
 from fastlstm.ops.conv_lstm import conv_lstm
 from fastlstm.ops.layer import layer
 
@@ -29,18 +31,26 @@ def conv_layer(
     fresh: bool = False,
     reverse: bool = False,
     return_cells: bool = False,
+    checkpoint: bool = False,
     *,
     backend: str,
 ) -> Results:
     """What each step yields, y and then cells if `return_cells`; and the final states. Layouts are those of `conv_lstm`."""
-    if backend != "reference" and _is_per_pixel(weights, geometry):
+    if backend != "reference" and not checkpoint and _is_per_pixel(weights, geometry):
         return _per_pixel(variant, x, batch_sizes, reset, states, weights, geometry, reverse, return_cells, backend)
     given = weights.get
-    y, h_n, c_n, cells = conv_lstm(
-        x, batch_sizes, reset, *states, weights["w_ih"], weights["w_hh"], given("b_ih"), given("b_hh"), given("w_peephole"),
-        stride=geometry.stride, padding=geometry.padding, dilation=geometry.dilation,
-        coupled=variant.coupled, fresh=fresh, reverse=reverse, return_cells=return_cells, backend=backend,
+    tensors = (
+        x, batch_sizes, reset, *states, weights["w_ih"], weights["w_hh"], given("b_ih"), given("b_hh"), given("w_peephole")
     )  # fmt: skip
+    if backend != "reference" and program.is_made():
+        y, h_n, c_n, cells = torch.ops.fastlstm.conv_lstm_layer(
+            *tensors, *geometry, variant.coupled, fresh, reverse, return_cells, checkpoint
+        )
+    else:
+        y, h_n, c_n, cells = conv_lstm(
+            *tensors, **geometry._asdict(), coupled=variant.coupled, fresh=fresh, reverse=reverse,
+            return_cells=return_cells, checkpoint=checkpoint, backend=backend,
+        )  # fmt: skip
     return ((y, cells) if return_cells else (y,)), (h_n, c_n)
 
 

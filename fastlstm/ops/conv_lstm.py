@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastlstm import backends
 from fastlstm.kernels.conv_lstm.reference import conv_lstm_reference
+from fastlstm.ops import conv_checkpoint
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
@@ -33,6 +35,7 @@ def conv_lstm(
     fresh: bool = False,
     reverse: bool = False,
     return_cells: bool = False,
+    checkpoint: bool = False,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of every step, the final states and the cell states of every step: `(y, h_n, c_n, cells)`.
@@ -48,15 +51,17 @@ def conv_lstm(
     `stride` and `dilation` of the first convolution have an int per dimension, `padding` one before and one after each in turn.
     The recurrent convolution keeps the image: it has (k' - 1) // 2 before and k' // 2 after.
     `fresh`: `h0` and `c0` are zeros, and need no gradient. `reverse` runs each sequence from its end.
+    `checkpoint`: the backward computes gates again, a segment of the steps at a time; those that the forward had are not kept.
     `y`, `cells` (T, B, *S', H), `h_n`, `c_n` (B, *S', H), contiguous; `cells` is empty unless `return_cells`.
     Arguments are checked in `fastlstm.functional`.
     """
     tensors = (x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole)
     flags = (stride, padding, dilation, coupled, fresh, reverse)
-    if backend == "reference" or OPS is None or beyond_kernels():
+    if backend == "reference" or beyond_kernels():
         return by_reference(conv_lstm_reference, *tensors, *flags)
     if differentiable(tensors):
-        return ConvLSTMFunction.apply(*tensors, *flags, return_cells)[:4]
+        function = CheckpointFunction if checkpoint else ConvLSTMFunction
+        return function.apply(*tensors, *flags, return_cells)[:4]
     return OPS.fwd(*tensors, *flags, return_cells, False)[:4]
 
 
@@ -100,7 +105,48 @@ class ConvLSTMBackward(torch.autograd.Function):
         return vmap_by_loop(ConvLSTMBackward.apply, info, in_dims, args)
 
 
-# PyTorch asks for it at every call, and would take 10 microseconds to find out.
+class CheckpointFunction(torch.autograd.Function):
+    """`conv_lstm_checkpoint_fwd` and `conv_lstm_checkpoint_bwd` as one differentiable function."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return CHECKPOINT.fwd(*args, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        CHECKPOINT.setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return CHECKPOINT.backward(ctx, CheckpointBackward.apply, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(CheckpointFunction.apply, info, in_dims, args)
+
+
+class CheckpointBackward(torch.autograd.Function):
+    """`conv_lstm_checkpoint_bwd` as a differentiable function."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return CHECKPOINT.bwd(*args[2:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        CHECKPOINT.setup_second(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return CHECKPOINT.second(ctx, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(CheckpointBackward.apply, info, in_dims, args)
+
+
+# PyTorch asks for them at every call, and would take 10 microseconds to find out.
+CheckpointFunction.forward.__signature__ = inspect.signature(CheckpointFunction.forward)  # type: ignore[attr-defined]
 ConvLSTMFunction.forward.__signature__ = inspect.signature(ConvLSTMFunction.forward)  # type: ignore[attr-defined]
 
 
@@ -109,12 +155,19 @@ def _fake_fwd(
     return_cells, save,
 ):  # fmt: skip
     y = x.new_empty(*x.shape[:2], *h0.shape[1:])
-    cells = x.new_empty(y.shape if return_cells else 0)
+    cells = x.new_empty(y.shape if return_cells else (0,))
     saved = saved_like(y, h0.shape[-1], 4 + (not coupled), save)
     return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved
 
 
-OPS: Any = None
-if hasattr(torch.ops.fastlstm, "conv_lstm_fwd"):
+def _fake_checkpoint_fwd(x, *args):
+    *outputs, _ = _fake_fwd(x, *args)
+    count = conv_checkpoint.segment_count(x.shape[0]) - 1 if args[-1] else 0
+    return *outputs, x.new_empty(2, count, *outputs[1].shape)
+
+
+if backends.extension_status() == "built":
     OPS = OpPair("conv_lstm", conv_lstm_reference)
     OPS.register(None, _fake_fwd)
+    CHECKPOINT = OpPair("conv_lstm_checkpoint", conv_lstm_reference)
+    CHECKPOINT.register(None, _fake_checkpoint_fwd)

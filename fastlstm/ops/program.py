@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
-from fastlstm.ops import gru, lstm
+from fastlstm.ops import conv_lstm, gru, lstm
 
 LIBRARY = torch.library.Library("fastlstm", "FRAGMENT")  # kept: its ops live as long as it does
 LIBRARY.define(
@@ -22,6 +22,11 @@ LIBRARY.define(
 LIBRARY.define(
     "gru_layer(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
     "bool reverse) -> (Tensor y, Tensor h_n)"
+)
+LIBRARY.define(
+    "conv_lstm_layer(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, "
+    "Tensor? b_ih, Tensor? b_hh, Tensor? w_peephole, int[] stride, int[] padding, int[] dilation, bool coupled, bool fresh, "
+    "bool reverse, bool return_cells, bool checkpoint) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)"
 )
 
 
@@ -35,8 +40,17 @@ def gru_layer(*args: Any) -> tuple[Tensor, ...]:
     return gru.gru(*tensors, reverse=reverse, backend=_backend())
 
 
+def conv_lstm_layer(*args: Any) -> tuple[Tensor, ...]:
+    *tensors, stride, padding, dilation, coupled, fresh, reverse, return_cells, checkpoint = args
+    return conv_lstm.conv_lstm(
+        *tensors, stride=stride, padding=padding, dilation=dilation, coupled=coupled, fresh=fresh, reverse=reverse,
+        return_cells=return_cells, checkpoint=checkpoint, backend=_backend(),
+    )  # fmt: skip
+
+
 LIBRARY.impl("lstm_layer", lstm_layer, "CompositeImplicitAutograd")
 LIBRARY.impl("gru_layer", gru_layer, "CompositeImplicitAutograd")
+LIBRARY.impl("conv_lstm_layer", conv_lstm_layer, "CompositeImplicitAutograd")
 
 
 def is_made() -> bool:

@@ -1,0 +1,140 @@
+"""The values and gradients of the ConvLSTM: an oracle that loops over taps, `nn.LSTM`, and what must be the same."""
+
+import pytest
+import torch
+from conv_oracle import oracle
+from helpers import assert_same, random
+from torch import Tensor, nn
+
+import fastlstm
+from fastlstm import backends
+
+T, B, C, H = 5, 3, 2, 3
+LENGTHS = [3, 5, 0]
+KINDS = {1: fastlstm.ConvLSTM1d, 2: fastlstm.ConvLSTM2d, 3: fastlstm.ConvLSTM3d}
+
+# the image; the kernel; what else the module is given
+CASES: dict[str, tuple[tuple[int, ...], object, dict]] = {
+    "1d": ((7,), 3, {}),
+    "2d": ((4, 5), 3, {}),
+    "3d": ((3, 4, 2), (3, 2, 1), {}),
+    "even kernel": ((5, 3), (2, 4), {}),
+    "a kernel larger than the image": ((2, 3), (5, 7), {}),
+    "one pixel": ((1, 1), 3, {}),
+    "one pixel wide": ((5, 1), 3, {"peephole": "hadamard"}),
+    "stride": ((7, 8), (3, 5), {"stride": (2, 3)}),
+    "stride of an even kernel": ((8, 5), 2, {"stride": 2}),
+    "dilation": ((6, 7), 3, {"dilation": (2, 1), "stride": (1, 2)}),
+    "valid": ((6, 5), (3, 2), {"padding": "valid"}),
+    "valid, 3d, stride, dilation": (
+        (6, 5, 5),
+        (2, 3, 1),
+        {"padding": "valid", "dilation": (2, 1, 1), "stride": (1, 2, 2)},
+    ),
+    "padding of a number": ((4, 3), 3, {"padding": 2}),
+    "padding of a number per dimension": ((4, 3), 3, {"padding": (0, 2), "stride": 2}),
+    "padding of pairs": ((4, 5), (2, 3), {"padding": ((0, 1), (3, 0)), "stride": 2}),
+    "no bias": ((3, 4), 3, {"bias": False}),
+    "channel": ((3, 4), 3, {"peephole": "channel"}),
+    "hadamard": ((5, 4), 3, {"peephole": "hadamard", "stride": 2}),
+    "hadamard, 1d": ((5,), 3, {"peephole": "hadamard", "bias": False}),
+    "coupled": ((3, 4), 3, {"coupled": True}),
+    "coupled, channel": ((3, 4), 2, {"coupled": True, "peephole": "channel"}),
+    "coupled, hadamard": ((3, 2), 3, {"coupled": True, "peephole": "hadamard"}),
+    "two layers, two directions": ((3, 4), 3, {"num_layers": 2, "bidirectional": True, "peephole": "channel"}),
+    "layers of different sizes": (
+        (4, 5),
+        [3, (1, 2), 1],
+        {"hidden_channels": [4, 1, 2], "num_layers": 3, "bidirectional": True, "stride": 2, "peephole": "hadamard"},
+    ),
+    "a kernel of one": ((3, 4), 1, {"stride": (1, 2), "peephole": "channel"}),
+    "a kernel of one, padded": ((3, 4), 1, {"padding": 1}),
+    "more channels than a panel": ((3, 4), 3, {"hidden_channels": 17, "peephole": "hadamard"}),
+    "more channels than a block": ((2, 3), 3, {"hidden_channels": 65}),
+}
+USES = {
+    "plain": (None, False),
+    "lengths": (LENGTHS, False),
+    "resets": (None, True),
+    "lengths and resets": (LENGTHS, True),
+}
+each_case = pytest.mark.parametrize("case", CASES)
+each_use = pytest.mark.parametrize("use", USES)
+each_backend = pytest.mark.parametrize("backend", ["auto", "reference"])
+
+
+def module(case: str, **more) -> nn.Module:
+    S, kernel, options = CASES[case]
+    options = {"hidden_channels": H, "spatial_size": S, "dtype": torch.float64} | options | more
+    torch.manual_seed(1)
+    return KINDS[len(S)](C, kernel_size=kernel, **options)
+
+
+def states(ours: nn.Module, image: tuple[int, ...], batch: int = B) -> tuple[list[Tensor], list[Tensor]]:
+    """Two lists of states (D, B, H, *S'), one for each layer."""
+    sizes = ours.hidden_channels if isinstance(ours.hidden_channels, list) else [ours.hidden_channels] * ours.num_layers
+    D = 2 if ours.bidirectional else 1
+    return tuple([random(D, batch, size, *image) for size in sizes] for _ in range(2))
+
+
+def as_hx(ours: nn.Module, hx: tuple[list[Tensor], list[Tensor]]):
+    """States as a module takes them."""
+    return hx if isinstance(ours.hidden_channels, list) else tuple(torch.cat(s) for s in hx)
+
+
+def as_lists(ours: nn.Module, finals) -> list[list[Tensor]]:
+    D = 2 if ours.bidirectional else 1
+    return [list(s) if isinstance(s, list) else list(s.split(D)) for s in finals]
+
+
+def gradients(ours: nn.Module, results: list[Tensor], leaves: list[Tensor]) -> tuple[Tensor, ...]:
+    torch.manual_seed(2)
+    upstream = [random(*t.shape) for t in results]
+    return torch.autograd.grad(results, [*leaves, *ours.parameters()], upstream, materialize_grads=True)
+
+
+def resets() -> Tensor:
+    return torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1], [1, 0, 0]]).bool()
+
+
+def compare(ours: nn.Module, S: tuple[int, ...], use: str, given: bool = True) -> None:
+    """Outputs, cells, states and every gradient with the oracle's; without `given` states are zeros, and none are handed over."""
+    lengths, cuts = USES[use]
+    reset = resets() if cuts else None
+    image = ours(torch.zeros(1, 1, C, *S, dtype=torch.float64))[0].shape[3:]
+    x, hx = random(T, B, C, *S).requires_grad_(), states(ours, image)
+    if not given:
+        hx = tuple([torch.zeros_like(s) for s in letter] for letter in hx)
+    leaves = [x, *([s.requires_grad_() for letter in hx for s in letter] if given else [])]
+    y, finals, cells = ours(
+        x, as_hx(ours, hx) if given else None, lengths=lengths, reset=reset, return_cells=True, return_all_layers=True
+    )
+    h_n, c_n = as_lists(ours, finals)
+    found, expected = [y, cells, h_n, c_n], oracle(ours, x, hx, lengths, reset)
+    assert_same(found, list(expected))
+    flat = [[t for part in results for t in part] for results in (found, expected)]
+    assert_same(gradients(ours, flat[0], leaves), gradients(ours, flat[1], leaves))
+
+
+@each_backend
+@each_case
+def test_values_and_gradients(case, backend):
+    compare(module(case, backend=backend), CASES[case][0], "plain")
+
+
+@each_backend
+@each_use
+@pytest.mark.parametrize("given", [True, False], ids=["states", "no states"])
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["", "checkpoint"])
+def test_lengths_and_resets_freeze_and_cut_whole_maps(use, given, checkpoint, backend):
+    case = "layers of different sizes"
+    compare(module(case, backend=backend, checkpoint=checkpoint), CASES[case][0], use, given)
+
+
+@each_case
+def test_the_kernels_run_them(case):
+    """Else `test_values_and_gradients` would have looked at the reference twice."""
+    if backends.extension_status() != "built":
+        pytest.skip("needs the C++ extension")
+    ours = module(case)
+    assert backends.choose(ours.variant, torch.device("cpu"), torch.float64).backend == "numba"
