@@ -202,7 +202,7 @@ def test_weights_are_copies() -> None:
 W, R, K, U = np.zeros((1, 20, 3)), np.zeros((1, 20, 5)), np.zeros((3, 20)), np.zeros((5, 20))
 G, V = np.zeros((3, 15)), np.zeros((5, 15))
 ERRORS = {
-    "letters": (lambda: loaders.from_order("ifg", K, U), "order is 'ifg', expected the letters of 'ifgo', 'igo'"),
+    "letters": (lambda: loaders.from_order("ifg", K, U), "order is 'ifg', expected the letters of 'ifgo', 'rzn', 'igo' or 'f"),
     "rows": (lambda: loaders.from_order("igo", K.T, U.T), r"shapes \(20, 3\) and \(20, 5\), expected \(3 \* H, I\)"),
     "w_ih": (lambda: loaders.from_order("ifgo", K.T[1:], U.T), r"w_ih has shape \(19, 3\), expected \(20, 3\): the rows"),
     "w_hh": (lambda: loaders.from_order("ifgo", K.T, U.T[:, 1:]), r"w_hh has shape \(20, 4\), expected \(20, 5\): the hid"),

@@ -18,9 +18,18 @@ input, f forget, g cell (others write c or j), o output; r reset, z update, n ne
 and raise ValueError where shapes don't fit each other, or where our modules don't have what the weights were made for.
 """
 
+from fastlstm.loaders.conv import from_conv_cat, from_conv_eight, from_conv_pair
 from fastlstm.loaders.keras import from_keras
 from fastlstm.loaders.onnx import from_onnx_order
 from fastlstm.loaders.order import from_order
 from fastlstm.loaders.tensorflow import from_tensorflow
 
-__all__ = ["from_keras", "from_onnx_order", "from_order", "from_tensorflow"]
+__all__ = [
+    "from_conv_cat",
+    "from_conv_eight",
+    "from_conv_pair",
+    "from_keras",
+    "from_onnx_order",
+    "from_order",
+    "from_tensorflow",
+]

@@ -19,26 +19,35 @@ def layer_of(
     w_peephole: Tensor | None,
     w_hr: Tensor | None,
     *,
+    forget_bias: float = 0.0,
+    convolved: bool = False,
     layer: int | None,
     reverse: bool,
 ) -> Weights:
-    """PyTorch's shapes, with the gates in the order `target`. One bias alone gets zeros for the other."""
-    if w_ih is None or w_hh is None or w_ih.dim() != 2 or w_hh.dim() != 2 or w_hh.shape[0] % len(order):
-        G = len(order)
-        raise ValueError(
-            f"w_ih and w_hh have shapes {shape_of(w_ih)} and {shape_of(w_hh)}, expected ({G} * H, I) and ({G} * H, R)"
-        )
-    rows, R = w_hh.shape
-    H = rows // len(order)
-    check_shape("w_ih", w_ih, (rows, w_ih.shape[1]), "the rows of w_hh")
+    """PyTorch's shapes, with the gates in the order `target`. One bias alone gets zeros for the other.
+
+    forget_bias: what is added to b_ih of the gate f. convolved: w_ih (G * H, C, *k), w_hh (G * H, H, *k), of 1 to 3 dimensions.
+    """
+    G, dims = len(order), (3, 4, 5) if convolved else (2,)
+    fit = w_ih is not None and w_hh is not None and w_ih.dim() == w_hh.dim() and w_hh.dim() in dims
+    if w_ih is None or w_hh is None or not fit or w_hh.shape[0] % G:
+        expected = f"({G} * H, C, *k) and ({G} * H, H, *k)" if convolved else f"({G} * H, I) and ({G} * H, R)"
+        raise ValueError(f"w_ih and w_hh have shapes {shape_of(w_ih)} and {shape_of(w_hh)}, expected {expected}")
+    rows, R, *k = w_hh.shape
+    H = rows // G
+    check_shape("w_ih", w_ih, (rows, w_ih.shape[1], *k), "the kernel of w_hh" if convolved else "the rows of w_hh")
     check_shape("w_hr", w_hr, (R, H), "the columns and the hidden size of w_hh")
     if w_hr is None:
-        check_shape("w_hh", w_hh, (rows, H), "the hidden size, where there is no projection")
+        check_shape("w_hh", w_hh, (rows, H, *k), "the hidden size, where there is no projection")
     for name, b in (("b_ih", b_ih), ("b_hh", b_hh)):
         check_shape(name, b, (rows,), "the rows of w_hh")
-    check_shape("w_peephole", w_peephole, (len(order.replace("g", "")), H), "a row for each gate but g")
+    S = () if w_peephole is None else (*w_peephole.shape[2:], *(1 for _ in k))[: len(k)]
+    check_shape("w_peephole", w_peephole, (len(order.replace("g", "")), H, *S), "a row for each gate but g")
     if w_peephole is not None and target == "rzn":
         raise ValueError("w_peephole is given, expected None: a GRU has no peepholes")
+    if forget_bias:
+        b_ih = torch.zeros(rows, dtype=w_hh.dtype) if b_ih is None else b_ih.clone()
+        b_ih[order.index("f") * H :][:H] += forget_bias
     if b_ih is not None or b_hh is not None:
         b_ih, b_hh = (torch.zeros(rows, dtype=w_hh.dtype) if b is None else b for b in (b_ih, b_hh))
     found = {

@@ -31,10 +31,13 @@ def from_order(
     >>> from_order("fgo", [[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]])["weight_ih_l0"].T
     tensor([[-1.,  2.,  3.]], dtype=torch.float64)
     """
-    target = (
-        "igo" if sorted(order) == ["f", "g", "o"] else next((o for o in ORDERS if sorted(o) == sorted(order)), None)
-    )
-    if target is None:
-        raise ValueError(f"order is {order!r}, expected the letters of 'ifgo', 'igo', 'fgo' or 'rzn', each once")
     tensors = (tensor_of(w) for w in (w_ih, w_hh, b_ih, b_hh, w_peephole, w_hr))
-    return layer_of(order, target, *tensors, layer=layer, reverse=reverse)
+    return layer_of(order, target_of(order), *tensors, layer=layer, reverse=reverse)
+
+
+def target_of(order: str, orders: tuple[str, ...] = ORDERS) -> str:
+    """Our order of these gates, one of `orders`."""
+    for target in orders:
+        if sorted(order) in (sorted(target), sorted(target.replace("i", "f"))):
+            return target
+    raise ValueError(f"order is {order!r}, expected the letters of {', '.join(map(repr, orders))} or 'fgo', each once")

@@ -39,14 +39,13 @@ def from_tensorflow(
             f"kernel and bias have shapes {shape_of(kernel)} and {shape_of(bias)}, expected (I + {R}, {4 * H}) and ({4 * H})"
         )
     check_shape("bias", b, (4 * H,), "one for each column of kernel")
-    b = b.clone()
-    b[2 * H : 3 * H] += forget_bias
     diags = None
     if peepholes is not None:
         if len(peepholes) != 3:
             raise ValueError(f"peepholes has {len(peepholes)} entries, expected 3: w_i_diag, w_f_diag, w_o_diag")
         diags = torch.stack([torch.as_tensor(tensor_of(p)) for p in peepholes])
     w_ih, w_hh = w[:-R].T, w[-R:].T
+    w_hr = None if w_hr is None else w_hr.T
     return layer_of(
-        "igfo", "ifgo", w_ih, w_hh, b, None, diags, None if w_hr is None else w_hr.T, layer=layer, reverse=reverse
+        "igfo", "ifgo", w_ih, w_hh, b, None, diags, w_hr, forget_bias=forget_bias, layer=layer, reverse=reverse
     )
