@@ -1,7 +1,7 @@
 """PyTorch's recurrent modules made ours, and back: those of a model that exists, or those that a library is about to build."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from fastlstm import subclasses
+from fastlstm import pasted, subclasses
 from fastlstm.modules import GRU, LSTM, GRUCell, LSTMCell
 from fastlstm.modules.base import Recurrent, check_backend
 from fastlstm.modules.cells import Cell
+from fastlstm.subclasses import full_name, own_class
 
 __all__ = ["Conversion", "convert", "patch", "to_torch"]
 
@@ -30,9 +31,10 @@ class Conversion(NamedTuple):
 
     converted: list[str]
     skipped: dict[str, str]  # name: the reason why it was left as it was
+    new_parameters: list[str]  # names of Parameters that weren't there: an optimizer needs to be made anew for them
 
 
-def convert(model: nn.Module, *, backend: str = "auto") -> Conversion:
+def convert(model: nn.Module, *, ConvLSTM: type[nn.Module] | None = None, backend: str = "auto") -> Conversion:
     """Make every `nn.LSTM`, `nn.GRU`, `nn.LSTMCell` and `nn.GRUCell` of `model` ours, in place.
 
     Each stays the same object, only of another class: its Parameters, hooks, attributes, parametrizations and every reference
@@ -51,26 +53,39 @@ def convert(model: nn.Module, *, backend: str = "auto") -> Conversion:
     needs fastlstm to be loaded; a `state_dict` does not. Code that asks `isinstance(module, nn.LSTM)` of what was no subclass
     gets False afterwards.
 
+    PyTorch has no ConvLSTM, and what people paste for one is not changed but replaced. `ConvLSTM` is its class: ndrplz's
+    ConvLSTM_pytorch in the model, or `conv_lstm.ConvLSTM` of the package. A new module takes the place of each of its objects
+    where modules hold it, and is called and returns as before: lists of outputs and states, batch first, of all layers or of
+    the last. It has a `fastlstm.ConvLSTM2d` with Parameters of its own, `new_parameters`: an optimizer must be made for them,
+    and a `state_dict` of before doesn't fit. Their one bias is `bias_ih_l{k}`; `bias_hh_l{k}` is zero, and frozen, so that
+    training goes on as theirs. Not replaced are a model that is one itself, what has hooks, parametrizations or Parameters that
+    others share, and what returns other values than ours on a trial: `skipped` tells.
+
+    ConvLSTM: a class, or None for none of this.
     backend: "auto", or the name of the one that must run, for all of them; as in `fastlstm.LSTM`.
-    Raises TypeError if `model` is no module, and ValueError for an unknown backend; nothing is converted then.
+    Raises TypeError if `model` is no module or `ConvLSTM` no class of one, and ValueError for an unknown backend, and for a
+    `ConvLSTM` that is PyTorch's or ours; nothing is converted then.
 
     >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.LSTM(3, 5), torch.nn.RNN(5, 2))
     >>> convert(model)
-    Conversion(converted=['1'], skipped={'2': 'torch.nn.modules.rnn.RNN has no counterpart in fastlstm'})
+    Conversion(converted=['1'], skipped={'2': 'torch.nn.modules.rnn.RNN has no counterpart in fastlstm'}, new_parameters=[])
     >>> model[1]
     LSTM(3, 5)
     """
     check_backend(backend)
+    if ConvLSTM is not None:
+        pasted.check_class(ConvLSTM)
     reasons: dict[nn.Module, str | None] = {}
     for module in _modules(model):
         if _is_recurrent(module) and not isinstance(module, (Recurrent, Cell)):
             reasons[module] = _why_not_ours(module)
             if reasons[module] is None:
-                _change_class(module, _ours(_own_class(module)))
+                _change_class(module, _ours(own_class(module)))
                 module.backend = backend  # type: ignore[assignment]
                 if isinstance(module, Cell):
                     module.weight_peephole = None
-    return _report(model, reasons)
+    made = [] if ConvLSTM is None else _replace(model, ConvLSTM, backend, reasons)
+    return _report(model, reasons, made)
 
 
 def to_torch(model: nn.Module) -> Conversion:
@@ -83,7 +98,7 @@ def to_torch(model: nn.Module) -> Conversion:
 
     >>> model = torch.nn.ModuleDict({"a": LSTM(3, 5), "b": torch.nn.Linear(5, 2)})
     >>> to_torch(model)
-    Conversion(converted=['a'], skipped={})
+    Conversion(converted=['a'], skipped={}, new_parameters=[])
     >>> type(model["a"])
     <class 'torch.nn.modules.rnn.LSTM'>
     """
@@ -92,7 +107,7 @@ def to_torch(model: nn.Module) -> Conversion:
         if isinstance(module, (Recurrent, Cell)):
             reasons[module] = _why_not_torchs(module)
             if reasons[module] is None:
-                _change_class(module, _torchs(_own_class(module)))
+                _change_class(module, _torchs(own_class(module)))
                 for name in ("backend", "weight_peephole", "_forget_bias"):
                     vars(module).pop(name, None)
     return _report(model, reasons)
@@ -145,11 +160,29 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
     return model.modules()
 
 
-def _report(model: nn.Module, reasons: dict[nn.Module, str | None]) -> Conversion:
+def _replace(
+    model: nn.Module, cls: type[nn.Module], backend: str, reasons: dict[nn.Module, str | None]
+) -> list[nn.Module]:
+    """A new module for each of `cls`, in the place of the old one."""
+    found = [module for module in model.modules() if isinstance(module, cls)]
+    reasons |= {module: pasted.why_not(model, module, cls) for module in found}
+    new = {module: pasted.replacement(module, backend) for module in found if reasons[module] is None}
+    for parent in [*model.modules()]:
+        for name, child in parent._modules.items():
+            if child in new:
+                parent._modules[name] = new[child]
+    reasons |= dict.fromkeys(new.values())
+    return [*new.values()]
+
+
+def _report(model: nn.Module, reasons: dict[nn.Module, str | None], made: Iterable[nn.Module] = ()) -> Conversion:
     """`reasons` by name: None for what was converted. A module in two places has two names."""
+    new = {id(parameter) for module in made for parameter in module.parameters()}
     named = [(name, reasons[m]) for name, m in model.named_modules(remove_duplicate=False) if m in reasons]
     return Conversion(
-        [name for name, why in named if why is None], {name: why for name, why in named if why is not None}
+        [name for name, why in named if why is None],
+        {name: why for name, why in named if why is not None},
+        [name for name, parameter in model.named_parameters() if id(parameter) in new],
     )
 
 
@@ -161,12 +194,12 @@ def _is_recurrent(module: nn.Module) -> bool:
 
 
 def _why_not_ours(module: nn.Module) -> str | None:
-    cls = _own_class(module)
+    cls = own_class(module)
     if isinstance(module, torch.jit.ScriptModule):
         return f"{module.original_name} was compiled by torch.jit: convert before that"
     torchs = _base(cls, OURS)
     if torchs is None:
-        return f"{_full_name(cls)} has no counterpart in fastlstm"
+        return f"{full_name(cls)} has no counterpart in fastlstm"
     ours = OURS[torchs]
     if "forward" in vars(module):
         return "its forward was replaced on the instance: that would go on to run PyTorch's"
@@ -177,12 +210,12 @@ def _why_not_ours(module: nn.Module) -> str | None:
 
 
 def _why_not_torchs(module: nn.Module) -> str | None:
-    cls = _own_class(module)
+    cls = own_class(module)
     if cls in TORCHS or subclasses.before(cls):
         return "its forward was replaced on the instance" if "forward" in vars(module) else None
     if _base(cls, TORCHS) and not cls.__module__.startswith("fastlstm."):
-        return f"{_full_name(cls)} is a subclass of fastlstm's module: its code may rely on what it inherits"
-    return f"{_full_name(cls)} has no counterpart in torch.nn with the same Parameters"
+        return f"{full_name(cls)} is a subclass of fastlstm's module: its code may rely on what it inherits"
+    return f"{full_name(cls)} has no counterpart in torch.nn with the same Parameters"
 
 
 def _base(cls: type[nn.Module], table: dict[type[nn.Module], type[nn.Module]]) -> type[nn.Module] | None:
@@ -200,12 +233,6 @@ def _torchs(cls: type[nn.Module]) -> type[nn.Module]:
     return subclasses.before(cls) or TORCHS[cls]
 
 
-def _own_class(module: nn.Module) -> type[nn.Module]:
-    """The class of `module` as it was written: `parametrize` puts one of its own in front, for this module alone."""
-    cls = type(module)
-    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
-
-
 def _change_class(module: nn.Module, to: type[nn.Module]) -> None:
     cls = type(module)
     if not parametrize.is_parametrized(module):
@@ -214,7 +241,3 @@ def _change_class(module: nn.Module, to: type[nn.Module]) -> None:
     # parametrized weights are properties of that class: a new one, since copies of the module share the old one
     own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     module.__class__ = type(cls.__name__, (to,), own)
-
-
-def _full_name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

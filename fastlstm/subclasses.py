@@ -9,6 +9,7 @@ from abc import ABC
 from typing import Any, Generic
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 # What PyTorch's forward is made of, and what decides which attributes and calls it sees
 HELPERS = {
@@ -22,6 +23,16 @@ HELPERS = {
 HANDED_ON = {"reset_parameters", "extra_repr"}
 
 
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """The class of `module` as it was written: `parametrize` puts one of its own in front, for this module alone."""
+    cls = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+
+
+def full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def names_of(ours: type[nn.Module]) -> set[str]:
     """What a class of ours has that PyTorch's base class lacks, or does in another way."""
     is_cell = issubclass(ours, nn.RNNCellBase)
@@ -32,17 +43,18 @@ def names_of(ours: type[nn.Module]) -> set[str]:
 
 def why_not(cls: type[nn.Module], torchs: type[nn.Module], ours: type[nn.Module]) -> str | None:
     """Why `cls`, which derives from `torchs`, can't have the forward of `ours`; None if it can."""
-    full_name = f"{cls.__module__}.{cls.__qualname__}"
     kept, harmless = HELPERS | names_of(ours), (*torchs.__mro__, ABC, Generic)
     for parent in cls.__mro__:
         if parent not in harmless and (found := sorted(kept & vars(parent).keys())):
             own = ", ".join(found)
-            return f"{full_name} is a subclass of nn.{torchs.__name__} that has {own} of its own: ours would not run it"
+            return f"{full_name(cls)} is a subclass of nn.{torchs.__name__} that has {own} of its own: ours would not run it"
     try:
         # an object of another base first, one with empty __slots__, can't change to a class of ours
         object.__setattr__(object.__new__(cls), "__class__", derive(cls, ours))
     except TypeError as error:
-        return f"{full_name} is a subclass of nn.{torchs.__name__} whose objects can't become ours in place: {error}"
+        return (
+            f"{full_name(cls)} is a subclass of nn.{torchs.__name__} whose objects can't become ours in place: {error}"
+        )
     return None
 
 

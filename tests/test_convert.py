@@ -55,14 +55,14 @@ def test_there_and_back(kind: str, options: str) -> None:
     module = getattr(nn, kind)(3, 5, **OPTIONS[options])
     x, attributes, parameters = input_for(kind), dict(vars(module)), list(module.parameters())
     before = run(module, x)
-    assert convert(module) == Conversion([""], {})
+    assert convert(module) == Conversion([""], {}, [])
     assert type(module) is getattr(fastlstm, kind)
     assert_same(module, x, before)
     assert repr(module) == repr(getattr(nn, kind)(3, 5, **OPTIONS[options]))
     fresh = getattr(fastlstm, kind)(3, 5, **OPTIONS[options])
     assert vars(module).keys() == vars(fresh).keys()
 
-    assert fastlstm.to_torch(module) == Conversion([""], {})
+    assert fastlstm.to_torch(module) == Conversion([""], {}, [])
     assert type(module) is getattr(nn, kind)
     assert_same(module, x, before)
     assert vars(module).keys() == attributes.keys()
@@ -100,7 +100,7 @@ def test_a_model_trains_on_with_its_optimizer() -> None:
     assert model.inner["again"] is model.encoder
     assert model.inner["gru"].backend == "reference"
     torch.testing.assert_close(model.state_dict(), twin.state_dict())
-    assert convert(model) == Conversion([], report.skipped)
+    assert convert(model) == Conversion([], report.skipped, [])
     assert model.encoder.backend == "reference"
 
 
@@ -145,12 +145,12 @@ def test_dressed_weights(kind: str, dress: str) -> None:
     module, x = getattr(nn, kind)(3, 5), input_for(kind)
     DRESSES[dress](module, name)
     before = run(module, x)
-    assert convert(module) == Conversion([""], {})
+    assert convert(module) == Conversion([""], {}, [])
     assert isinstance(module, getattr(fastlstm, kind))
     assert_same(module, x, before)
     if dress != "pruned" and kind.endswith("Cell"):  # PyTorch can't copy the others once they ran
         assert_same(copy.deepcopy(module), x, before)
-    assert fastlstm.to_torch(module) == Conversion([""], {})
+    assert fastlstm.to_torch(module) == Conversion([""], {}, [])
     assert_same(module, x, before)
 
 
@@ -229,7 +229,7 @@ def test_what_is_left_is_told(case: str) -> None:
     make, reason = LEFT[case]
     model = nn.ModuleDict({"it": make()})
     kind = type(model["it"])
-    converted, skipped = convert(model)
+    converted, skipped, _ = convert(model)
     assert not [name for name in converted if name == "it"]
     assert reason in skipped["it"]
     assert type(model["it"]) is kind
@@ -253,15 +253,15 @@ BACK = {
 def test_what_has_no_way_back_is_told(case: str) -> None:
     make, reason = BACK[case]
     module = make()
-    converted, skipped = fastlstm.to_torch(module)
+    converted, skipped, _ = fastlstm.to_torch(module)
     assert converted == []
     assert reason in skipped[""]
-    assert convert(module) == Conversion([], {})
+    assert convert(module) == Conversion([], {}, [])
 
 
 def test_a_module_that_only_has_such_a_name_is_no_matter() -> None:
     wrapper = type("LSTM", (nn.Sequential,), {})(nn.LSTM(3, 5))
-    assert convert(wrapper) == Conversion(["0"], {})
+    assert convert(wrapper) == Conversion(["0"], {}, [])
 
 
 def test_errors() -> None:

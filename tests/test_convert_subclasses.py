@@ -88,15 +88,15 @@ def test_there_and_back(kind: str) -> None:
     (module, x), ours = made(kind), KINDS[kind][1]
     theirs, shown, attributes, parameters = type(module), repr(module), vars(module).keys(), list(module.parameters())
     before = run(module, x)
-    assert convert(module) == Conversion([""], {})
+    assert convert(module) == Conversion([""], {}, [])
     assert isinstance(module, ours)
     assert isinstance(module, theirs)
     assert type(module).forward is ours.forward
     assert_same(module, x, before)
     assert repr(module) == shown
-    assert convert(module) == Conversion([], {})
+    assert convert(module) == Conversion([], {}, [])
 
-    assert to_torch(module) == Conversion([""], {})
+    assert to_torch(module) == Conversion([""], {}, [])
     assert type(module) is theirs
     assert vars(module).keys() == attributes
     assert_same(module, x, before)
@@ -162,10 +162,10 @@ def test_parametrized() -> None:
     module, x = Forgetful(3), input_for("LSTM")
     parametrizations.weight_norm(module, "weight_hh_l0")
     before = run(module, x)
-    assert convert(module) == Conversion([""], {})
+    assert convert(module) == Conversion([""], {}, [])
     assert isinstance(module, fastlstm.LSTM)
     assert_same(module, x, before)
-    assert to_torch(module) == Conversion([""], {})
+    assert to_torch(module) == Conversion([""], {}, [])
     assert not isinstance(module, fastlstm.LSTM)
     assert_same(module, x, before)
 
@@ -241,7 +241,7 @@ def test_what_is_left_is_told(case: str) -> None:
     make, reason = LEFT[case]
     module = make()
     kind, attributes = type(module), dict(vars(module))
-    converted, skipped = convert(module)
+    converted, skipped, _ = convert(module)
     assert (converted, list(skipped)) == ([], [""])
     assert reason in skipped[""]
     assert type(module) is kind

@@ -46,10 +46,10 @@ def layer_of(
     if w_peephole is not None and target == "rzn":
         raise ValueError("w_peephole is given, expected None: a GRU has no peepholes")
     if forget_bias:
-        b_ih = torch.zeros(rows, dtype=w_hh.dtype) if b_ih is None else b_ih.clone()
+        b_ih = w_hh.new_zeros(rows) if b_ih is None else b_ih.clone()
         b_ih[order.index("f") * H :][:H] += forget_bias
     if b_ih is not None or b_hh is not None:
-        b_ih, b_hh = (torch.zeros(rows, dtype=w_hh.dtype) if b is None else b for b in (b_ih, b_hh))
+        b_ih, b_hh = (w_hh.new_zeros(rows) if b is None else b for b in (b_ih, b_hh))
     found = {
         "weight_ih": _reordered(w_ih, order, target),
         "weight_hh": _reordered(w_hh, order, target),
@@ -68,7 +68,7 @@ def _reordered(rows: Tensor | None, order: str, target: str) -> Tensor | None:
     gates = dict(zip(order, rows.chunk(len(order)), strict=True))
     if "i" in target and "i" not in gates:
         gates["i"] = -gates["f"]  # the same gate, learned as 1 - i
-    return torch.cat([gates[gate] for gate in target])
+    return torch.cat([gates[gate] for gate in target]).contiguous()
 
 
 def tensor_of(weight: Any) -> Tensor | None:
