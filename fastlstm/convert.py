@@ -13,6 +13,7 @@ from fastlstm import pasted, subclasses
 from fastlstm.modules import GRU, LSTM, GRUCell, LSTMCell
 from fastlstm.modules.base import Recurrent, check_backend
 from fastlstm.modules.cells import Cell
+from fastlstm.modules.conv import Convolutional
 from fastlstm.subclasses import full_name, own_class
 
 __all__ = ["Conversion", "convert", "patch", "to_torch"]
@@ -104,7 +105,7 @@ def to_torch(model: nn.Module) -> Conversion:
     """
     reasons: dict[nn.Module, str | None] = {}
     for module in _modules(model):
-        if isinstance(module, (Recurrent, Cell)):
+        if isinstance(module, (Recurrent, Cell, Convolutional)):
             reasons[module] = _why_not_torchs(module)
             if reasons[module] is None:
                 _change_class(module, _torchs(own_class(module)))

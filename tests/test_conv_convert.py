@@ -180,8 +180,16 @@ def test_what_it_was_like_stays() -> None:
 def test_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = Model(Pasted(C, 4, (3, 3)))
-    assert convert(model, ConvLSTM=Pasted).converted == ["encoder"]
+        assert convert(model, ConvLSTM=Pasted).converted == ["encoder"]
     assert all(p.is_meta for p in model.parameters())
+
+
+def test_there_is_no_way_back() -> None:
+    model = nn.ModuleList([Pasted(C, 4, (3, 3)), fastlstm.ConvLSTM1dCell(C, 4, 3)])
+    convert(model, ConvLSTM=Pasted)
+    converted, skipped, _ = fastlstm.to_torch(model)
+    assert (converted, list(skipped)) == ([], ["0.conv_lstm", "1"])
+    assert "ConvLSTM2d has no counterpart in torch.nn" in skipped["0.conv_lstm"]
 
 
 def test_random_numbers_are_not_drawn() -> None:
