@@ -14,6 +14,7 @@ from fastlstm import backends, parity
 from fastlstm.cli import app
 from fastlstm.kernels.gru import cpu as gru_cpu
 from fastlstm.kernels.lstm import cpu as lstm_cpu
+from fastlstm.ops import conv_layer as ops_conv
 from fastlstm.ops import gru as ops_gru
 from fastlstm.ops import lstm as ops_lstm
 
@@ -139,3 +140,51 @@ def test_memory_that_is_not_written_is_nan(plant) -> None:
     x, h0, w_ih, w_hh = (torch.randn(shape) for shape in ((5, 4, 3), (4, 16), (64, 3), (64, 16)))
     y, *_ = torch.ops.fastlstm.lstm_fwd.default(x, *[None] * 2, h0, h0, w_ih, w_hh, *[None] * 4, *[False] * 4)
     assert y.isnan().all()
+
+
+def missed_by_conv(case: str, backend: str) -> set[str]:
+    return {row.quantity for row in parity.check(f"peephole_conv_lstm_{case}", "fp32", backend) if not row.ok}
+
+
+@needs_extension
+def test_an_output_gate_of_maps_that_sees_the_old_cell_is_a_miss(plant) -> None:
+    assert not missed_by_conv("conv", "numba")
+    plant("peephole_lstm_fwd_f32", "a_o += tile[row, P + G, u] * c", "a_o += tile[row, P + G, u] * c_prev")
+    assert {"y", "h_n", "dweight_peephole_l0"} <= missed_by_conv("conv", "numba")
+
+
+class FlippedTaps(torch.autograd.Function):
+    """As a backward that forgets to turn the kernel round: on the way back, taps are mirrored."""
+
+    @staticmethod
+    def forward(ctx, w):
+        return w.clone()
+
+    @staticmethod
+    def backward(ctx, dw):
+        return dw.flip(1)
+
+
+# an argument of the op, what is wrong with it, and what errs then
+TAPS, STATE, KERNEL = 6, 3, 5
+ALL = {"y", "h_n", "c_n"}
+MAPS = {
+    "a tap is shifted": (TAPS, lambda w: w.roll(1, dims=1), ALL),
+    "rows are columns": (TAPS, lambda w: w.transpose(1, 2), ALL),
+    "the input's taps are mirrored": (KERNEL, lambda w: w.flip(2), ALL),
+    "the gradient's taps are mirrored": (TAPS, FlippedTaps.apply, {"dweight_hh_l0"}),
+    "the state gets no gradient": (STATE, lambda h0: h0.detach(), {"dh0"}),
+}
+
+
+@pytest.mark.parametrize(("place", "wrong", "errs"), MAPS.values(), ids=MAPS)
+def test_a_wrong_tap_is_a_miss(place: int, wrong: Callable, errs: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops_conv.conv_lstm
+
+    def broken(*args, **flags):
+        return right(*args[:place], wrong(args[place]), *args[place + 1 :], **flags)
+
+    monkeypatch.setattr(ops_conv, "conv_lstm", broken)
+    found = missed_by_conv("conv", "reference")
+    assert errs <= found
+    assert errs in (ALL, found)

@@ -13,19 +13,20 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fastlstm.backends import VARIANTS
+from fastlstm.backends import CONVOLUTIONAL, VARIANTS
 from fastlstm.cli.checks import check_device, check_writable, known
 
 if TYPE_CHECKING:
     from fastlstm.parity import Row
 
 BACKENDS = ["numba", "triton", "reference"]
+KINDS = VARIANTS | CONVOLUTIONAL
 
 
 def parity(
     backend: Annotated[list[str] | None, typer.Option(help="Backends to check; all that run here.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="fp32, bf16, fp16, fp64; all that the backend takes.")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(VARIANTS)}; all.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(KINDS)}; all.")] = None,
     case: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
     device: Annotated[str, typer.Option(help="Where the backend runs.")] = "cpu",
     verbose: Annotated[bool, typer.Option(help="Every quantity against every oracle, not only the worst.")] = False,
@@ -40,7 +41,7 @@ def parity(
 
     backends = known("--backend", backend, BACKENDS)
     dtypes = known("--dtype", dtype, DTYPES)
-    variants = known("--variant", variant, VARIANTS)
+    variants = known("--variant", variant, KINDS)
     check_device(device)
     check_writable("--json", json_file)
     names = [name for name in CASES if case in name and CASES[name].variant in variants]

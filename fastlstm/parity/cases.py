@@ -1,12 +1,12 @@
-"""The named cases of parity: sizes, layouts and uses at which a kernel may go wrong."""
+"""The named cases of the LSTM family and the GRU: sizes, layouts and uses at which a kernel may go wrong."""
 
 import math
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlstm.backends import VARIANTS
 from fastlstm.kernels.variant import Variant
@@ -42,15 +42,61 @@ class Case:
         return 2 if self.bidirectional else 1
 
     @property
-    def states(self) -> dict[str, tuple[int, int, int]]:
+    def kind(self) -> Variant:
+        return VARIANTS[self.variant]
+
+    @property
+    def input(self) -> tuple[int, ...]:
+        """The shape of x."""
+        return self.T, self.B, self.I
+
+    def row(self, features: int) -> tuple[int, ...]:
+        """The shape of a sequence's step, of a state or an output, of so many features."""
+        return (features,)
+
+    @property
+    def states(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the initial states."""
         stack = self.layers * self.directions, self.B
         widths = self.kind.widths(self.H, self.P or self.H)
-        return {f"{s}0": (*stack, width) for s, width in zip(self.kind.states, widths, strict=True)}
+        return {f"{s}0": (*stack, *self.row(width)) for s, width in zip(self.kind.states, widths, strict=True)}
 
     @property
-    def kind(self) -> Variant:
-        return VARIANTS[self.variant]
+    def outputs(self) -> dict[str, int]:
+        """The features of what each step yields."""
+        return {"y": self.directions * (self.P or self.H)} | ({"cells": self.directions * self.H} if self.cells else {})
+
+    @property
+    def bound(self) -> float:
+        """Of PyTorch's initial weights."""
+        return 1 / math.sqrt(self.H)
+
+    def module(self, **more: Any) -> nn.Module:
+        """A module of ours."""
+        return build(self.variant, self.I, self.H, **self.options, **more)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of a module, of ours or of PyTorch's, after the two sizes."""
+        some = {"num_layers": self.layers, "bias": self.bias, "bidirectional": self.bidirectional}
+        return some | ({"proj_size": self.P} if self.P else {})
+
+    def each(self, state: Tensor) -> Sequence[Tensor]:
+        """A state, of the shape in `states`, of each layer and direction."""
+        return state.unbind()
+
+    def joined(self, states: Sequence[Tensor]) -> Tensor:
+        """What `each` took apart."""
+        return torch.stack(list(states))
+
+    def handed(self, state: Tensor) -> Tensor | list[Tensor]:
+        """A state as a module takes it."""
+        return state
+
+    @property
+    def flat(self) -> "Case | None":
+        """The case of the LSTM family that computes the same, row by row; None where there is none."""
+        return self
 
     @property
     def draws(self) -> int:
@@ -61,7 +107,7 @@ class Case:
         return math.ceil(64 / (self.B * self.H))
 
 
-CASES = {
+ROWWISE = {
     "one": Case(T=1, B=1, I=1, H=1),
     "three": Case(T=3, B=3, I=3, H=3),
     "step": Case(T=1, B=1, I=16, H=32),
@@ -132,51 +178,9 @@ def possible(variant: Variant, case: Case) -> bool:
     return (variant.projects or not case.P) and ("c" in variant.states or not case.cells)
 
 
-CASES |= {
-    f"{variant}_{name}": replace(CASES[name], variant=variant)
+ROWWISE |= {
+    f"{variant}_{name}": replace(ROWWISE[name], variant=variant)
     for variant in VARIANTS
     for name in OF_EVERY_VARIANT
-    if variant != "lstm" and possible(VARIANTS[variant], CASES[name])
+    if variant != "lstm" and possible(VARIANTS[variant], ROWWISE[name])
 }
-
-
-class Problem(NamedTuple):
-    """One draw of a case, rounded to a dtype.
-
-    `given` has x (T, B, I), h0 (L*D, B, P or H), c0 (L*D, B, H) and the weights by our modules' names, and `reset` (T, B) of
-    bool where the case resets; `upstream` the gradients that y, h_n, c_n and cells receive.
-    """
-
-    case: Case
-    given: dict[str, Tensor]
-    upstream: dict[str, Tensor]
-
-
-def draw(name: str, dtype: torch.dtype, index: int) -> Problem:
-    """Draw number `index` of a case: the same numbers at every run."""
-    case = CASES[name]
-    random = torch.Generator().manual_seed(zlib.crc32(name.encode()) + index)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64)
-
-    given = {"x": case.gain * normal(case.T, case.B, case.I)}
-    if not case.zero_state:
-        given |= {key: normal(*shape) for key, shape in case.states.items()}
-    for key, weight in build(case.variant, case.I, case.H, device="meta", **options(case)).named_parameters():
-        uniform = 2 * torch.rand(weight.shape, generator=random, dtype=torch.float64) - 1
-        given[key] = uniform / math.sqrt(case.H)  # PyTorch's own initialisation
-    upstream = {"y": normal(case.T, case.B, case.directions * (case.P or case.H))}
-    upstream |= {key.replace("0", "_n"): normal(*shape) for key, shape in case.states.items()}
-    if case.cells:
-        upstream["cells"] = normal(case.T, case.B, case.directions * case.H)
-    given, upstream = ({key: t.to(dtype) for key, t in tensors.items()} for tensors in (given, upstream))
-    if case.reset:
-        given["reset"] = torch.rand(case.T, case.B, generator=random) < case.reset
-    return Problem(case, given, upstream)
-
-
-def options(case: Case) -> dict[str, Any]:
-    """The arguments of a module after the two sizes."""
-    some = {"num_layers": case.layers, "bias": case.bias, "bidirectional": case.bidirectional}
-    return some | ({"proj_size": case.P} if case.P else {})

@@ -1,8 +1,9 @@
 """The errors of a backend, and those that it is allowed.
 
 Oracles: the reference in float64, PyTorch's module in float64 where it has one that does what the case asks, and, where
-installed, ONNX Runtime (forward, float32); on a GPU cuDNN in float64 too. They get exactly the numbers that the backend gets,
-already rounded to its dtype.
+installed, ONNX Runtime (forward, float32); on a GPU cuDNN in float64 too. To all but the reference, a ConvLSTM whose kernel
+is one pixel is an LSTM, and each pixel a sequence. They get exactly the numbers that the backend gets, already rounded to its
+dtype.
 
 The error of a quantity is the root mean square of its differences from the oracle, over that of the oracle: |a - b| / |b|.
 The largest single difference would be the stricter measure, but it is mostly luck: between draws of one arithmetic it
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
-from fastlstm.parity.cases import CASES, Problem, draw
+from fastlstm.parity.problems import CASES, Problem, draw
 from fastlstm.parity.runs import IN_PYTORCH, Forward, by_module, by_onnx, by_torch, by_torch_chain, run, stacked
 
 LEVELS = ("op", "module")
@@ -82,11 +83,11 @@ def skip(name: str, dtype: str, backend: str, level: str, device: str = "cpu") -
 
 
 def oracles(name: str, dtype: str, device: str = "cpu") -> list[str]:
-    case = CASES[name]
+    case = CASES[name].flat
     names = ["reference", "torch"] if in_pytorch(name) else ["reference"]
     if device != "cpu" and in_pytorch(name):
         names.append("cudnn")
-    beyond_onnx = case.P or case.reset or case.cells or 0 in case.lengths
+    beyond_onnx = case is None or case.P or case.reset or case.cells or 0 in case.lengths
     if dtype == "fp32" and not beyond_onnx and onnx_installed():
         names.append("onnx")
     return names
@@ -94,8 +95,8 @@ def oracles(name: str, dtype: str, device: str = "cpu") -> list[str]:
 
 def in_pytorch(name: str) -> bool:
     """Whether a module of PyTorch's does all that the case asks."""
-    case = CASES[name]
-    return case.variant in IN_PYTORCH and not case.reset and not case.cells
+    case = CASES[name].flat
+    return case is not None and case.variant in IN_PYTORCH and not case.reset and not case.cells
 
 
 @lru_cache(maxsize=8)

@@ -16,18 +16,18 @@ from fastlstm.backends import VARIANTS
 from fastlstm.kernels.gru.reference import gru_reference
 from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.kernels.variant import PARAMETERS
-from fastlstm.modules import build
 from fastlstm.ops.layer import layer
-from fastlstm.parity.cases import Case, Problem, options
+from fastlstm.parity.cases import Case
+from fastlstm.parity.conv import ConvCase, Given, one_conv_layer, pixelwise
+from fastlstm.parity.problems import Problem
 
-Given = dict[str, Tensor]
-Forward = Callable[[Case, Given], dict[str, Tensor]]
-IN_PYTORCH: dict[str, type[nn.RNNBase]] = {
+Forward = Callable[[Case, Given], Given]
+IN_PYTORCH: dict[str, Callable[..., nn.Module]] = {
     name: getattr(nn, kind.counterpart) for name, kind in VARIANTS.items() if kind.counterpart
 }
 
 
-def run(problem: Problem, dtype: torch.dtype, forward: Forward, device: str = "cpu") -> dict[str, Tensor]:
+def run(problem: Problem, dtype: torch.dtype, forward: Forward, device: str = "cpu") -> Given:
     """Outputs, final states and the gradients of all that isn't frozen, computed in `dtype` on the problem's numbers."""
     case = problem.case
     reset = {key: tensor.to(device) for key, tensor in problem.given.items() if key == "reset"}
@@ -56,7 +56,7 @@ def leaf(tensor: Tensor, strided: bool) -> Tensor:
 def stacked(backend: str | None = None) -> Forward:
     """Layers and directions over the op with `backend`, or over the reference (None), written apart from `fastlstm.stack`."""
 
-    def forward(case: Case, given: Given) -> dict[str, Tensor]:
+    def forward(case: Case, given: Given) -> Given:
         x, batch_sizes = given["x"], None
         valid = torch.ones(case.T, case.B, dtype=torch.bool, device=x.device)
         if case.layout != "dense":
@@ -68,7 +68,7 @@ def stacked(backend: str | None = None) -> Forward:
         reset = given.get("reset")
         if reset is not None and packed:
             reset = reset[valid]
-        initial = states(case, given)
+        initial = [case.each(s) for s in states(case, given)]
         finals: list[tuple[Tensor, ...]] = []
         for k in range(case.layers):
             sides = []
@@ -76,14 +76,18 @@ def stacked(backend: str | None = None) -> Forward:
                 weights = {key.removesuffix(suffix): t for key, t in given.items() if key.endswith(suffix)}
                 backwards = case.reverse or suffix.endswith("reverse")
                 of_layer = [s[len(finals)] for s in initial]
-                y, *others = one_layer(case, backend, layer, batch_sizes, reset, of_layer, weights, backwards)
+                args: tuple = (layer, batch_sizes, reset, of_layer, weights, backwards)
+                if isinstance(case, ConvCase):
+                    y, *others = one_conv_layer(case, backend, k, *args)
+                else:
+                    y, *others = one_layer(case, backend, *args)
                 sides.append((y, *others[len(initial) :]))
                 finals.append(tuple(others[: len(initial)]))
-            steps = [torch.cat(pair, dim=-1) for pair in zip(*sides, strict=True)]
+            steps = [torch.cat(pair, dim=1 if packed else 2) for pair in zip(*sides, strict=True)]
             layer = steps[0]
         if packed:
             steps = [t.new_zeros(case.T, case.B, t.shape[-1]).index_put((valid,), t) for t in steps]
-        return named(case, steps, [torch.stack(s) for s in zip(*finals, strict=True)])
+        return named(case, steps, [case.joined(s) for s in zip(*finals, strict=True)])
 
     return forward
 
@@ -113,24 +117,26 @@ def one_layer(
     return lstm_reference(*args, w_hr, w_peephole, case.kind.coupled, reverse)
 
 
-def by_torch(case: Case, given: Given) -> dict[str, Tensor]:
+@pixelwise
+def by_torch(case: Case, given: Given) -> Given:
     """`torch.nn.LSTM` or `GRU`. They know no sequence of length 0 and no reverse alone: those rows keep their states, and the
     sequences are turned round before and after."""
-    kind, x, initial = IN_PYTORCH[case.variant], given["x"], states(case, given)
+    x, initial = given["x"], states(case, given)
+    module = IN_PYTORCH[case.variant](case.I, case.H, device="meta", dtype=x.dtype, **case.options)
     if case.layout == "dense":
-        y, finals = called(kind, case, given, x.flip(0) if case.reverse else x, initial)
+        y, finals = called(module, case, given, x.flip(0) if case.reverse else x, initial)
         return named(case, [y.flip(0) if case.reverse else y], finals)
     lengths = [length for length in case.lengths if length > 0]
     n = len(lengths)
     x = x[:, :n]
     packed = pack_padded_sequence(turned(x, lengths) if case.reverse else x, torch.tensor(lengths))
-    y, finals = called(kind, case, given, packed, [s[:, :n].contiguous() for s in initial])
+    y, finals = called(module, case, given, packed, [s[:, :n].contiguous() for s in initial])
     y, _ = pad_packed_sequence(y, total_length=case.T)
     y = torch.cat([turned(y, lengths) if case.reverse else y, y.new_zeros(case.T, case.B - n, y.shape[2])], dim=1)
     return named(case, [y], [torch.cat([s, s0[:, n:]], dim=1) for s, s0 in zip(finals, initial, strict=True)])
 
 
-def by_torch_chain(case: Case, given: Given) -> dict[str, Tensor]:
+def by_torch_chain(case: Case, given: Given) -> Given:
     """PyTorch's module by its chain of ops, without oneDNN and cuDNN."""
     cudnn = torch.backends.cudnn.enabled
     with warnings.catch_warnings():
@@ -147,27 +153,29 @@ def by_torch_chain(case: Case, given: Given) -> dict[str, Tensor]:
 def by_module(backend: str) -> Forward:
     """A module of ours, as a user calls it: dense, with a PackedSequence, or with `lengths=`."""
 
-    def forward(case: Case, given: Given) -> dict[str, Tensor]:
-        def kind(*sizes: int, **chosen: Any) -> nn.RNNBase:
-            return build(case.variant, *sizes, backend=backend, **chosen)
-
-        hx = None if case.zero_state else states(case, given)
-        x: Tensor | PackedSequence = given["x"]
+    def forward(case: Case, given: Given) -> Given:
+        x: Tensor | PackedSequence | None = given["x"]
+        module = case.module(backend=backend, device="meta", dtype=given["x"].dtype)
+        hx = None if case.zero_state else [case.handed(s) for s in states(case, given)]
         extra: dict[str, Any] = {"return_cells": True} if case.cells else {}
+        if isinstance(case, ConvCase) and case.blind:
+            x, extra["steps"] = None, case.T
         if case.layout == "padded":
             extra["lengths"] = torch.tensor(case.lengths)
         if case.layout == "packed":
             x = pack_padded_sequence(given["x"], torch.tensor(case.lengths))
         if case.reset:
             extra["reset"] = given["reset"]
-        y, finals, *cells = called(kind, case, given, x, hx, **extra)
+        y, finals, *cells = called(module, case, given, x, hx, **extra)
+        finals = [torch.cat(s, dim=2) if isinstance(s, list) else s for s in finals]
         steps = [pad_packed_sequence(t, total_length=case.T)[0] if case.layout == "packed" else t for t in (y, *cells)]
         return named(case, steps, finals)
 
     return forward
 
 
-def by_onnx(case: Case, given: Given) -> dict[str, Tensor]:
+@pixelwise
+def by_onnx(case: Case, given: Given) -> Given:
     """ONNX Runtime: forward only, float32, no projection, no sequence of length 0, no resets, no cells."""
     import onnxruntime
 
@@ -184,15 +192,14 @@ def by_onnx(case: Case, given: Given) -> dict[str, Tensor]:
     return named(case, [y], finals)
 
 
-def named(case: Case, steps: list[Tensor], finals: list[Tensor] | tuple[Tensor, ...]) -> dict[str, Tensor]:
+def named(case: Case, steps: list[Tensor], finals: list[Tensor] | tuple[Tensor, ...]) -> Given:
     """The outputs by name; cells only where the case has them."""
     results = {"y": steps[0]} | dict(zip((f"{s}_n" for s in case.kind.states), finals, strict=True))
     return results | ({"cells": steps[1]} if case.cells else {})
 
 
-def called(kind: Callable[..., nn.Module], case: Case, given: Given, x: object, hx: Any, **extra: Any) -> Any:
-    """One call of a module of `kind` with the case's weights in place of its own: `(y, finals)`, and cells if asked for."""
-    module = kind(case.I, case.H, device="meta", dtype=given["x"].dtype, **options(case))
+def called(module: nn.Module, case: Case, given: Given, x: object, hx: Any, **extra: Any) -> Any:
+    """One call of a module with the case's weights in place of its own: `(y, finals)`, and cells if asked for."""
     weights = {key: given[key] for key, _ in module.named_parameters()}
     alone = len(case.kind.states) == 1
     if hx is not None:

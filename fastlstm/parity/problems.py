@@ -1,0 +1,49 @@
+"""All cases by name, and their numbers."""
+
+import zlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastlstm.parity.cases import ROWWISE, Case
+from fastlstm.parity.conv import CONV_CASES
+
+CASES: dict[str, Case] = ROWWISE | CONV_CASES
+
+
+class Problem(NamedTuple):
+    """One draw of a case, rounded to a dtype.
+
+    `given` has x (T, B, I), h0 (L*D, B, P or H), c0 (L*D, B, H), of a ConvLSTM with the image behind them, the weights by our
+    modules' names, and `reset` (T, B) of bool where the case resets; `upstream` the gradients that y, h_n, c_n and cells
+    receive.
+    """
+
+    case: Case
+    given: dict[str, Tensor]
+    upstream: dict[str, Tensor]
+
+
+def draw(name: str, dtype: torch.dtype, index: int) -> Problem:
+    """Draw number `index` of a case: the same numbers at every run."""
+    case = CASES[name]
+    random = torch.Generator().manual_seed(zlib.crc32(name.encode()) + index)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    given = {"x": case.gain * normal(*case.input)}
+    if not case.zero_state:
+        given |= {key: normal(*shape) for key, shape in case.states.items()}
+    for key, weight in case.module(device="meta").named_parameters():
+        uniform = 2 * torch.rand(weight.shape, generator=random, dtype=torch.float64) - 1
+        given[key] = case.bound * uniform
+    upstream = {"y": normal(case.T, case.B, *case.row(case.outputs["y"]))}
+    upstream |= {key.replace("0", "_n"): normal(*shape) for key, shape in case.states.items()}
+    if case.cells:
+        upstream["cells"] = normal(case.T, case.B, *case.row(case.outputs["cells"]))
+    given, upstream = ({key: t.to(dtype) for key, t in tensors.items()} for tensors in (given, upstream))
+    if case.reset:
+        given["reset"] = torch.rand(case.T, case.B, generator=random) < case.reset
+    return Problem(case, given, upstream)
