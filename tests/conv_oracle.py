@@ -61,7 +61,7 @@ def piece(
 
 
 def sequence(module, k, suffix, x, h, c, length, cut, reverse) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One sequence (T, C, *S) of a layer in one direction: y and cells (T, H, *S'), zero beyond its length, and the last h, c."""
+    """One sequence (T, C, *S), one layer, one direction: y and cells (T, H, *S'), zero beyond its length, and the last h, c."""
     starts = sorted({0, *[t for t in range(1, length) if cut[t]]})
     parts = [list(range(a, b)) for a, b in itertools.pairwise([*starts, length])]
     y = [torch.zeros_like(h)] * len(x)

@@ -98,7 +98,7 @@ def resets() -> Tensor:
 
 
 def compare(ours: nn.Module, S: tuple[int, ...], use: str, given: bool = True) -> None:
-    """Outputs, cells, states and every gradient with the oracle's; without `given` states are zeros, and none are handed over."""
+    """Outputs, cells, states and every gradient with the oracle's; without `given`, states are zeros, and none handed over."""
     lengths, cuts = USES[use]
     reset = resets() if cuts else None
     image = ours(torch.zeros(1, 1, C, *S, dtype=torch.float64))[0].shape[3:]
@@ -138,3 +138,96 @@ def test_the_kernels_run_them(case):
         pytest.skip("needs the C++ extension")
     ours = module(case)
     assert backends.choose(ours.variant, torch.device("cpu"), torch.float64).backend == "numba"
+
+
+@pytest.mark.parametrize("peephole", [None, "channel"])
+@pytest.mark.parametrize("image", [(1, 1), (3, 2)], ids=["one pixel", "pixels"])
+def test_a_kernel_of_one_is_an_lstm_of_each_pixel(peephole, image):
+    ours = KINDS[2](C, H, 1, 2, bidirectional=True, peephole=peephole, dtype=torch.float64)
+    kind = nn.LSTM if peephole is None else fastlstm.PeepholeLSTM
+    theirs = kind(C, H, 2, bidirectional=True, dtype=torch.float64)
+    theirs.load_state_dict({name: w.flatten(1) if w.dim() > 1 else w for name, w in ours.state_dict().items()})
+    x, pixels = random(T, B, C, *image).requires_grad_(), B * image[0] * image[1]
+    y, (h_n, c_n) = ours(x)
+    flat = [t.movedim(2, -1).reshape(len(t), pixels, -1) for t in (x, y, h_n, c_n)]
+    expected, finals = theirs(flat[0])
+    assert_same(flat[1:], [expected, *finals])
+    found, right = (
+        torch.autograd.grad(t.square().sum(), [x, *m.parameters()]) for t, m in ((y, ours), (expected, theirs))
+    )
+    assert_same([d.flatten() for d in found], [d.flatten() for d in right])
+
+
+@each_backend
+def test_a_kernel_of_three_over_one_pixel_is_an_lstm_of_its_middle(backend):
+    ours = KINDS[2](C, H, 3, dtype=torch.float64, backend=backend)
+    theirs = nn.LSTM(C, H, dtype=torch.float64)
+    theirs.load_state_dict({name: w[:, :, 1, 1] if w.dim() > 1 else w for name, w in ours.state_dict().items()})
+    x = random(T, B, C)
+    assert_same(ours(x[..., None, None])[0].flatten(2), theirs(x)[0])
+
+
+@each_backend
+def test_the_output_gate_sees_the_new_cell(backend):
+    ours = KINDS[1](C, 1, 3, peephole="channel", bias=False, dtype=torch.float64, backend=backend)
+    with torch.no_grad():
+        ours.weight_ih_l0[3:] = 0  # of o: only its peephole is left
+        ours.weight_hh_l0[3:] = 0
+        ours.weight_peephole_l0[:2] = 0
+    y, (_, c_n) = ours(random(1, B, C, 4), (random(1, B, 1, 4), random(1, B, 1, 4)))
+    assert_same(y, torch.sigmoid(ours.weight_peephole_l0[2] * c_n) * torch.tanh(c_n))
+
+
+@each_backend
+@pytest.mark.parametrize("case", ["2d", "stride", "hadamard", "layers of different sizes"])
+def test_seven_steps_are_three_and_four(case, backend):
+    ours = module(case, backend=backend, bidirectional=False)
+    x = random(7, B, C, *CASES[case][0])
+    y, finals = ours(x)
+    y_3, between = ours(x[:3])
+    y_4, end = ours(x[3:], between)
+    assert_same(torch.cat([y_3, y_4]), y)
+    assert_same(end, finals)
+
+
+@each_case
+def test_a_step_of_training_moves_every_parameter(case):
+    ours = module(case)
+    before = {name: p.clone() for name, p in ours.named_parameters()}
+    optimizer = torch.optim.SGD(ours.parameters(), lr=1.0)
+    ours(random(T, B, C, *CASES[case][0]))[0].square().sum().backward()
+    optimizer.step()
+    still = [name for name, p in ours.named_parameters() if not (p != before[name]).any()]
+    assert not still
+
+
+@each_backend
+@pytest.mark.parametrize("case", ["1d", "2d", "no bias", "hadamard", "a kernel of one", "layers of different sizes"])
+def test_a_forecast_is_as_if_zeros_were_fed(case, backend):
+    """Zeros of the input's channels, over the image of the states."""
+    ours = module(case, backend=backend, bidirectional=False, stride=1)
+    hx = as_hx(ours, states(ours, CASES[case][0]))
+    expected = ours(torch.zeros(4, B, C, *CASES[case][0], dtype=torch.float64), hx, return_cells=True)
+    assert_same(ours(None, hx, steps=4, return_cells=True), expected)
+
+
+@pytest.mark.parametrize("case", ["stride", "valid", "padding of pairs"])
+def test_a_forecast_goes_on_where_the_input_was_strided(case):
+    ours = module(case)
+    y, hx = ours(random(T, B, C, *CASES[case][0]))
+    forecast, (h_n, _) = ours(None, hx, steps=2)
+    assert forecast.shape == (2, *y.shape[1:])
+    assert_same(h_n[0], forecast[-1])
+
+
+def test_a_forecast_batch_first_and_unbatched():
+    ours = module("2d")
+    hx = as_hx(ours, states(ours, (4, 5)))
+    expected, (h_n, c_n) = ours(None, hx, steps=3)
+    first, finals = ours(None, [s[:, 0] for s in hx], steps=3)
+    assert_same(first, expected[:, 0])
+    assert_same(finals, (h_n[:, 0], c_n[:, 0]))
+    ours.batch_first = True
+    assert_same(ours(None, hx, steps=3)[0], expected.transpose(0, 1))
+    reset = torch.tensor([[False, True, False]] * B)
+    assert_same(ours(None, hx, steps=3, reset=reset)[0][:, 1:], ours(None, [0 * s for s in hx], steps=2)[0])

@@ -68,9 +68,7 @@ def convolutional(
 
     def maps(t: Tensor) -> Tensor:
         """Maps (..., *S', channels) in the layout of the input."""
-        if channels_last:
-            return t.contiguous().movedim(-1, -n - 1)
-        return t.movedim(-1, -n - 1).clone(memory_format=torch.contiguous_format)
+        return t.contiguous().movedim(-1, -n - 1) if channels_last else t.movedim(-1, -n - 1).contiguous()
 
     if conv.return_sequence:
         found = [[maps(batch.output(t)) for t in of_layer] for of_layer in outputs]  # type: ignore[arg-type]
@@ -101,8 +99,8 @@ def _autocast(x: Tensor, states: Any, layers: list[dict[str, Tensor]]) -> tuple:
 
 
 def _is_channels_last(x: Tensor, n: int) -> bool:
-    """Whether maps (..., C, *S) lie so, as PyTorch's convolutions see it: of one channel, strides tell."""
-    return n > 1 and x.stride(-n - 1) == 1 and x.movedim(-n - 1, -1).is_contiguous() and x.shape[-n:].numel() > 1
+    """Whether maps (..., C, *S) lie so, and not as usual, which those of one channel do as well."""
+    return n > 1 and not x.is_contiguous() and x.movedim(-n - 1, -1).is_contiguous()
 
 
 def _channels_last(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -69,7 +69,7 @@ def conv_lstm(
     backend: "auto", or the name of the one that must run; `fastlstm info` tells which there are.
 
     `output` is (T, B, D * H, *S') in the layout of `input`; `h_n` and `c_n` have the shapes of `h0` and `c0`. Where
-    `input.flatten(0, 1)` is channels_last (channels_last_3d), so are these, else they are contiguous.
+    `input.flatten(0, 1)` is channels_last (channels_last_3d) and not contiguous too, so are these; else they are contiguous.
     Raises TypeError, ValueError or RuntimeError for bad arguments.
 
     >>> import torch

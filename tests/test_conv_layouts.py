@@ -1,0 +1,155 @@
+"""What a ConvLSTM takes and gives: layouts, memory formats, layers, last steps, dropout, dtypes, autocast."""
+
+import pytest
+import torch
+from helpers import assert_same, random
+from test_conv_lstm import CASES, KINDS, LENGTHS, B, C, H, T, as_hx, as_lists, module, resets, states
+from torch import Tensor
+
+FORMATS = {1: None, 2: torch.channels_last, 3: torch.channels_last_3d}
+STACKED = "layers of different sizes"
+
+
+def in_format(x: Tensor) -> Tensor:
+    """`x` (A, B, C, *S), of the same values, with channels last in memory."""
+    return x.movedim(2, -1).contiguous().movedim(-1, 2)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("case", ["1d", "2d", "3d", "stride", "a kernel of one", "two layers, two directions"])
+def test_channels_last_in_is_channels_last_out(case, batch_first):
+    ours = module(case, batch_first=batch_first)
+    x = random(T, B, C, *CASES[case][0])
+    y, (h_n, c_n) = ours(x)
+    last, finals = ours(in_format(x))
+    assert_same((last, finals), (y, (h_n, c_n)))
+    assert all(t.is_contiguous() for t in (y, h_n, c_n))
+    memory_format = FORMATS[len(CASES[case][0])]
+    for t in (last, *finals):
+        t = t.flatten(0, 1)
+        assert t.is_contiguous(memory_format=memory_format) if memory_format else t.is_contiguous()
+
+
+def test_what_lies_both_ways_is_contiguous():
+    """Such are all images of one channel."""
+    ours = KINDS[2](1, H, 3)
+    x = torch.randn(T, B, 1, 4, 5)
+    assert x.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+    y, finals = ours(x)
+    assert all(t.is_contiguous() for t in (y, *finals))
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["states", "no states"])
+@pytest.mark.parametrize("use", ["plain", "lengths", "resets"])
+def test_batch_first(given, use):
+    ours = module(STACKED)
+    x = random(T, B, C, *CASES[STACKED][0])
+    hx = as_hx(ours, states(ours, (2, 3))) if given else None
+    reset = resets() if use == "resets" else None
+    options = {"lengths": LENGTHS if use == "lengths" else None, "return_cells": True}
+    y, finals, cells = ours(x, hx, reset=reset, **options)
+    ours.batch_first = True
+    moved = ours(x.transpose(0, 1), hx, reset=None if reset is None else reset.T, **options)
+    assert_same(moved, (y.transpose(0, 1), finals, cells.transpose(0, 1)))
+
+
+@pytest.mark.parametrize("case", ["2d", STACKED])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_unbatched(case, batch_first):
+    ours = module(case, batch_first=batch_first)
+    x = random(T, C, *CASES[case][0])
+    batched = x.unsqueeze(0 if batch_first else 1)
+    image = (2, 3) if case == STACKED else CASES[case][0]
+    hx = states(ours, image, batch=1)
+    (y, finals, cells), reset = ours(batched, as_hx(ours, hx), return_cells=True), resets()[:, 1]
+    alone = tuple([s[:, 0] for s in letter] for letter in hx)
+    given = alone if case == STACKED else tuple(s[0] for s in alone)
+    found, ends, its_cells = ours(x, given, return_cells=True)
+    side = 0 if batch_first else 1
+    assert_same([found, its_cells], [t.squeeze(side) for t in (y, cells)])
+    assert_same(as_lists(ours, ends), [[s.squeeze(1) for s in letter] for letter in as_lists(ours, finals)])
+    assert_same(ours(x, reset=reset)[0], ours(batched, reset=reset.unsqueeze(side))[0].squeeze(side))
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize("case", ["2d", "two layers, two directions", STACKED])
+def test_the_last_step_alone(case, lengths):
+    """Each sequence's own; of the reverse direction, that after step 0."""
+    ours = module(case)
+    D = 2 if ours.bidirectional else 1
+    x = random(T, B, C, *CASES[case][0])
+    options = {"lengths": lengths, "return_cells": True}
+    hx = as_hx(ours, states(ours, ours(x)[0].shape[3:]))
+    y, finals, cells = ours(x, hx, **options, return_all_layers=True)
+    lasts, same, last_cells = ours(x, hx, **options, return_all_layers=True, return_sequence=False)
+    assert_same(same, finals)
+    for k, (last, last_cell) in enumerate(zip(lasts, last_cells, strict=True)):
+        for t, steps, final in ((last, y, as_lists(ours, finals)[0]), (last_cell, cells, as_lists(ours, finals)[1])):
+            assert_same(t, torch.cat(list(final[k]), 1))
+            width = t.shape[1] // D
+            for b, n in enumerate(lengths or [T] * B):
+                if n:
+                    assert_same(t[b, :width], steps[k][n - 1, b, :width])
+                    assert_same(t[b, width:], steps[k][0, b, width:])
+    alone, _ = ours(x, hx, lengths=lengths, return_sequence=False)
+    assert_same(alone, lasts[-1])
+    assert_same(ours(x[:, 0], return_sequence=False)[0], ours(x[:, :1], return_sequence=False)[0][0])
+
+
+def test_all_layers_are_what_each_would_give():
+    ours = module("two layers, two directions")
+    x = random(T, B, C, 3, 4)
+    every, _, cells = ours(x, return_all_layers=True, return_cells=True)
+    y, _, last = ours(x, return_cells=True)
+    assert_same([every[-1], cells[-1]], [y, last])
+    first = KINDS[2](C, H, 3, bidirectional=True, peephole="channel", dtype=torch.float64)
+    first.load_state_dict({name: w for name, w in ours.state_dict().items() if "l0" in name})
+    assert_same([every[0], cells[0]], list(first(x, return_cells=True)[::2]))
+
+
+def test_dropout_zeroes_elements_between_layers():
+    ours = module("two layers, two directions", dropout=0.5, bidirectional=False)
+    x = random(T, B, C, 3, 4)
+    torch.manual_seed(5)
+    (first, second), _ = ours(x, return_all_layers=True)
+    torch.manual_seed(5)
+    dropped = torch.nn.functional.dropout(first.movedim(2, -1).contiguous(), 0.5).movedim(-1, 2)
+    above = KINDS[2](H, H, 3, peephole="channel", dtype=torch.float64)
+    above.load_state_dict({name.replace("l1", "l0"): w for name, w in ours.state_dict().items() if "l1" in name})
+    assert_same(second, above(dropped)[0])
+    ours.eval()
+    assert_same(ours(x)[0], ours(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["", "checkpoint"])
+@pytest.mark.parametrize("case", ["2d", STACKED])
+def test_other_dtypes_are_as_near_as_the_reference(case, dtype, checkpoint):
+    """Twice its error and a rounding, as for every variant: CONTRIBUTING.md."""
+    x, results = torch.randn(T, B, C, *CASES[case][0]).to(dtype), []
+    exact = module(case).to(dtype).double()
+    for ours, x_of in (
+        (exact, x.double()),
+        (module(case, backend="reference").to(dtype), x),
+        (module(case, checkpoint=checkpoint).to(dtype), x),
+    ):
+        y, finals = ours(x_of, lengths=LENGTHS)
+        found = [y, *[s for letter in as_lists(ours, finals) for s in letter]]
+        upstream = [torch.linspace(-1, 1, t.numel(), dtype=dtype).view(t.shape).to(t.dtype) for t in found]
+        results.append([*found, *torch.autograd.grad(found, list(ours.parameters()), upstream)])
+        assert {t.dtype for t in results[-1]} == {x_of.dtype}
+    for right, reference, ours in zip(*results, strict=True):
+        allowed = 2 * (reference.double() - right).norm() + torch.finfo(dtype).eps * right.norm()
+        assert (ours.double() - right).norm() <= allowed
+
+
+def test_autocast_runs_in_its_dtype():
+    ours = KINDS[2](C, H, 3, 2, peephole="channel")
+    x, hx = torch.randn(T, B, C, 4, 5), tuple(torch.randn(2, B, H, 4, 5) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        y, finals = ours(x, hx)
+    expected, ends = ours.bfloat16()(x.bfloat16(), [s.bfloat16() for s in hx])
+    assert y.dtype == torch.bfloat16
+    assert_same((y, finals), (expected, ends))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours.double()(x.double())[0].dtype == torch.float64
