@@ -1,11 +1,23 @@
 """The shapes that are measured: what people train, read off the defaults of the libraries that build `nn.LSTM` for them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
+from typing import Any
 
 import torch
+from torch import nn
 
-from fastlstm.backends import VARIANTS
+import fastlstm
+from fastlstm.backends import CONVOLUTIONAL, VARIANTS
+from fastlstm.kernels.variant import Variant
+from fastlstm.modules import build
+
+KINDS = VARIANTS | CONVOLUTIONAL
+CELLS: dict[Variant, type[nn.Module]] = {
+    cell.variant: cell
+    for cell in (fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.PeepholeLSTMCell, fastlstm.CIFGLSTMCell)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +54,34 @@ class Case:
     def outputs(self) -> int:
         return self.P or self.H
 
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """Those that take its input."""
+        return VARIANTS
+
+    def row(self, features: int) -> tuple[int, ...]:
+        """The shape of a sequence's step of so many features."""
+        return (features,)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of a module, of ours and of PyTorch's, after the sizes."""
+        some = {"num_layers": self.layers, "bidirectional": self.directions == 2}
+        return some | ({"proj_size": self.P} if self.P else {})
+
+    def module(self, variant: Variant, **options: Any) -> nn.Module:
+        """A module of ours."""
+        if self.layout == "cell":
+            return CELLS[variant](self.I, self.H, **options)
+        return build(variant.name, self.I, self.H, **self.options(), **options)
+
+    def small(self) -> "Case":
+        """The same of next to no work."""
+        return replace(self, T=min(self.T, 2), shortest=min(self.shortest, 1), B=min(self.B, 2))
+
     def gemms(self, variant: str) -> list[tuple[int, int, int, int]]:
         """The matrix products of a forward pass as (how many, rows, inner, columns)."""
         products = []
-        columns = len(VARIANTS[variant].gates) * self.H
+        columns = len(KINDS[variant].gates) * self.H
         for k in range(self.layers):
             inputs = self.I if k == 0 else self.directions * self.outputs
             products.append((self.directions, self.rows, inputs, columns))
@@ -65,6 +101,50 @@ class Case:
 
     def time(self) -> str:
         return f"{self.shortest}–{self.T}" if self.lengths is not None else str(self.T)
+
+    def batch(self) -> str:
+        return str(self.B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvCase(Case):
+    """A stack of ConvLSTMs over images: I and H are channels, and layers feed each other images of one size."""
+
+    S: tuple[int, ...]  # of an image: 1 to 3 dimensions
+    kernel: int = 3
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        return CONVOLUTIONAL
+
+    def row(self, features: int) -> tuple[int, ...]:
+        return features, *self.S
+
+    def module(self, variant: Variant, **options: Any) -> nn.Module:
+        kind = getattr(fastlstm, f"ConvLSTM{len(self.S)}d")
+        peephole = "channel" if variant.peepholes else None
+        chosen = {"peephole": peephole, "coupled": variant.coupled} | self.options() | options
+        return kind(self.I, self.H, self.kernel, **chosen)
+
+    def small(self) -> Case:
+        return replace(super().small(), S=tuple(min(size, 4) for size in self.S))
+
+    def gemms(self, variant: str) -> list[tuple[int, int, int, int]]:
+        """Those that the convolutions are: a row per pixel, over taps and channels. What is padded counts as well."""
+        taps, pixels = self.kernel ** len(self.S), prod(self.S)
+        columns = len(KINDS[variant].gates) * self.H
+        products = []
+        for k in range(self.layers):
+            inputs = self.I if k == 0 else self.directions * self.H
+            products.append((self.directions, self.rows * pixels, taps * inputs, columns))
+            products.append((self.directions * self.T, self.B * pixels, taps * self.H, columns))
+        return products
+
+    def shape(self) -> str:
+        return f"{super().shape()}, {'x'.join([str(self.kernel)] * len(self.S))}"
+
+    def batch(self) -> str:
+        return f"{self.B} ({'x'.join(map(str, self.S))})"
 
 
 CPU_CASES = {
@@ -95,7 +175,18 @@ CPU_CASES = {
     "cell-64": Case(H=256, I=256, T=1, B=64, layout="cell", stands_for="a cell, a batch"),
     "cell-256": Case(H=256, I=256, T=1, B=256, layout="cell", stands_for="a cell, a large batch"),
 }
-# A GPU takes more to be busy. Its cases are named after their sizes; T is 512
+CONV_CASES = {
+    "radar": ConvCase(layers=2, H=64, I=16, T=10, B=4, S=(32, 32), stands_for="nowcasting"),
+    "video": ConvCase(H=128, I=16, T=10, B=4, S=(16, 16), kernel=5, stands_for="video prediction"),
+    "deep-radar": ConvCase(
+        layers=4, H=128, I=16, T=10, B=4, S=(16, 16), kernel=5, stands_for="the benchmark of spatiotemporal papers"
+    ),
+    "frame": ConvCase(H=32, I=5, T=1, B=1, S=(96, 64), stands_for="event cameras, one frame at a time"),
+    "radar-step": ConvCase(layers=2, H=64, I=16, T=1, B=1, S=(32, 32), stands_for="nowcasting, one frame at a time"),
+    "thermal": ConvCase(H=8, I=1, T=24, B=8, S=(24, 32), stands_for="low-resolution sensors, few channels"),
+    "volume": ConvCase(H=16, I=1, T=8, B=1, S=(16, 32, 32), stands_for="3d scans over time"),
+}
+# A GPU takes more to be busy. Its own cases are named after their sizes; T is 512
 GPU_CASES = {
     f"b{B}-h{H}": Case(H=H, I=H, T=512, B=B, stands_for="the grid")
     for B, H in product((16, 64, 128), (256, 512, 768, 1024))
@@ -105,9 +196,14 @@ GPU_CASES = {
     "b64-h512-resets": Case(H=512, I=512, T=512, B=64, resets=0.03, stands_for="3% resets"),
     "b1-h128-t1": Case(H=128, I=128, T=1, B=1, stands_for="one step at a time"),
 }  # fmt: skip
-CASES = CPU_CASES | GPU_CASES
+CASES: dict[str, Case] = CPU_CASES | CONV_CASES | GPU_CASES
 
 
 def default_cases(device: str) -> dict[str, Case]:
     """Those that are measured on a device where none are named."""
-    return CPU_CASES if device == "cpu" else GPU_CASES
+    return (CPU_CASES if device == "cpu" else GPU_CASES) | CONV_CASES
+
+
+def main_peer(variant: str) -> str:
+    """Whom a variant is measured against where nobody is named: PyTorch's module, or the loop that stands for one."""
+    return "cell" if variant in CONVOLUTIONAL else "torch"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastlstm.benchmarks.cases import ConvCase
+from fastlstm.benchmarks.conv_loops import ConvLoop, KerasLayers
 from fastlstm.benchmarks.loops import CellLoop, Cutting
 from fastlstm.benchmarks.work import (
     Contender,
@@ -18,9 +20,9 @@ from fastlstm.benchmarks.work import (
     make_work,
     module_of,
     packing,
-    stack_options,
     step,
 )
+from fastlstm.kernels.conv_lstm import CONV_LSTM
 from fastlstm.kernels.lstm import LSTM
 
 
@@ -50,10 +52,19 @@ def dense(work: Work) -> Contender:
 
 
 def our_lstm(work: Work) -> Contender:
-    """Our own LSTM of the same size: what peepholes cost, and what a gate fewer saves."""
-    if work.variant == LSTM:
+    """Our own LSTM, or ConvLSTM, of the same size: what peepholes cost, and what a gate fewer saves."""
+    plain = CONV_LSTM if isinstance(work.case, ConvCase) else LSTM
+    if work.variant == plain:
         raise NotImplementedError("it is the LSTM itself")
-    return ours(make_work(work.case, LSTM, work.mode, work.dtype, str(work.x.device)))
+    return ours(make_work(work.case, plain, work.mode, work.dtype, str(work.x.device)))
+
+
+def checkpointed(work: Work) -> Contender:
+    """Ours with gates computed anew in the backward: what the memory that it saves costs."""
+    if not isinstance(work.case, ConvCase):
+        raise NotImplementedError("only ConvLSTMs have checkpoint=True")
+    module = module_of(work, checkpoint=True)
+    return Contender(work, step(work, forward_of_ours(work, module), module))
 
 
 def our_fp32(work: Work) -> Contender:
@@ -66,6 +77,8 @@ def our_fp32(work: Work) -> Contender:
 def torch_module(work: Work) -> Contender:
     """PyTorch's own module; for a variant that it lacks, its LSTM of the same size, which its users would fall back to."""
     case = work.case
+    if isinstance(case, ConvCase):
+        raise NotImplementedError("PyTorch has no ConvLSTM")
     if work.reset is not None:
         raise NotImplementedError("PyTorch knows no resets")
     name = work.variant.counterpart or "LSTM"
@@ -73,7 +86,7 @@ def torch_module(work: Work) -> Contender:
     if case.layout == "cell":
         module: nn.Module = getattr(nn, f"{name}Cell")(case.I, case.H, **options)
     else:
-        module = getattr(nn, name)(case.I, case.H, **stack_options(case), **options)
+        module = getattr(nn, name)(case.I, case.H, **case.options(), **options)
     if work.variant.counterpart:
         module.load_state_dict(work.module.state_dict())
 
@@ -98,20 +111,42 @@ def cutting(work: Work) -> Contender:
     if not work.variant.counterpart:
         raise NotImplementedError("PyTorch has no such module to run between cuts")
     kind = getattr(nn, work.variant.counterpart)
-    module = kind(work.case.I, work.case.H, **stack_options(work.case), dtype=work.dtype, device=work.x.device)
+    module = kind(work.case.I, work.case.H, **work.case.options(), dtype=work.dtype, device=work.x.device)
     module.load_state_dict(work.module.state_dict())
     cut = Cutting(work, module)
     return Contender(work, step(work, cut, cut))
 
 
 def cell_loop(work: Work) -> Contender:
+    if isinstance(work.case, ConvCase):
+        return as_module(work, ConvLoop(work))
     loop = CellLoop(work)
     return Contender(work, step(work, packing(work.case, loop), loop))
 
 
+def channels_last_loop(work: Work) -> Contender:
+    if not isinstance(work.case, ConvCase):
+        raise NotImplementedError("its frames are no images")
+    return as_module(work, ConvLoop(work, channels_last=True))
+
+
+def keras_layers(work: Work) -> Contender:
+    if not isinstance(work.case, ConvCase):
+        raise NotImplementedError("Keras is measured with ConvLSTMs only")
+    return as_module(work, KerasLayers(work))
+
+
+def as_module(work: Work, module: ConvLoop | KerasLayers) -> Contender:
+    return Contender(work, step(work, module, module, module.as_ours))
+
+
 def compiled_loop(work: Work) -> Contender:
-    loop = CellLoop(work)
-    run = step(work, packing(work.case, torch.compile(loop)), loop)
+    if isinstance(work.case, ConvCase):
+        conv_loop = ConvLoop(work)
+        run = step(work, torch.compile(conv_loop), conv_loop, conv_loop.as_ours)
+    else:
+        loop = CellLoop(work)
+        run = step(work, packing(work.case, torch.compile(loop)), loop)
     start = time.perf_counter()
     run()
     return Contender(work, run, compile_s=time.perf_counter() - start)
@@ -132,6 +167,8 @@ def onnx_runtime(work: Work) -> Contender:
         raise NotImplementedError("ONNX Runtime is measured in inference only")
     if work.dtype != torch.float32 or work.x.device.type != "cpu":
         raise NotImplementedError("ONNX Runtime is measured in float32 on the CPU")
+    if isinstance(case, ConvCase):
+        raise NotImplementedError("ONNX has no ConvLSTM")
     if case.P or case.resets or case.layout in ("packed", "cell"):
         raise NotImplementedError("ONNX knows no projection, no resets, no packed input and no cells")
     try:
@@ -159,6 +196,9 @@ CONTENDERS = {
     "reference": reference,
     "torch": torch_module,
     "cell": cell_loop,
+    "channels-last": channels_last_loop,
+    "keras": keras_layers,
+    "checkpoint": checkpointed,
     "compile": compiled_loop,
     "compile-ours": compiled_ours,
     "onnx": onnx_runtime,

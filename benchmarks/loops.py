@@ -11,30 +11,34 @@ from fastlstm.benchmarks.work import Work
 from fastlstm.kernels.variant import Variant
 
 
+def gates(variant: Variant, a: Tensor, c_prev: Tensor, p: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`h, c` of the LSTM family from its pre-activations (B, G*H, ...) and peepholes, as users write it."""
+    if variant.coupled:
+        a_i, a_g, a_o = a.chunk(3, dim=1)
+    else:
+        a_i, a_f, a_g, a_o = a.chunk(4, dim=1)
+    i = torch.sigmoid(a_i if p is None else a_i + p[0] * c_prev)
+    if variant.coupled:
+        f = 1 - i
+    else:
+        f = torch.sigmoid(a_f if p is None else a_f + p[1] * c_prev)
+    c = f * c_prev + i * torch.tanh(a_g)
+    o = torch.sigmoid(a_o if p is None else a_o + p[-1] * c)
+    return o * torch.tanh(c), c
+
+
 class EquationCell(nn.Module):
-    """One step of a Peephole or CIFG LSTM as users write it; PyTorch has no cell for them. `weights` as in `all_weights`."""
+    """One step of a Peephole or CIFG LSTM; PyTorch has no cell for them. `weights` as in `all_weights`."""
 
     def __init__(self, variant: Variant, weights: list[Tensor]) -> None:
         super().__init__()
-        self.coupled, self.peephole = variant.coupled, bool(variant.peepholes)
+        self.variant = variant
         self.weights = nn.ParameterList(nn.Parameter(w.detach().clone()) for w in weights)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         h, c_prev = state
         w_ih, w_hh, b_ih, b_hh, *p = self.weights
-        a = linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)
-        if self.coupled:
-            a_i, a_g, a_o = a.chunk(3, dim=1)
-        else:
-            a_i, a_f, a_g, a_o = a.chunk(4, dim=1)
-        i = torch.sigmoid(a_i + p[0][0] * c_prev if self.peephole else a_i)
-        if self.coupled:
-            f = 1 - i
-        else:
-            f = torch.sigmoid(a_f + p[0][1] * c_prev if self.peephole else a_f)
-        c = f * c_prev + i * torch.tanh(a_g)
-        o = torch.sigmoid(a_o + p[0][-1] * c if self.peephole else a_o)
-        return o * torch.tanh(c), c
+        return gates(self.variant, linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh), c_prev, *p)
 
 
 def cell_of(work: Work, weights: list[Tensor]) -> nn.Module:

@@ -4,7 +4,6 @@
 bytes.
 """
 
-import dataclasses
 import json
 import re
 import resource
@@ -14,8 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fastlstm.backends import VARIANTS
-from fastlstm.benchmarks.cases import CASES
+from fastlstm.benchmarks.cases import CASES, KINDS
 from fastlstm.benchmarks.contenders import contender
 from fastlstm.benchmarks.work import DTYPES, make_work
 
@@ -31,9 +29,8 @@ def peak_memory(case: str, variant: str, name: str, dtype: str, threads: int) ->
 
 def measure(case: str, variant: str, contender_name: str, dtype: str) -> int:
     # A small batch first: what is loaded or compiled once is not the step's.
-    kind = VARIANTS[variant]
-    small = dataclasses.replace(CASES[case], T=1 if CASES[case].layout == "cell" else 2, shortest=1, B=2)
-    contender(contender_name, make_work(small, kind, "train", DTYPES[dtype])).step()
+    kind = KINDS[variant]
+    contender(contender_name, make_work(CASES[case].small(), kind, "train", DTYPES[dtype])).step()
     work = make_work(CASES[case], kind, "train", DTYPES[dtype])
     # The peak so far, that of imports and compilers, is forgotten where the system can do that (Linux).
     if CLEAR_REFS.exists():

@@ -2,56 +2,20 @@
 
 import json
 import math
+import re
 import statistics
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from fastlstm.backends import IN_PYTORCH
-from fastlstm.benchmarks.cases import CASES
+from fastlstm.backends import CONVOLUTIONAL, IN_PYTORCH
+from fastlstm.benchmarks.cases import CASES, main_peer
+from fastlstm.benchmarks.names import MODES, MODULES, PURPOSES, module, peer
 from fastlstm.benchmarks.plot import plot
 from fastlstm.benchmarks.spread import down, spread
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 DETAILS = Path("docs/speed.md")
-MODULES = {
-    "lstm": "LSTM",
-    "gru": "GRU",
-    "peephole_lstm": "PeepholeLSTM",
-    "cifg_lstm": "CIFGLSTM",
-    "cifg_peephole_lstm": "CIFGLSTM(peephole=True)",
-}
-MODES = {"train": "training", "infer": "inference"}
-# What each is for, and its parameters per layer and direction
-PURPOSES = {
-    "lstm": ("the default; a drop-in for nn.LSTM", "4H(I + H + 2)"),
-    "gru": ("fewer weights, one state; a drop-in for nn.GRU", "3H(I + H + 2)"),
-    "peephole_lstm": ("gates that see the cell; meant for precise timing (see examples)", "4H(I + H + 2) + 3H"),
-    "cifg_lstm": ("f = 1 - i: a quarter fewer weights", "3H(I + H + 2)"),
-    "cifg_peephole_lstm": ("both", "3H(I + H + 2) + 2H"),
-}
-
-
-def peer(row: dict) -> str:
-    """Who a row is measured against, in words."""
-    variant, cell = row["variant"], CASES[row["case"]].layout == "cell"
-    own = MODULES[variant] if variant in IN_PYTORCH else "LSTM"
-    return {
-        "torch": f"nn.{own}" + ("Cell" if cell else ""),
-        "cell": f"loop over nn.{own}Cell" if variant in IN_PYTORCH else "loop over the equations",
-        "compile": "torch.compile of that loop",
-        "compile-ours": "fastlstm under torch.compile",
-        "onnx": "ONNX Runtime",
-        "dense": "fastlstm on as many dense steps",
-        "lstm": "fastlstm.LSTM" + ("Cell" if cell else ""),
-        "cut": f"nn.{own} on the pieces between resets",
-        "fp32": "fastlstm in fp32",
-    }[row["against"]]
-
-
-def module(row: dict) -> str:
-    name = MODULES[row["variant"]]
-    return f"fastlstm.{name}" + ("Cell" if CASES[row["case"]].layout == "cell" else "")
 
 
 class Tables(NamedTuple):
@@ -64,8 +28,8 @@ def chosen(result: dict, variant: str, mode: str, against: str) -> list[dict]:
 
 
 def mean_lines(result: dict, variant: str, mode: str) -> list[str]:
-    """The geometric means of the speed-up over PyTorch's module: over all cases, and over those that oneDNN runs."""
-    rows = [row for row in chosen(result, variant, mode, "torch") if "ratios" in row]
+    """The geometric means of the speed-up over the main peer: over all cases, and over those that oneDNN's LSTM runs."""
+    rows = [row for row in chosen(result, variant, mode, main_peer(variant)) if "ratios" in row]
     lines = []
     for label, some in (
         ("all cases", rows),
@@ -108,7 +72,7 @@ def variants_table(result: dict) -> Tables:
 
 
 def cost(result: dict, variant: str, mode: str) -> str:
-    if variant == "lstm":
+    if variant in ("lstm", "conv_lstm"):
         return "1"
     rows = [r for r in chosen(result, variant, mode, "lstm") if "ratios" in r and CASES[r["case"]].layout != "cell"]
     if not rows:
@@ -118,9 +82,9 @@ def cost(result: dict, variant: str, mode: str) -> str:
 
 def order(name: str) -> int:
     """Layers before cells, in the order of MODULES."""
-    plain = name.removeprefix("fastlstm.")
+    bare = re.sub(r"LSTM[13]d", "LSTM2d", name.removeprefix("fastlstm."))
     names = list(MODULES.values())
-    return names.index(plain) if plain in names else len(names) + names.index(plain.removesuffix("Cell"))
+    return names.index(bare) if bare in names else len(names) + names.index(bare.removesuffix("Cell"))
 
 
 def mean_and_lowest(rows: list[dict]) -> str:
@@ -134,17 +98,17 @@ def mean_and_lowest(rows: list[dict]) -> str:
 
 
 def main_table(result: dict, variant: str, mode: str) -> Tables:
-    """Ours against PyTorch's module, one line per case."""
+    """Ours against the main peer, one line per case."""
     headers = ["case", "L x H", "I", "T", "B", "PyTorch's is", "ms", "speed-up", "GFLOP/s"]
     lines = []
-    for row in chosen(result, variant, mode, "torch"):
+    for row in chosen(result, variant, mode, main_peer(variant)):
         case = CASES[row["case"]]
         if "reason" in row and not row.get("miss"):
             continue
-        line = [row["case"], case.shape(), str(case.I), case.time(), str(case.B), row.get("path", "–"), *timing(row)]
+        path = row.get("path") or "–"
+        line = [row["case"], case.shape(), str(case.I), case.time(), case.batch(), path, *timing(row)]
         if mode == "train":
-            memory = row.get("memory")
-            line.append(f"{megabytes(memory['ours'])} / {megabytes(memory['torch'])}" if memory else "–")
+            line.append(" / ".join(map(megabytes, row.get("memory", {}).values())) or "–")
         lines.append([*line, case.stands_for])
     return Tables([*headers, *(["peak MB"] if mode == "train" else []), "stands for"], lines)
 
@@ -160,7 +124,7 @@ def peer_table(result: dict) -> Tables:
     """Ours against everyone else."""
     lines = []
     for row in result["rows"]:
-        if row["against"] != "torch" and "ratios" in row:
+        if row["against"] != main_peer(row["variant"]) and "ratios" in row:
             compiled = f"{row['compile_s']:.0f}" if row["compile_s"] else "–"
             times, ratio, _ = timing(row)
             lines.append([module(row), row["case"], MODES[row["mode"]], peer(row), times, ratio, compiled])
@@ -181,6 +145,8 @@ def notes(result: dict) -> list[str]:
         "Two numbers are ours / the peer's. GFLOP/s: ours, of what PyTorch's GEMM reaches on the same sizes. "
         "MB: the peak of a training step, beyond the batch and the weights.",
     ]
+    if any(row["variant"] in CONVOLUTIONAL for row in result["rows"]):
+        lines.append("Of three numbers, the second is that of checkpoint=True.")
     if "l2" in m:
         lines.append(f"The GPU's L2 cache: {m['l2']}.")
     return lines + [
@@ -196,11 +162,12 @@ def markdown(result: dict, picture: str, half: dict | None = None) -> str:
     parts = [
         "## Variants",
         table(variants_table(result)),
-        "Time per step: beside `fastlstm.LSTM` of the same size, the mean over the cases measured on the machine below. "
-        "Each has layers, two directions, dropout, packed and padded input, resets and, but for the GRU, projections and "
-        "all cell states; each has a cell, and a stateless function in `fastlstm.functional`. On a GPU, "
-        '`backend="triton"` runs all of them on Triton kernels, which have been interpreted and compiled but not run on one '
-        """yet: until then "auto" leaves the LSTM and the GRU to PyTorch's own ops, the others to a loop in Python. """
+        "Time per step: beside `fastlstm.LSTM`, or `fastlstm.ConvLSTM2d`, of the same size, the mean over the cases measured "
+        "on the machine below; k is the number of a kernel's taps. Each has layers, two directions, dropout, sequences of "
+        "different lengths and resets; each has a cell, and a stateless function in `fastlstm.functional`. All but the GRU "
+        "give all cell states, all but the GRU and the ConvLSTM have projections, all but the ConvLSTM take packed input. On "
+        'a GPU, `backend="triton"` runs all of them on Triton kernels, which have been interpreted and compiled but not run on '
+        """one yet: until then "auto" leaves the LSTM and the GRU to PyTorch's own ops, the others to a loop in Python. """
         "GPU speed is not yet measured.",
         f"## Speed on one machine: {machine(result)}",
         f"![Speed-up over PyTorch's modules]({picture})",
@@ -221,8 +188,9 @@ def details(result: dict, picture: str, half: dict | None = None) -> str:
         for mode, title in MODES.items():
             rows = main_table(result, variant, mode)
             if rows.rows:
-                beside = "" if variant in IN_PYTORCH else ", beside the LSTM of the same size"
-                parts += [f"## {name}: {title} against PyTorch's{beside}", table(rows)]
+                beside = "PyTorch's" if variant in IN_PYTORCH else "PyTorch's, beside the LSTM of the same size"
+                beside = "a loop over one convolution" if variant in CONVOLUTIONAL else beside
+                parts += [f"## {name}: {title} against {beside}", table(rows)]
                 parts.append("  \n".join(mean_lines(result, variant, mode)))
     peers = peer_table(result)
     if peers.rows:

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 import fastlstm
-from fastlstm.backends import VARIANTS
-from fastlstm.benchmarks.cases import CASES, Case
+from fastlstm.backends import CONVOLUTIONAL
+from fastlstm.benchmarks.cases import CASES, KINDS, Case, main_peer
 from fastlstm.benchmarks.contenders import OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
 from fastlstm.benchmarks.work import DTYPES, Contender, make_work
@@ -38,12 +38,12 @@ def measure(name: str, variant: str, mode: str, against: str, *, dtype: str, pai
     row = {"case": name, "variant": variant, "mode": mode, "against": against}
     case = CASES[name]
     try:
-        work = make_work(case, VARIANTS[variant], mode, DTYPES[dtype], device)
+        work = make_work(case, KINDS[variant], mode, DTYPES[dtype], device)
         theirs = contender(against, work)
     except NotImplementedError as error:
         return row | {"reason": str(error)}
     mine = contender("ours", work)
-    same_work = against not in OTHER_WORK and not (against == "torch" and not VARIANTS[variant].counterpart)
+    same_work = against not in OTHER_WORK and not (against == "torch" and not KINDS[variant].counterpart)
     for one, label in ((mine, "ours"), (theirs, against)):
         reason = disagreement(one, strict=label == "ours") if one is mine or same_work else None
         if reason:
@@ -60,12 +60,13 @@ def measure(name: str, variant: str, mode: str, against: str, *, dtype: str, pai
         "gemm_gflops": gemm_rate(case, variant, DTYPES[dtype], device),
         "compile_s": theirs.compile_s,
     }
-    if mode == "train" and against == "torch" and same_work:
+    if mode == "train" and against == main_peer(variant) and same_work:
         if device == "cpu":
             threads = torch.get_num_threads()
-            row["memory"] = {who: peak_memory(name, variant, who, dtype, threads) for who in ("ours", "torch")}
+            who = ("ours", *(("checkpoint",) if variant in CONVOLUTIONAL else ()), against)
+            row["memory"] = {one: peak_memory(name, variant, one, dtype, threads) for one in who}
         else:
-            row["memory"] = {one: allocated(run.step, device) for one, run in (("ours", mine), ("torch", theirs))}
+            row["memory"] = {one: allocated(run.step, device) for one, run in (("ours", mine), (against, theirs))}
     return row
 
 
@@ -85,7 +86,7 @@ def compile_ahead(rows: list[tuple[str, str, str, str]], dtype: str, device: str
             case = dataclasses.replace(CASES[name], T=min(CASES[name].T, 2), shortest=min(CASES[name].shortest, 1))
             for one in ("ours", against)[: 1 + (against in OTHER_WORK)]:
                 try:
-                    yield contender(one, make_work(case, VARIANTS[variant], mode, DTYPES[dtype], device)).step
+                    yield contender(one, make_work(case, KINDS[variant], mode, DTYPES[dtype], device)).step
                 except NotImplementedError:
                     continue  # `measure` gives the reason
 

@@ -9,16 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-import fastlstm
-from fastlstm.benchmarks.cases import Case
+from fastlstm.benchmarks.cases import CELLS, Case
 from fastlstm.kernels.variant import Variant
-from fastlstm.modules import build
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-CELLS: dict[Variant, type[nn.Module]] = {
-    cell.variant: cell
-    for cell in (fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.PeepholeLSTMCell, fastlstm.CIFGLSTMCell)
-}
 # x and the initial states to y, then the final states
 Forward = Callable[..., tuple[Tensor, ...]]
 
@@ -61,6 +55,8 @@ def make_work(case: Case, variant: Variant, mode: str, dtype: torch.dtype, devic
 
     Raises NotImplementedError, with the reason, where there is no such work.
     """
+    if variant not in case.variants.values():
+        raise NotImplementedError(f"a case of other variants than {variant.name}")
     if case.P and not variant.projects:
         raise NotImplementedError(f"a {variant.op.upper()} has no projection")
     if case.layout == "cell" and variant not in CELLS:
@@ -72,29 +68,18 @@ def make_work(case: Case, variant: Variant, mode: str, dtype: torch.dtype, devic
 
     leading = {"packed": (case.rows,), "cell": (case.B,)}.get(case.layout, (case.T, case.B))
     stack = () if case.layout == "cell" else (case.layers * case.directions,)
-    x = normal(*leading, case.I)
-    states = tuple(normal(*stack, case.B, width) for width in variant.widths(case.H, case.outputs))
-    dy = normal(*leading, case.directions * case.outputs)
+    x = normal(*leading, *case.row(case.I))
+    states = tuple(normal(*stack, case.B, *case.row(width)) for width in variant.widths(case.H, case.outputs))
+    dy = normal(*leading, *case.row(case.directions * case.outputs))
     reset = (torch.rand(case.T, case.B, generator=random) < case.resets).to(device) if case.resets else None
-    module = new_module(case, variant, dtype=dtype, device=device)
+    module = case.module(variant, dtype=dtype, device=device)
     return Work(case, variant, mode, dtype, module, x, states, dy, reset)
-
-
-def new_module(case: Case, variant: Variant, **options: Any) -> nn.Module:
-    if case.layout == "cell":
-        return CELLS[variant](case.I, case.H, **options)
-    return build(variant.name, case.I, case.H, **stack_options(case), **options)
-
-
-def stack_options(case: Case) -> dict[str, Any]:
-    some = {"num_layers": case.layers, "bidirectional": case.directions == 2}
-    return some | ({"proj_size": case.P} if case.P else {})
 
 
 def module_of(work: Work, **options: Any) -> nn.Module:
     """A module of ours with the work's weights; on a GPU by our kernels there."""
     chosen = {"dtype": work.dtype, "device": work.x.device, "backend": "triton" if work.x.is_cuda else "auto"} | options
-    module = new_module(work.case, work.variant, **chosen)
+    module = work.case.module(work.variant, **chosen)
     module.load_state_dict(work.module.state_dict())
     return module
 
@@ -140,8 +125,10 @@ def as_tuple(finals: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (finals,) if isinstance(finals, Tensor) else finals
 
 
-def step(work: Work, forward: Forward, module: nn.Module) -> Callable[[], list[Tensor]]:
-    """One training step without the optimizer, or one inference."""
+def step(
+    work: Work, forward: Forward, module: nn.Module, as_ours: Callable[[list[Tensor]], list[Tensor]] = list
+) -> Callable[[], list[Tensor]]:
+    """One training step without the optimizer, or one inference. `as_ours` makes our weights' gradients of the module's."""
     if work.mode == "infer":
         module.eval()
 
@@ -151,11 +138,13 @@ def step(work: Work, forward: Forward, module: nn.Module) -> Callable[[], list[T
 
         return infer
 
-    wanted = [tensor.requires_grad_() for tensor in (work.x, *work.states)] + list(module.parameters())
+    inputs = [tensor.requires_grad_() for tensor in (work.x, *work.states)]
+    wanted = inputs + [weight for weight in module.parameters() if weight.requires_grad]
 
     def train() -> list[Tensor]:
         outputs = forward(work.x, *work.states)
         gradients = torch.autograd.grad(outputs[0], wanted, work.dy, allow_unused=True, materialize_grads=True)
-        return [*(t.detach() for t in outputs), *gradients]
+        of_inputs, of_weights = gradients[: len(inputs)], gradients[len(inputs) :]
+        return [*(t.detach() for t in outputs), *of_inputs, *as_ours(of_weights)]
 
     return train

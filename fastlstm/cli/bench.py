@@ -12,21 +12,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fastlstm.backends import VARIANTS
+from fastlstm.backends import CONVOLUTIONAL, VARIANTS
 from fastlstm.cli.checks import MOST_THREADS, check_device, check_writable, known
 
 if TYPE_CHECKING:
     from fastlstm.benchmarks.report import Tables
 
-AGAINST = ("torch", "cell", "compile", "compile-ours", "onnx", "dense", "lstm", "cut", "fp32")
+AGAINST = (
+    "torch", "cell", "channels-last", "keras", "checkpoint", "compile", "compile-ours", "onnx", "dense", "lstm", "cut", "fp32",
+)  # fmt: skip
 MODES = ("train", "infer")
+KINDS = VARIANTS | CONVOLUTIONAL
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
 
 def bench(
     case: Annotated[list[str] | None, typer.Option(help="Cases to measure; all of the device's.")] = None,
-    variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(VARIANTS)}; all.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch.")] = None,
+    variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(KINDS)}; all.")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch, or of ConvLSTMs cell.")
+    ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="train, infer; both.")] = None,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
     threads: Annotated[
@@ -51,11 +56,14 @@ def bench(
 
     A peer is timed only after its outputs and gradients agree with float64's. Pairs are interleaved in one process, and the
     ratio is taken pair by pair. A speed-up above 1 means that fastlstm is the faster. "compile" takes minutes to compile.
-    "dense" compares packed input with as many dense steps of our own, "lstm" a variant with our own LSTM, "cut" resets with
-    PyTorch's module on the pieces in between. Exits with 1 where results disagree.
+    "dense" compares packed input with as many dense steps of our own, "lstm" a variant with our own LSTM or ConvLSTM, "cut"
+    resets with PyTorch's module on the pieces in between. Of ConvLSTMs, "cell" is a loop over one convolution,
+    "channels-last" the same in that layout, "checkpoint" our own with checkpoint=True. Exits with 1 where results disagree.
     """
     from fastlstm.benchmarks import report, runner
-    from fastlstm.benchmarks.cases import CASES, default_cases
+    from fastlstm.benchmarks.cases import CASES, default_cases, main_peer
+    from fastlstm.benchmarks.names import MODES as MODE_NAMES
+    from fastlstm.benchmarks.names import MODULES
 
     if readme:
         try:
@@ -65,10 +73,15 @@ def bench(
         return
 
     names = known("--case", case or list(default_cases(device)), CASES)
-    variants = known("--variant", variant, VARIANTS)
-    peers = known("--against", against or ["torch"], AGAINST)
+    variants = known("--variant", variant, KINDS)
+    peers = known("--against", against, AGAINST) if against else []
     modes = known("--mode", mode, MODES)
     known("--dtype", [dtype], DTYPES)
+    fitting = [(v, name) for v, name in product(variants, names) if v in CASES[name].variants]
+    if not fitting:
+        raise typer.BadParameter(
+            f"--case is {', '.join(names)}, expected one that {', '.join(variants)} can run: images are a ConvLSTM's"
+        )
     check_device(device)
     if json_file and not json_file.is_dir():
         check_writable("--json", json_file)
@@ -83,13 +96,13 @@ def bench(
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        work = list(product(variants, names, modes, peers))
+        work = [(v, name, m, peer) for (v, name), m in product(fitting, modes) for peer in peers or [main_peer(v)]]
         result["rows"] = kept_rows(json_file, result, set(work)) if add else []
         task = progress.add_task("compiling" if device != "cpu" else "", total=len(work))
         if device != "cpu":
             runner.compile_ahead(work, dtype, device)
         for v, name, m, peer in work:
-            progress.update(task, description=f"{v}, {name}, {report.MODES[m]}, against {peer}")
+            progress.update(task, description=f"{v}, {name}, {MODE_NAMES[m]}, against {peer}")
             result["rows"].append(runner.measure(name, v, m, peer, dtype=dtype, pairs=pairs, device=device))
             progress.advance(task)
             if json_file:
@@ -98,7 +111,7 @@ def bench(
     for v, m in product(variants, modes):
         main = report.main_table(result, v, m)
         if main.rows:
-            title = f"{report.MODULES[v]}, {report.MODES[m]}"
+            title = f"{MODULES[v]}, {MODE_NAMES[m]}"
             console.print(rich_table(main, title), *report.mean_lines(result, v, m), sep="\n")
     others = report.peer_table(result)
     if others.rows:

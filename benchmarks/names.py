@@ -1,0 +1,69 @@
+"""What variants, modes and peers are called in tables."""
+
+from fastlstm.backends import IN_PYTORCH
+from fastlstm.benchmarks.cases import CASES, ConvCase
+
+MODULES = {
+    "lstm": "LSTM",
+    "gru": "GRU",
+    "peephole_lstm": "PeepholeLSTM",
+    "cifg_lstm": "CIFGLSTM",
+    "cifg_peephole_lstm": "CIFGLSTM(peephole=True)",
+    "conv_lstm": "ConvLSTM2d",
+    "peephole_conv_lstm": 'ConvLSTM2d(peephole="channel")',
+    "cifg_conv_lstm": "ConvLSTM2d(coupled=True)",
+    "cifg_peephole_conv_lstm": 'ConvLSTM2d(peephole="channel", coupled=True)',
+}
+MODES = {"train": "training", "infer": "inference"}
+# What each is for, and its parameters per layer and direction
+PURPOSES = {
+    "lstm": ("the default; a drop-in for nn.LSTM", "4H(I + H + 2)"),
+    "gru": ("fewer weights, one state; a drop-in for nn.GRU", "3H(I + H + 2)"),
+    "peephole_lstm": ("gates that see the cell; meant for precise timing (see examples)", "4H(I + H + 2) + 3H"),
+    "cifg_lstm": ("f = 1 - i: a quarter fewer weights", "3H(I + H + 2)"),
+    "cifg_peephole_lstm": ("both", "3H(I + H + 2) + 2H"),
+    "conv_lstm": ("images over time (also 1d, 3d): nowcasting, video", "4H(kI + kH + 2)"),
+    "peephole_conv_lstm": (
+        'gates that see the cell, as in the paper ("hadamard": at every pixel)',
+        "4H(kI + kH + 2) + 3H",
+    ),
+    "cifg_conv_lstm": ("f = 1 - i", "3H(kI + kH + 2)"),
+    "cifg_peephole_conv_lstm": ("both", "3H(kI + kH + 2) + 2H"),
+}
+
+
+def peer(row: dict) -> str:
+    """Who a row is measured against, in words."""
+    variant, case = row["variant"], CASES[row["case"]]
+    own, cell = MODULES[variant] if variant in IN_PYTORCH else "LSTM", "Cell" if case.layout == "cell" else ""
+    if isinstance(case, ConvCase):
+        loop = "loop over one convolution"
+    else:
+        loop = f"loop over nn.{own}Cell" if variant in IN_PYTORCH else "loop over the equations"
+    return {
+        "torch": f"nn.{own}{cell}",
+        "cell": loop,
+        "channels-last": f"{loop}, channels_last",
+        "keras": "Keras on torch",
+        "checkpoint": "fastlstm with checkpoint=True",
+        "compile": "torch.compile of that loop",
+        "compile-ours": "fastlstm under torch.compile",
+        "onnx": "ONNX Runtime",
+        "dense": "fastlstm on as many dense steps",
+        "lstm": f"fastlstm.{plain(row)}{cell}",
+        "cut": f"nn.{own} on the pieces between resets",
+        "fp32": "fastlstm in fp32",
+    }[row["against"]]
+
+
+def module(row: dict) -> str:
+    case, name = CASES[row["case"]], MODULES[row["variant"]]
+    if isinstance(case, ConvCase):
+        name = name.replace("2d", f"{len(case.S)}d")
+    return f"fastlstm.{name}" + ("Cell" if case.layout == "cell" else "")
+
+
+def plain(row: dict) -> str:
+    """Our own that a row's variant is shown beside."""
+    case = CASES[row["case"]]
+    return f"ConvLSTM{len(case.S)}d" if isinstance(case, ConvCase) else "LSTM"
