@@ -25,7 +25,9 @@ def convolutional(
     n, kernel = first.dim() - 2, first.shape[2:]
     geometry = checks.check_geometry(conv.stride, conv.padding, conv.dilation, kernel)
     if onnx.exporting():
-        raise NotImplementedError("a ConvLSTM can't be exported to ONNX, which has no such node: export without it")
+        raise NotImplementedError(
+            "a ConvLSTM is to be exported to ONNX, expected another module: ONNX has no such node; torch.export takes it"
+        )
     differ = len(set(widths)) > 1
     if hx is not None:
         checks.check_conv_hx(hx, len(widths), differ)
@@ -105,11 +107,18 @@ def _is_channels_last(x: Tensor, n: int) -> bool:
 
 def _channels_last(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """A layer's weights in the layouts of `fastlstm.ops.conv_lstm`: views."""
-    moved = {name: w.movedim(1, -1) if w.dim() > 1 else w for name, w in weights.items()}
-    w_peephole = moved.get("w_peephole")
-    if w_peephole is not None and max(w_peephole.shape[1:-1]) == 1:
+    moved = {name: _moved(w) if w.dim() > 1 else w for name, w in weights.items()}
+    w_peephole = weights.get("w_peephole")
+    if w_peephole is not None and max(w_peephole.shape[2:]) == 1:
         moved["w_peephole"] = w_peephole.flatten(1)
     return moved
+
+
+def _moved(w: Tensor) -> Tensor:
+    """`w` (rows, C, *k) as (rows, *k, C): where that moves nothing, so that its gradient has the strides that DDP looks for."""
+    if w.shape[1] <= 1 or w.shape[2:].numel() == 1:
+        return w.reshape(w.shape[0], *w.shape[2:], w.shape[1])
+    return w.movedim(1, -1)
 
 
 def _initial(
@@ -123,8 +132,10 @@ def _initial(
     """For each layer and direction, h0 and c0 (B, *S', H) in the order of the batch."""
     x = batch.x
     if states is None:
-        zeros = {H: torch.zeros(batch.B, *image, H, dtype=x.dtype, device=x.device) for H in widths}
-        return [(zeros[H], zeros[H]) for H in widths for _ in range(D)]
+        # Two tensors: PyTorch's compiler takes no Function of which two arguments are one
+        shapes = {H: (batch.B, *image, H) for H in widths}
+        zeros = {H: tuple([torch.zeros(s, dtype=x.dtype, device=x.device) for _ in "hc"]) for H, s in shapes.items()}
+        return [zeros[H] for H in widths for _ in range(D)]  # type: ignore[misc]
     of_batch = (batch.B,) if batch.batched else ()
     checks.check_conv_states(
         states, x, D if differ else D * len(widths), of_batch, widths if differ else widths[:1], image

@@ -37,9 +37,10 @@ class ConvLSTMCell(Convolutional):
         self.kernel_size = kernel_size
         self._kernel = checks.per_dimension("kernel_size", kernel_size, self.dims)
         image = self._image(checks.check_geometry(stride, padding, dilation, self._kernel), self._kernel)
-        for name in ("bias_ih", "bias_hh", "weight_peephole"):
-            self.register_parameter(name, None)
         self._names = self._make("", in_channels, hidden_channels, self._kernel, image, device, dtype)
+        for name in ("bias_ih", "bias_hh", "weight_peephole"):
+            if name not in self._names:
+                self.register_parameter(name, None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
