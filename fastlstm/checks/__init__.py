@@ -2,12 +2,14 @@
 
 from fastlstm.checks.cell import check_cell
 from fastlstm.checks.conv import (
+    check_bool,
     check_conv_fits,
     check_conv_hx,
     check_conv_input,
     check_conv_states,
     check_conv_weights,
     check_forecast,
+    check_forecast_fits,
     check_geometry,
     check_image,
     check_peepholes,
@@ -27,6 +29,7 @@ from fastlstm.checks.states import check_hx, check_states
 from fastlstm.checks.weights import check_weights
 
 __all__ = [
+    "check_bool",
     "check_cell",
     "check_conv_fits",
     "check_conv_hx",
@@ -35,6 +38,7 @@ __all__ = [
     "check_conv_weights",
     "check_dropout",
     "check_forecast",
+    "check_forecast_fits",
     "check_geometry",
     "check_hx",
     "check_image",

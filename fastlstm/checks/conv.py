@@ -26,6 +26,11 @@ def per_dimension(name: str, value: Any, n: int, least: int = 1) -> tuple[int, .
     return tuple(sizes)
 
 
+def check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
 def positive(name: str, value: Any) -> int:
     if not _is_int(value):
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
@@ -164,12 +169,12 @@ def check_conv_fits(x: Tensor, w_ih: Tensor, batch_first: bool) -> None:
         )
 
 
-def check_image(S: Sequence[int], geometry: Geometry, kernel: Sequence[int]) -> tuple[int, ...]:
+def check_image(S: Sequence[int], geometry: Geometry, kernel: Sequence[int], name: str = "input") -> tuple[int, ...]:
     """S', which is not empty."""
     image = geometry.image(S, kernel)
     if min(image) < 1:
         raise RuntimeError(
-            f"input has an image of {tuple(S)}, expected one that a kernel of {tuple(kernel)} fits in: "
+            f"{name} has an image of {tuple(S)}, expected one that a kernel of {tuple(kernel)} fits in: "
             f"with padding {geometry.padding} and dilation {geometry.dilation} it gives {image}"
         )
     return image
@@ -203,6 +208,15 @@ def check_conv_hx(hx: Any, L: int, differ: bool) -> None:
             )
         if len(states) != L:
             raise ValueError(f"hx[{k}] has {len(states)} tensors, expected {L}: one for each layer")
+
+
+def check_forecast_fits(h0: Tensor, n: int) -> None:
+    """What is forecast from tells the image, and whether there is a batch."""
+    if h0.dim() not in (n + 2, n + 3):
+        raise RuntimeError(
+            f"h0 has shape {tuple(h0.shape)}, expected {n + 2} or {n + 3} dimensions: (layers, hidden channels, {IMAGES[n]}) "
+            f"unbatched, or (layers, batch, hidden channels, {IMAGES[n]})"
+        )
 
 
 def check_conv_states(

@@ -34,6 +34,7 @@ def convolutional(
     given = None if hx is None else [list(s) if differ else [s] for s in hx]
     if input is None:
         assert given is not None
+        checks.check_forecast_fits(given[0][0], n)
         input = _nothing(given[0][0], n, conv.steps, call.batch_first)
         layers[0] = layers[0] | {"w_ih": first[:, :0]}
         geometry = unmoved(kernel)
@@ -89,8 +90,8 @@ def _nothing(h0: Tensor, n: int, steps: Any, batch_first: bool) -> Tensor:
     """An input of no channels, over the image of the states."""
     if h0.dim() == n + 2:  # unbatched
         return h0.new_empty(steps, 0, *h0.shape[2:])
-    B = h0.shape[1] if h0.dim() > 1 else 0
-    return h0.new_empty(*((B, steps) if batch_first else (steps, B)), 0, *h0.shape[3:])
+    leading = (h0.shape[1], steps) if batch_first else (steps, h0.shape[1])
+    return h0.new_empty(*leading, 0, *h0.shape[3:])
 
 
 def _autocast(x: Tensor, states: Any, layers: list[dict[str, Tensor]]) -> tuple:

@@ -40,9 +40,8 @@ class Convolutional(nn.Module):
     ) -> None:
         super().__init__()
         check_backend(backend)
-        for name, value in (("bias", bias), ("coupled", coupled)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+        checks.check_bool("bias", bias)
+        checks.check_bool("coupled", coupled)
         if peephole not in (None, "channel", "hadamard"):
             raise ValueError(f"peephole is {peephole!r}, expected None, 'channel' or 'hadamard'")
         if spatial_size is not None:
@@ -64,7 +63,7 @@ class Convolutional(nn.Module):
         if self.peephole != "hadamard":
             return (1,) * self.dims
         S = checks.per_dimension("spatial_size", self.spatial_size, self.dims)
-        return checks.check_image(S, geometry, kernel)
+        return checks.check_image(S, geometry, kernel, "spatial_size")
 
     def _make(
         self, suffix: str, C: int, H: int, kernel: tuple[int, ...], image: tuple[int, ...], device: Device, dtype: Any
@@ -117,6 +116,8 @@ class ConvLSTM(Convolutional):
     ) -> None:
         super().__init__(in_channels, bias, stride, dilation, padding, peephole, coupled, spatial_size, backend)
         checks.check_dropout(dropout)
+        for name, value in (("batch_first", batch_first), ("bidirectional", bidirectional), ("checkpoint", checkpoint)):
+            checks.check_bool(name, value)
         self.num_layers = checks.positive("num_layers", num_layers)
         if dropout > 0 and num_layers == 1:
             warnings.warn(
