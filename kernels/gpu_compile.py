@@ -17,7 +17,7 @@ ELEMENTS = {
     "cells": "fp32", "c_state": "fp32", "c0": "fp32", "dc_state": "fp32", "h_state": "fp32", "dh_state": "fp32",
     "dpeephole": "fp64", "reset": "u8", "offsets": "i64", "sizes": "i64", "barrier": "i32",
 }  # fmt: skip
-INTEGERS = ("first", "steps", "T", "B")
+INTEGERS = ("first", "steps", "T", "B", "depth", "height", "width", "fresh")
 # pointers whose address may be any multiple of the element's size
 UNALIGNED = ("reset", "offsets", "sizes", "barrier", "peephole", "bias")
 STORAGE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -61,7 +61,7 @@ def saved_dtype(dtype: torch.dtype) -> Any:
 @cache
 def function(name: str) -> Any:
     """The Triton function."""
-    module = {"project": "lstm.gpu", "floor": "gpu_floor"}.get(name, f"{name.split('_')[0]}.gpu")
+    module = {"project": "lstm.gpu", "floor": "gpu_floor"}.get(name, f"{name.rpartition('_')[0]}.gpu")
     return getattr(importlib.import_module(f"fastlstm.kernels.{module}"), name)
 
 

@@ -89,10 +89,10 @@ def product(
 
 
 @triton.jit
-def row_tile(a, a_mask, k, K: tl.constexpr, BK: tl.constexpr):
-    """Columns k of the rows that `a` points to, (BM, BK), past the first-level cache: other programs have written them."""
+def row_tile(a, a_mask, k, K: tl.constexpr, BK: tl.constexpr, CACHE: tl.constexpr = ".cg"):
+    """Columns k of the rows that `a` points to, (BM, BK); past the first-level cache if other programs write them meanwhile."""
     ks = k + tl.arange(0, BK)
-    return tl.load(a[:, None] + ks[None, :], a_mask[:, None] & (ks < K)[None, :], other=0.0, cache_modifier=".cg")
+    return tl.load(a[:, None] + ks[None, :], a_mask[:, None] & (ks < K)[None, :], other=0.0, cache_modifier=CACHE)
 
 
 @triton.jit

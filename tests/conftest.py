@@ -53,6 +53,15 @@ def fake_cuda(fake_library):
     fake_library.reset()
 
 
+@pytest.fixture
+def interpreter(fake_cuda, monkeypatch):
+    """What runs the ops, as those of a GPU."""
+    from gpu_interpreter import interpreted
+
+    with interpreted(fake_cuda, monkeypatch) as interpreter:
+        yield interpreter
+
+
 @pytest.fixture(autouse=True)
 def _same_start() -> None:
     torch.set_num_threads(1)

@@ -76,23 +76,24 @@ def or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
 
 def input_gates(out: Tensor, x: Tensor, w_ih: Tensor, *biases: Tensor | None) -> None:
     """`out` (N, G*H) = x W_ih^T + the biases: the share of all steps' pre-activations that doesn't wait for the loop."""
-    given = [b for b in biases if b is not None]
-    x = x.reshape(-1, x.shape[-1])
-    if given:
-        bias = given[0] if len(given) == 1 else (given[0].float() + given[1].float()).to(x.dtype)
-        torch.addmm(bias, x, w_ih.t(), out=out)
-    else:
+    x, bias = x.reshape(-1, x.shape[-1]), sum_of(*biases)
+    if bias is None:
         torch.mm(x, w_ih.t(), out=out)
+    else:
+        torch.addmm(bias, x, w_ih.t(), out=out)
+
+
+def sum_of(*biases: Tensor | None) -> Tensor | None:
+    """Of those that there are, rounded once."""
+    given = [b for b in biases if b is not None]
+    return (given[0].float() + given[1].float()).to(given[0].dtype) if len(given) == 2 else given[0] if given else None
 
 
 def recurrent_gradient(dgates: Tensor, rows: Rows, h: Tensor, h0: Tensor) -> Tensor:
     """(G*H, R): the sum over steps of the gates' gradients times the h they saw, shifted without a copy where it can be."""
-    if rows.steps is not None or rows.reset is not None or rows.N == 0:
+    if (shifted := rows.shifted()) is None:
         return dgates.t() @ rows.before(h, h0)
-    B, N = rows.B, rows.N
-    first, others, seen = slice(0, B), slice(B, N), slice(0, N - B)
-    if rows.reverse:
-        first, others, seen = slice(N - B, N), slice(0, N - B), slice(B, N)
+    first, others, seen = shifted
     return torch.addmm(dgates[first].t() @ h0, dgates[others].t(), h[seen])
 
 

@@ -72,7 +72,7 @@ def gru_bwd(
     of_input, of_hidden = dgates[:, : 3 * H], dgates[:, H:]
     dx = (of_input @ w_ih.roll(H, 0)).view(x.shape) if need_dx else nothing(x)
     # through W_hh and, which for a sequence of length 0 is all, through z
-    dh0 = (rows.to_initial(of_hidden, w_hh, torch.zeros_like(h0)) + dh).to(x.dtype)
+    dh0 = (rows.to_initial(of_hidden, lambda first: first @ w_hh, torch.zeros_like(h0)) + dh).to(x.dtype)
     if not need_dw:
         return dx, dh0, *(nothing(x) for _ in range(4))
     db = bias_gradient(dgates)

@@ -130,13 +130,16 @@ def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
-def precision(dtype: torch.dtype, device: torch.device) -> str:
-    """How a float32 product is taken: as PyTorch's matrix products are set to; "wide" where the interpreter takes it."""
+def precision(dtype: torch.dtype, device: torch.device, *, convolves: bool = False) -> str:
+    """How a float32 product is taken: as PyTorch's matrix products are set to, or where it `convolves` its convolutions; "wide"
+    where the interpreter takes it."""
     if device.type == "cpu":
         return "wide"
     if device.type == "meta":
         return recording().precision if dtype == torch.float32 else "tf32"
-    return "tf32" if dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    cudnn: Any = torch.backends.cudnn  # what it has is younger than its types
+    setting = cudnn.conv if convolves else torch.backends.cuda.matmul
+    return "tf32" if dtype != torch.float32 or setting.fp32_precision == "tf32" else "ieee"
 
 
 def _C() -> Any:

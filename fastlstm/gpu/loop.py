@@ -1,5 +1,6 @@
 """A loop over time on a GPU: its tiles and form, and the kernels that run in each step."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -50,9 +51,13 @@ class Loop:
             if launch.can_be_resident(persistent, grid, rows.device):
                 spec, self.resident = persistent, True
                 barrier = torch.zeros(grid[1], BARRIER, dtype=torch.int32, device=rows.device)
-        arrays = {"reset": rows.reset, "offsets": None, "sizes": None, "barrier": barrier}
-        if rows.steps is not None:
-            arrays |= {"offsets": rows.steps.offsets, "sizes": rows.steps.sizes}
+        self.call(spec, grid, {**given, "barrier": barrier})
+
+    def call(self, spec: Spec, grid: tuple[int, int], given: Mapping[str, Tensor | int | None]) -> None:
+        """One more kernel, that is planned; what says which rows a step has is the same for all."""
+        rows, steps = self.rows, self.rows.steps
+        offsets, sizes = (None, None) if steps is None else (steps.offsets, steps.sizes)
+        arrays = {"reset": rows.reset, "offsets": offsets, "sizes": sizes}
         self.calls.append(launch.Call(spec, grid, {**given, **arrays, "T": rows.T, "B": rows.B}))
 
     def run(self) -> None:

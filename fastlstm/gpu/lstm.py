@@ -92,7 +92,7 @@ def lstm_bwd(
 
     dgates = dgates.view(rows.N, G)
     dx = (dgates @ w_ih).view(x.shape) if need_dx else nothing(x)
-    dh0 = rows.to_initial(dgates, w_hh, dh_n)
+    dh0 = rows.to_initial(dgates, lambda first: first @ w_hh, dh_n)
     if not need_dw:
         return dx, dh0, dc.to(x.dtype), *(nothing(x) for _ in range(5))
     return (

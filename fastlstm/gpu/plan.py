@@ -72,9 +72,28 @@ def tile(
         return Tile(BM, BH, BK, BK2, True, warps, stages=1)
     # a pipeline copies 8 bytes at a time through the first-level cache, which may hold what another program has overwritten
     stages = 1 if K * size % 16 else 3
-    most = min(STAGE_BYTES, (gpu.shared - SLACK_BYTES) // 3) // ((columns + BM) * size)
+    return Tile(BM, BH, block(BM + columns, K, size, exact, gpu), 0, False, warps, stages)
+
+
+def pixel_tile(rows: int, H: int, K: int, slots: int, dtype: torch.dtype, precision: str, gpu: Gpu) -> Tile:
+    """That of a step over maps, whose product sums K features at every tap, and has as many `rows` as a batch has pixels.
+
+    Where there are programs to spare they are fewer and larger, and read weights less often. Channels that wide loads can't
+    read are read one by one: their addresses take registers, so blocks are small.
+    """
+    chosen = tile(rows, H, K, slots, dtype, precision, gpu, may_keep=False)
+    if K * dtype.itemsize % 16:
+        return chosen._replace(BK=min(chosen.BK, 32 if precision == "ieee" else 16), warps=8, stages=1)
+    if dtype.itemsize == 2 and chosen.warps == 8 and -(-H // chosen.BH) * batch_tiles(rows) > 4 * gpu.processors:
+        return chosen._replace(BM=2 * chosen.BM, BK=block(2 * chosen.BM + slots * chosen.BH, K, 2, False, gpu))
+    return chosen
+
+
+def block(loaded: int, K: int, size: int, exact: bool, gpu: Gpu) -> int:
+    """Features that a streamed product takes at a time, of so many rows of both factors."""
+    most = min(STAGE_BYTES, (gpu.shared - SLACK_BYTES) // 3) // (loaded * size)
     BK = 32 if exact else max(16, min(512, power_of_two(most + 1) // 2))
-    return Tile(BM, BH, min(BK, power_of_two(max(K, 16))), 0, False, warps, stages)
+    return min(BK, power_of_two(max(K, 16)))
 
 
 def whole(K: int) -> tuple[int, int]:
@@ -88,6 +107,12 @@ def whole(K: int) -> tuple[int, int]:
 def grid(B: int, H: int, chosen: Tile) -> tuple[int, int]:
     """Programs along the units and along the batch."""
     return -(-H // chosen.BH), -(-B // chosen.BM)
+
+
+def pixel_grid(rows: int, H: int, chosen: Tile) -> tuple[int, int]:
+    """Programs along the rows, of which there may be more than a GPU takes along its second axis, and along the units."""
+    along_units, along_rows = grid(rows, H, chosen)
+    return along_rows, along_units
 
 
 def resident(B: int, H: int, chosen: Tile, gpu: Gpu) -> bool:

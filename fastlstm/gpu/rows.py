@@ -1,5 +1,6 @@
 """The rows of a batch of sequences on a GPU: where each step's begin, and which row comes before which."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -87,12 +88,12 @@ class Rows:
         return (like.new_zeros if self.padded else like.new_empty)((*self.leading, columns))
 
     def owned(self, x: Tensor) -> Tensor:
-        """`x` as (N, I), zeros where there are rows that no step owns: they may hold anything."""
-        flat = x.reshape(self.N, x.shape[-1])
+        """`x` as (N, ...), zeros where there are rows that no step owns: they may hold anything."""
+        flat = x.flatten(0, len(self.leading) - 1)
         if self.steps is None or not self.padded:
             return flat
         unowned = torch.arange(self.B, device=self.device) >= self.steps.sizes[:, None]
-        return flat.masked_fill(unowned.view(-1, 1), 0)
+        return flat.masked_fill(unowned.view(-1, *[1] * (flat.dim() - 1)), 0)
 
     def take(self, of: str, array: Tensor, otherwise: Tensor) -> Tensor:
         """Each sequence's row of `array` where it is first (or "last") run, and of `otherwise` (B, *) where it has length 0."""
@@ -117,11 +118,21 @@ class Rows:
             result = array
         return result if self.reset is None else result.masked_fill_(self.reset.bool(), 0)
 
-    def to_initial(self, dgates: Tensor, w_hh: Tensor, dh_n: Tensor) -> Tensor:
-        """(B, R): the gradient of h0, from the gates of each sequence's first step; that of h_n for a sequence of length 0."""
+    def shifted(self) -> tuple[slice, slice, slice] | None:
+        """The rows of the first step, the others, and for these those of the step before; None where only `before` has them."""
+        if self.steps is not None or self.reset is not None or self.N == 0:
+            return None
+        B, N = self.B, self.N
+        if self.reverse:
+            return slice(N - B, N), slice(0, N - B), slice(B, N)
+        return slice(0, B), slice(B, N), slice(0, N - B)
+
+    def to_initial(self, dgates: Tensor, back: Callable[[Tensor], Tensor], dh_n: Tensor) -> Tensor:
+        """(B, R): the gradient of h0, taken `back` from the gates of each sequence's first step; that of h_n for a sequence of
+        length 0."""
         if self.N == 0:
             return dh_n.clone()
-        dh0 = self.take("first", dgates, dgates.new_zeros(self.B, dgates.shape[1])) @ w_hh
+        dh0 = back(self.take("first", dgates, dgates.new_zeros(self.B, dgates.shape[1])))
         if self.reset is not None:
             dh0.masked_fill_(self.take("first", self.reset, self.reset.new_zeros(self.B, 1)).bool(), 0)
         if self.steps is None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
+from fastlstm.gpu import conv_lstm as gpu_conv_lstm
 from fastlstm.kernels.conv_lstm.reference import conv_lstm_reference
 from fastlstm.ops import conv_checkpoint
 from fastlstm.ops.derivatives import beyond_kernels
@@ -156,7 +157,10 @@ def _fake_fwd(
 ):  # fmt: skip
     y = x.new_empty(*x.shape[:2], *h0.shape[1:])
     cells = x.new_empty(y.shape if return_cells else (0,))
-    saved = saved_like(y, h0.shape[-1], 4 + (not coupled), save)
+    if x.is_cuda:
+        saved = gpu_conv_lstm.saved_like(y, w_ih.shape[0], save)
+    else:
+        saved = saved_like(y, h0.shape[-1], 4 + (not coupled), save)
     return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved
 
 
@@ -168,6 +172,6 @@ def _fake_checkpoint_fwd(x, *args):
 
 if backends.extension_status() == "built":
     OPS = OpPair("conv_lstm", conv_lstm_reference)
-    OPS.register(None, _fake_fwd)
+    OPS.register((gpu_conv_lstm.conv_lstm_fwd, gpu_conv_lstm.conv_lstm_bwd), _fake_fwd)
     CHECKPOINT = OpPair("conv_lstm_checkpoint", conv_lstm_reference)
     CHECKPOINT.register(None, _fake_checkpoint_fwd)

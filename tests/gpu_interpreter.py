@@ -1,0 +1,86 @@
+"""The GPU's ops on tensors of the CPU: C++ launches through a double of libcuda, Triton's interpreter runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from fake_cuda import FakeCuda, parameters
+from torch import Tensor
+
+from fastlstm.gpu import conv_lstm as gpu_conv_lstm
+from fastlstm.gpu import gru as gpu_gru
+from fastlstm.gpu import launch, plan
+from fastlstm.gpu import lstm as gpu_lstm
+from fastlstm.kernels import gpu_compile
+from fastlstm.ops import conv_lstm as ops_conv_lstm
+from fastlstm.ops import gru as ops_gru
+from fastlstm.ops import lstm as ops_lstm
+
+DTYPES = {"i32": torch.int32, "i64": torch.int64, "u8": torch.uint8, "fp32": torch.float32, "fp64": torch.float64}
+FEW, MANY = plan.Gpu(0, 227 * 1024), plan.Gpu(10**6, 227 * 1024)  # processors: none holds all programs, any does
+LITTLE = plan.Gpu(0, 0)  # shared memory for no weights
+
+
+class Interpreter:
+    """What a GPU would do: kernels by the symbols they were loaded under, memory by the addresses that launches pass."""
+
+    def __init__(self) -> None:
+        self.specs: list[gpu_compile.Spec] = []
+        self.tensors: dict[tuple[int, torch.dtype], Tensor] = {}
+        self.launched: list[tuple[str, tuple[int, int], bool]] = []
+
+    def image(self, spec: gpu_compile.Spec, target: object) -> gpu_compile.Image:
+        self.specs.append(spec)
+        return gpu_compile.Image(b"cubin", f"{spec.name}:{len(self.specs) - 1}", shared=0, threads=128)
+
+    def value(self, argument: object) -> int:
+        if isinstance(argument, Tensor):
+            self.tensors[argument.data_ptr(), argument.dtype] = argument
+        return launch_value(argument)
+
+    def launch(self, symbol, grid, threads, shared, stream, params, cooperative) -> None:
+        spec = self.specs[int(symbol.split(":")[1])]
+        names = gpu_compile.arguments(spec.name)
+        slots = zip(names, parameters(params, len(names)), strict=True)
+        given = {name: self.argument(spec, name, slot) for name, slot in slots}
+        with np.errstate(over="ignore"):  # e^x may be infinite, on a GPU too
+            gpu_compile.function(spec.name)[grid](**given, **dict(spec.constants))
+        self.launched.append((spec.name, grid[:2], cooperative))
+
+    def argument(self, spec: gpu_compile.Spec, name: str, slot: int) -> Tensor | int | None:
+        if name in gpu_compile.INTEGERS:
+            return slot & 0xFFFFFFFF
+        dtype = DTYPES[gpu_compile.ELEMENTS[name]] if name in gpu_compile.ELEMENTS else spec.dtype
+        return self.tensors[slot, dtype] if slot else None
+
+
+launch_value = launch.value
+
+
+@contextmanager
+def interpreted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interpreter]:
+    """Inside, the ops of the CPU are those of the GPU."""
+    interpreter = Interpreter()
+    fake_cuda.on_launch = interpreter.launch
+    fake_cuda.set("multiprocessors", 1000)
+    launch.loaded.cache_clear()
+    monkeypatch.setattr(gpu_compile, "image", interpreter.image)
+    monkeypatch.setattr(launch, "value", interpreter.value)
+    monkeypatch.setattr(launch, "target", lambda index: None)
+    monkeypatch.setattr(launch, "gpu", lambda device: FEW)
+    monkeypatch.setattr(launch, "stream_of", lambda device: 7)
+    for ops, fwd, bwd in (
+        (ops_lstm.OPS, gpu_lstm.lstm_fwd, gpu_lstm.lstm_bwd),
+        (ops_gru.OPS, gpu_gru.gru_fwd, gpu_gru.gru_bwd),
+        (ops_conv_lstm.OPS, gpu_conv_lstm.conv_lstm_fwd, gpu_conv_lstm.conv_lstm_bwd),
+    ):
+        monkeypatch.setattr(ops, "fwd", fwd)
+        monkeypatch.setattr(ops, "bwd", bwd)
+    torch.use_deterministic_algorithms(True)  # torch.empty hands out NaN then
+    try:
+        yield interpreter
+    finally:
+        torch.use_deterministic_algorithms(False)
+        launch.loaded.cache_clear()
