@@ -121,6 +121,7 @@ def test_dropout_zeroes_elements_between_layers():
     assert_same(ours(x)[0], ours(x)[0])
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["", "checkpoint"])
 @pytest.mark.parametrize("case", ["2d", STACKED])

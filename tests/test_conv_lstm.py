@@ -116,6 +116,7 @@ def compare(ours: nn.Module, S: tuple[int, ...], use: str, given: bool = True) -
     assert_same(gradients(ours, flat[0], leaves), gradients(ours, flat[1], leaves))
 
 
+@pytest.mark.cpu
 @each_backend
 @each_case
 def test_values_and_gradients(case, backend):
