@@ -153,6 +153,8 @@ CALLS = {
     "a forecast of another rank": (lambda: module()(None, pair(1, H, 5), steps=2), RuntimeError,
         "h0 has shape (1, 3, 5), expected 4 or 5 "
         "dimensions: (layers, hidden channels, H, W) unbatched, or (layers, batch, hidden channels, H, W)"),
+    "a forecast of another dtype": (lambda: module()(None, [s.double() for s in pair(1, B, H, *S)], steps=1), RuntimeError,
+        "h0 has dtype torch.float64, expected torch.float32: the dtype of input and weights"),
     "a forecast of another image": (lambda: module(peephole="hadamard", spatial_size=S)(None, pair(1, B, H, 5, 5), steps=1),
         RuntimeError,
         "w_peephole of weights[0] has an image of (4, 5), expected (5, 5)"),

@@ -124,6 +124,24 @@ def test_values_and_gradients(case, backend):
 
 
 @each_backend
+def test_the_recurrent_kernel_may_be_another(backend):
+    ours = module("stride", backend=backend, peephole="channel")
+    ours.weight_hh_l0 = nn.Parameter(random(4 * H, H, 2, 1))
+    compare(ours, CASES["stride"][0], "lengths and resets")
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+@each_backend
+@pytest.mark.parametrize("kernel", [2, 3, (4, 1)])
+@pytest.mark.parametrize("dilation", [1, (2, 1)])
+def test_same_is_pytorchs_same(kernel, dilation, backend):
+    ours = KINDS[2](C, H, kernel, dilation=dilation, coupled=True, bias=False, dtype=torch.float64, backend=backend)
+    x = random(1, B, C, 5, 4)
+    i, g, o = torch.nn.functional.conv2d(x[0], ours.weight_ih_l0, padding="same", dilation=dilation).chunk(3, 1)
+    assert_same(ours(x)[0][0], o.sigmoid() * (i.sigmoid() * g.tanh()).tanh())
+
+
+@each_backend
 @each_use
 @pytest.mark.parametrize("given", [True, False], ids=["states", "no states"])
 @pytest.mark.parametrize("checkpoint", [False, True], ids=["", "checkpoint"])

@@ -35,7 +35,7 @@ def convolutional(
     if input is None:
         assert given is not None
         checks.check_forecast_fits(given[0][0], n)
-        input = _nothing(given[0][0], n, conv.steps, call.batch_first)
+        input = _nothing(first, given[0][0].shape, conv.steps, call.batch_first)
         layers[0] = layers[0] | {"w_ih": first[:, :0]}
         geometry = unmoved(kernel)
     checks.check_conv_input(input)
@@ -86,12 +86,11 @@ def convolutional(
     return output, (h_n, c_n), *cells
 
 
-def _nothing(h0: Tensor, n: int, steps: Any, batch_first: bool) -> Tensor:
-    """An input of no channels, over the image of the states."""
-    if h0.dim() == n + 2:  # unbatched
-        return h0.new_empty(steps, 0, *h0.shape[2:])
-    leading = (h0.shape[1], steps) if batch_first else (steps, h0.shape[1])
-    return h0.new_empty(*leading, 0, *h0.shape[3:])
+def _nothing(like: Tensor, state: torch.Size, steps: Any, batch_first: bool) -> Tensor:
+    """An input of no channels, over the image of a state of this shape; `like` is a weight."""
+    n = like.dim() - 2
+    leading = (steps,) if len(state) == n + 2 else (state[1], steps) if batch_first else (steps, state[1])
+    return like.new_empty(*leading, 0, *state[-n:])
 
 
 def _autocast(x: Tensor, states: Any, layers: list[dict[str, Tensor]]) -> tuple:
