@@ -38,11 +38,15 @@ class Thread {
 
   // Calls f(row, rows) for this group's tiles of the first n rows of the batch.
   template <class F>
-  void for_tiles(int64_t n, const F& f) const {
+  void for_tiles(int64_t n, const F& f) const { for_tiles(n, team_.plan.tile_rows, f); }
+  // The same rows in tiles of another size, where they are not dealt out by tiles.
+  template <class F>
+  void for_tiles(int64_t n, int64_t tile_rows, const F& f) const {
     const Plan& plan = team_.plan;
+    if (plan.cyclic) tile_rows = plan.tile_rows;
     const Range mine = plan.cyclic ? Range{row_group() * plan.tile_rows, n} : of_row_group(plan.rows);
-    const int64_t end = std::min(n, mine.end), step = plan.tile_rows * (plan.cyclic ? plan.row_groups : 1);
-    for (int64_t row = mine.begin; row < end; row += step) f(row, std::min(plan.tile_rows, end - row));
+    const int64_t end = std::min(n, mine.end), step = tile_rows * (plan.cyclic ? plan.row_groups : 1);
+    for (int64_t row = mine.begin; row < end; row += step) f(row, std::min(tile_rows, end - row));
   }
 
  private:

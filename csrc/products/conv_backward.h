@@ -10,11 +10,12 @@ class ConvBackward final : public BackwardProducts<S> {
   using Base = BackwardProducts<S>;
   using Base::o, Base::f, Base::db;
   static constexpr int64_t kWeightRows = 48;   // rows of a weight gradient per job
-  static constexpr int64_t kPixels = 512;      // of dG, at least, which jobs go through before the next ones: it stays in the cache
+  static constexpr int64_t kPixels = 128;      // of dG, at least, which jobs go through before the next ones: it stays in the cache
   static constexpr int64_t kBlock = 256, kBiasBlock = 16;
 
  public:
   using typename Base::T;
+  static constexpr int64_t kTileSize = kFrameRows * kMaxBlock;
 
   ConvBackward(const Context<S>& context, const BackwardCall<S>& call)
       : Base(context, call), width_(o.n_panels * o.gate_width), frame_(frame_of_gates()), dg_(o, o.images->hh, frame_, o.chunk_rows),
@@ -54,7 +55,7 @@ class ConvBackward final : public BackwardProducts<S> {
     if (o.fresh() && t == o.seq.step(0)) return;
     const Range mine = thread.of_unit_group(o.r_panels);
     for_column_blocks(mine.begin, mine.end, [&](int64_t panel, int64_t count) {
-      thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
+      thread.for_tiles(o.seq.size[t], kFrameRows, [&](int64_t b, int64_t rows) {
         const Block<T> to = dh.at(panel, b);
         multiply(of_dh_[0], 0, o.images->hh.taps(), row + b, rows, packed_hh_, panel, count, to);
         o.apply_reset(t, b, rows, count * kPanel, to);
@@ -105,8 +106,8 @@ class ConvBackward final : public BackwardProducts<S> {
       const Range mine = thread.mine(chunk.rows / o.seq.pixels * pixels);
       for_column_blocks(0, o.i_panels, [&](int64_t panel, int64_t count) {
         const int64_t n = std::min(count * kPanel, o.I - panel * kPanel);
-        for (int64_t row = mine.begin; row < mine.end; row += kTileRows) {
-          const int64_t rows = std::min(kTileRows, mine.end - row);
+        for (int64_t row = mine.begin; row < mine.end; row += kFrameRows) {
+          const int64_t rows = std::min(kFrameRows, mine.end - row);
           multiply(taps, first, o.images->ih.taps(), row, rows, packed_ih_, panel, count, {tile, kMaxBlock});
           for (int64_t m = 0; m < rows; m++)
             convert<T, S>(1, n, {tile + m * kMaxBlock, 0}, {dx_of(chunk, (row + m) / pixels) + taps.pixels[(row + m) % pixels] * o.I + panel * kPanel, 0});

@@ -4,6 +4,9 @@
 
 namespace fastlstm {
 
+constexpr int64_t kFrameRows = 96;   // of a product at once
+constexpr int64_t kPartTerms = 128;  // of a sum over taps at once, at most by half as many more
+
 // Values of pixels in frames, one for each image of a chunk or of a batch.
 template <class S>
 class Frames {
@@ -50,12 +53,22 @@ class Frames {
       }
   }
 
-  // The sum over taps, for rows [row, row + rows) of the pixels that `taps` writes; `g` says where to.
+  // The sum over taps, for rows [row, row + rows) of the pixels that `taps` writes; `g` says where to. All rows take a part of the
+  // sum before the next part: its weights stay in the cache.
   void product(const Taps& taps, int64_t row, int64_t rows, Gemm<T> g) const {
-    int64_t at[kTileRows];
+    int64_t at[kFrameRows];
     find_rows(taps.rows, frame.elements(), row, rows, at);
-    g.m = rows, g.k = taps.run, g.batch = taps.segments.size(), g.a = p_, g.a_rows = at, g.a_offsets = taps.segments.data();
-    o.gemm(g);
+    const int64_t segments = taps.segments.size(), parts = (taps.run + kPartTerms - 1) / kPartTerms, group = std::max<int64_t>(1, kPartTerms / std::max<int64_t>(taps.run, 1));
+    g.m = rows, g.a_rows = at, g.b_rows = segments * taps.run;
+    if (g.b_rows == 0) g.k = 0, g.batch = 0, o.gemm(g);
+    for (int64_t first = 0; first < segments; first += group)
+      for (int64_t part = 0; part < parts; part++) {
+        const int64_t k = taps.run * part / parts;
+        g.k = taps.run * (part + 1) / parts - k, g.batch = std::min(group, segments - first);
+        g.a = p_ + k, g.a_offsets = taps.segments.data() + first, g.b_first = first * taps.run + k;
+        o.gemm(g);
+        g.init = nullptr, g.accumulate = true;
+      }
   }
 
  private:
