@@ -32,7 +32,8 @@ class Backward {
     o.team.emplace(plan, workers, o.images != nullptr);
     if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() && o.v.peepholes.empty() ? bf16_kernels() : nullptr;
     o.chunk_rows = max_chunk_rows(seq);
-    o.make_tiles(std::max({plan.tile_rows * o.record.backward(), PackedBackward<S, T>::kTileSize, o.images ? ConvBackward<S>::kTileSize : 0}), workers);
+    const int64_t of_product = o.images ? ConvBackward<S>::kTileSize : PackedBackward<S, T>::kTileSize;
+    o.make_tiles(std::max(plan.tile_rows * o.record.backward(), of_product), workers);
     dh = States<T>::by_rows(seq.B, o.r_panels);
     products = make_products();
     if (o.size.project) projection.emplace(o, f, dh);

@@ -34,9 +34,11 @@ Shapes make_shapes(const Tensor& x, const Optional& batch_sizes, const Optional&
   Shapes s;
   const int64_t dims = x.dim() - 3, unused = kAxes - dims;
   check(x.is_cpu() && dims >= 1 && dims <= kAxes, "x must be (T, B, *S, C) on the CPU, S of 1 to 3 dimensions");
-  check(w_ih.dim() == dims + 2 && w_hh.dim() == dims + 2 && h0.dim() == dims + 2, "w_ih, w_hh and h0 must have as many dimensions as images of x");
+  check(w_ih.dim() == dims + 2 && w_hh.dim() == dims + 2 && h0.dim() == dims + 2,
+        "w_ih, w_hh and h0 must have as many dimensions as images of x");
   const auto fits = [&](const Ints& of, int64_t n) { return static_cast<int64_t>(of.size()) == n; };
-  check(fits(stride, dims) && fits(dilation, dims) && fits(padding, 2 * dims), "stride, dilation and padding must have 1, 1 and 2 numbers for each dimension of S");
+  check(fits(stride, dims) && fits(dilation, dims) && fits(padding, 2 * dims),
+        "stride, dilation and padding must have 1, 1 and 2 numbers for each dimension of S");
   s.seq.T = x.size(0), s.seq.B = s.sequences = x.size(1), s.seq.packed = false, s.seq.reverse = reverse;
   const int64_t C = x.size(dims + 2), H = h0.size(dims + 1);
   s.images.fresh = fresh;
@@ -56,16 +58,17 @@ Shapes make_shapes(const Tensor& x, const Optional& batch_sizes, const Optional&
   }
   s.seq.pixels = s.images.ih.out();
   s.size = {C, H, H, false};
-  if (w_peephole && w_peephole->dim() > 2) s.size.peephole_rows = s.seq.pixels;
-  const Ints kernel_ih(w_ih.sizes().begin() + 1, w_ih.sizes().end() - 1), kernel_hh(w_hh.sizes().begin() + 1, w_hh.sizes().end() - 1);
-  const int64_t gates = v.ih.gates * H;
+  const bool of_pixels = w_peephole && w_peephole->dim() > 2;
+  if (of_pixels) s.size.peephole_rows = s.seq.pixels;
+  const auto kernel = [](const Tensor& w) { return Ints(w.sizes().begin() + 1, w.sizes().end() - 1); };
+  const int64_t gates = v.ih.gates * H, peepholes = v.peepholes.size();
   check_like(x, h0, "h0", s.states());
   check_like(x, c0, "c0", s.states());
-  check_like(x, w_ih, "w_ih", image_shape({gates}, kernel_ih, {C}));
-  check_like(x, w_hh, "w_hh", image_shape({gates}, kernel_hh, {H}));
+  check_like(x, w_ih, "w_ih", image_shape({gates}, kernel(w_ih), {C}));
+  check_like(x, w_hh, "w_hh", image_shape({gates}, kernel(w_hh), {H}));
   check_like(x, b_ih, "b_ih", {gates});
   check_like(x, b_hh, "b_hh", {gates});
-  check_like(x, w_peephole, "w_peephole", image_shape({static_cast<int64_t>(v.peepholes.size())}, s.size.peephole_rows > 1 || (w_peephole && w_peephole->dim() > 2) ? s.image : Ints{}, {H}));
+  check_like(x, w_peephole, "w_peephole", image_shape({peepholes}, of_pixels ? s.image : Ints{}, {H}));
   read_batch_sizes(s.seq, batch_sizes);
   read_reset(s.seq, reset, {s.seq.T, s.sequences});
   // from here on, rows are pixels
@@ -83,7 +86,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
     Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
     Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
-  const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh, reverse, variant);
+  const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh,
+                               reverse, variant);
   h0 = as_contiguous(h0), c0 = as_contiguous(c0);
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh), w_peephole = as_contiguous(w_peephole);
@@ -107,7 +111,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
     Tensor w_ih, Tensor w_hh, Optional w_peephole, Tensor y, Tensor saved, Ints stride, Ints padding, Ints dilation, bool coupled,
     bool fresh, bool reverse, bool need_dx, bool need_dw) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
-  const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_peephole, stride, padding, dilation, fresh, reverse, variant);
+  const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_peephole, stride, padding,
+                               dilation, fresh, reverse, variant);
   check_like(x, dy, "dy", s.steps());
   check_like(x, y, "y", s.steps());
   check_like(x, dcells, "dcells", s.steps());

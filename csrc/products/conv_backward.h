@@ -18,18 +18,18 @@ class ConvBackward final : public BackwardProducts<S> {
   static constexpr int64_t kTileSize = kFrameRows * kMaxBlock;
 
   ConvBackward(const Context<S>& context, const BackwardCall<S>& call)
-      : Base(context, call), width_(o.n_panels * o.gate_width), frame_(frame_of_gates()), dg_(o, o.images->hh, frame_, o.chunk_rows),
-        x_(o, o.images->ih, f.need_dw ? o.I : 0, o.chunk_rows), h_(o, o.images->hh, f.need_dw ? o.R : 0, o.chunk_rows),
-        of_dh_(taps_of_inputs(o.images->hh, frame_, width_)), of_dx_(f.dx ? taps_of_inputs(o.images->ih, frame_, width_) : std::vector<Taps>{}),
-        of_x_(taps_of_outputs(o.images->ih, x_.frame, o.I)), of_h_(taps_of_outputs(o.images->hh, h_.frame, o.R)),
-        packed_hh_(o.images->hh.taps() * width_ * o.r_panels * kPanel), packed_ih_(f.dx ? o.images->ih.taps() * width_ * o.i_panels * kPanel : 0),
+      : Base(context, call), ih(o.images->ih), hh(o.images->hh), width_(o.n_panels * o.gate_width), frame_(frame_of_gates()),
+        dg_(o, hh, frame_, o.chunk_rows), x_(o, ih, f.need_dw ? o.I : 0, o.chunk_rows), h_(o, hh, f.need_dw ? o.R : 0, o.chunk_rows),
+        of_dh_(taps_of_inputs(hh, frame_, width_)), of_dx_(f.dx ? taps_of_inputs(ih, frame_, width_) : std::vector<Taps>{}),
+        of_x_(taps_of_outputs(ih, x_.frame, o.I)), of_h_(taps_of_outputs(hh, h_.frame, o.R)),
+        packed_hh_(hh.taps() * width_ * o.r_panels * kPanel), packed_ih_(f.dx ? ih.taps() * width_ * o.i_panels * kPanel : 0),
         kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width}, dgates_(o.chunk_rows * width_),
         dw_panel_((o.k_input() + o.k_recurrent() + 1) * o.gate_width), dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {}
 
   void pack(int64_t p) override {
     for (int64_t group = 0; group < o.team->plan.unit_groups; group++)
-      pack_taps(of_dh_, o.images->hh.taps(), o.w.hh, o.R, p, share(o.r_panels, group, o.team->plan.unit_groups), packed_hh_);
-    pack_taps(of_dx_, o.images->ih.taps(), o.w.ih, o.I, p, {0, o.i_panels}, packed_ih_);
+      pack_taps(of_dh_, hh.taps(), o.w.hh, o.R, p, share(o.r_panels, group, o.team->plan.unit_groups), packed_hh_);
+    pack_taps(of_dx_, ih.taps(), o.w.ih, o.I, p, {0, o.i_panels}, packed_ih_);
     if (!f.need_dw) return;
     std::fill_n(dw(p), dw_panel_, T(0));
     std::fill_n(db(p), o.gate_width, 0.0);
@@ -57,7 +57,7 @@ class ConvBackward final : public BackwardProducts<S> {
     for_column_blocks(mine.begin, mine.end, [&](int64_t panel, int64_t count) {
       thread.for_tiles(o.seq.size[t], kFrameRows, [&](int64_t b, int64_t rows) {
         const Block<T> to = dh.at(panel, b);
-        multiply(of_dh_[0], 0, o.images->hh.taps(), row + b, rows, packed_hh_, panel, count, to);
+        multiply(of_dh_[0], 0, hh.taps(), row + b, rows, packed_hh_, panel, count, to);
         o.apply_reset(t, b, rows, count * kPanel, to);
       });
     });
@@ -88,8 +88,9 @@ class ConvBackward final : public BackwardProducts<S> {
       const int64_t end = std::min(lines, line + (kPixels + line_pixels() - 1) / line_pixels());
       for (int64_t job = mine.begin; job < mine.end; job++) {
         const int64_t p = job / per_panel, k = job % per_panel;
-        if (k < nx) add_product(o.images->ih, of_x_, x_, p, {line, end}, x_jobs[k], dw(p));
-        else if (k < nx + nh) add_product(o.images->hh, of_h_, h_, p, {line, std::min(end, of_h / line_pixels())}, h_jobs[k - nx], dw_hh(p));
+        const Range of_x{line, end}, until_h{line, std::min(end, of_h / line_pixels())};
+        if (k < nx) add_product(ih, of_x_, x_, p, of_x, x_jobs[k], dw(p));
+        else if (k < nx + nh) add_product(hh, of_h_, h_, p, until_h, h_jobs[k - nx], dw_hh(p));
       }
       line = end;
     }
@@ -108,9 +109,11 @@ class ConvBackward final : public BackwardProducts<S> {
         const int64_t n = std::min(count * kPanel, o.I - panel * kPanel);
         for (int64_t row = mine.begin; row < mine.end; row += kFrameRows) {
           const int64_t rows = std::min(kFrameRows, mine.end - row);
-          multiply(taps, first, o.images->ih.taps(), row, rows, packed_ih_, panel, count, {tile, kMaxBlock});
-          for (int64_t m = 0; m < rows; m++)
-            convert<T, S>(1, n, {tile + m * kMaxBlock, 0}, {dx_of(chunk, (row + m) / pixels) + taps.pixels[(row + m) % pixels] * o.I + panel * kPanel, 0});
+          multiply(taps, first, ih.taps(), row, rows, packed_ih_, panel, count, {tile, kMaxBlock});
+          for (int64_t m = 0; m < rows; m++) {
+            S* const image = dx_of(chunk, (row + m) / pixels);
+            convert<T, S>(1, n, {tile + m * kMaxBlock, 0}, {image + taps.pixels[(row + m) % pixels] * o.I + panel * kPanel, 0});
+          }
         }
       });
       first += taps.taps.size();
@@ -129,9 +132,9 @@ class ConvBackward final : public BackwardProducts<S> {
   // One that holds the taps of both convolutions' inputs.
   Frame frame_of_gates() const {
     Frame frame{.row = padded_row<T>(width_)};
-    for (int d = 0; d < kAxes; d++) frame.size[d] = o.images->hh.axes[d].out;
-    widen(frame, o.images->hh);
-    if (f.dx) widen(frame, o.images->ih);
+    for (int d = 0; d < kAxes; d++) frame.size[d] = hh.axes[d].out;
+    widen(frame, hh);
+    if (f.dx) widen(frame, ih);
     return frame;
   }
 
@@ -161,17 +164,19 @@ class ConvBackward final : public BackwardProducts<S> {
 
   // Where the gradient of an image's inputs goes, by its place in the chunk.
   S* dx_of(const Chunk& chunk, int64_t image) const {
-    int64_t s = chunk.begin;
-    for (; image >= o.seq.size[o.seq.step(o.seq.T - 1 - s)] / o.seq.pixels; s++) image -= o.seq.size[o.seq.step(o.seq.T - 1 - s)] / o.seq.pixels;
-    return f.dx + o.inputs_before(o.seq.first[o.seq.step(o.seq.T - 1 - s)]) + image * o.images->ih.in() * o.I;
+    for (int64_t s = chunk.begin;; s++) {
+      const int64_t t = o.seq.step(o.seq.T - 1 - s), images = o.seq.size[t] / o.seq.pixels;
+      if (image < images) return f.dx + o.inputs_before(o.seq.first[t]) + image * ih.in() * o.I;
+      image -= images;
+    }
   }
 
   // Rows of a weight gradient, in the order of taps and channels, that are one product each.
   static std::vector<Range> jobs(const Taps& taps) {
     std::vector<Range> found;
-    for (size_t k = 0; k < taps.segments.size(); k++)
+    for (int64_t first = 0; first < static_cast<int64_t>(taps.segments.size()) * taps.run; first += taps.run)
       for (int64_t i = 0; i < taps.run; i += kWeightRows)
-        found.push_back({static_cast<int64_t>(k) * taps.run + i, static_cast<int64_t>(k) * taps.run + std::min(i + kWeightRows, taps.run)});
+        found.push_back({first + i, first + std::min(i + kWeightRows, taps.run)});
     return found;
   }
 
@@ -200,10 +205,11 @@ class ConvBackward final : public BackwardProducts<S> {
 
   void write_transposed(const T* from, int64_t depth, int64_t p, S* to) const {
     for (int64_t i = 0; i < o.v.ih.gates && depth > 0; i++)
-      transpose<T, S>(depth, units_of(o.H, p), {from + i * kPanel, o.gate_width}, {to + (o.v.ih.gate[i] * o.H + p * kPanel) * depth, depth});
+      transpose<T, S>(depth, units_of(o.H, p), {from + i * kPanel, o.gate_width},
+                      {to + (o.v.ih.gate[i] * o.H + p * kPanel) * depth, depth});
   }
 
-  int64_t line_pixels() const { return o.images->hh.axes[2].out; }
+  int64_t line_pixels() const { return hh.axes[2].out; }
   T* dw(int64_t p) const { return dw_ + p * dw_panel_; }
   T* dw_hh(int64_t p) const { return dw(p) + o.k_input() * o.gate_width; }
   int64_t b_k() const { return kept_.width < o.gate_width ? 0 : o.gate_width; }
@@ -211,6 +217,7 @@ class ConvBackward final : public BackwardProducts<S> {
     return {dgates_ + p * o.chunk_rows * o.gate_width + kept_.at(row, column), kept_.row(column)};
   }
 
+  const Convolution &ih, &hh;
   const int64_t width_;  // of dG, of all panels
   const Frame frame_;
   const Frames<S> dg_, x_, h_;

@@ -5,7 +5,7 @@
 namespace fastlstm {
 
 constexpr int64_t kFrameRows = 96;   // of a product at once
-constexpr int64_t kPartTerms = 128;  // of a sum over taps at once, at most by half as many more
+constexpr int64_t kPartTerms = 128;  // of a sum over taps at once, at most
 
 // Values of pixels in frames, one for each image of a chunk or of a batch.
 template <class S>
@@ -43,7 +43,8 @@ class Frames {
     const int64_t width = inside(2), channels = o.I;
     for (int64_t z = 0; z < inside(0); z++)
       for (int64_t y = 0; y < inside(1); y++) {
-        T* const to = at(image) + (z + frame.before[0]) * frame.pitch(0) + (y + frame.before[1]) * frame.pitch(1) + frame.before[2] * frame.row;
+        const std::array<int64_t, kAxes> pixel{z + frame.before[0], y + frame.before[1], frame.before[2]};
+        T* const to = at(image) + pixel[0] * frame.pitch(0) + pixel[1] * frame.pitch(1) + pixel[2] * frame.row;
         const S* const line = from + z * strides[0] + y * strides[1];
         if (stride_c == 1) convert<S, T>(width, channels, {line, strides[2]}, {to, frame.row});
         else if (strides[2] == 1) transpose<S, T>(channels, width, {line, stride_c}, {to, frame.row});
@@ -58,7 +59,8 @@ class Frames {
   void product(const Taps& taps, int64_t row, int64_t rows, Gemm<T> g) const {
     int64_t at[kFrameRows];
     find_rows(taps.rows, frame.elements(), row, rows, at);
-    const int64_t segments = taps.segments.size(), parts = (taps.run + kPartTerms - 1) / kPartTerms, group = std::max<int64_t>(1, kPartTerms / std::max<int64_t>(taps.run, 1));
+    const int64_t segments = taps.segments.size(), parts = (taps.run + kPartTerms - 1) / kPartTerms;
+    const int64_t group = std::max<int64_t>(1, kPartTerms / std::max<int64_t>(taps.run, 1));
     g.m = rows, g.a_rows = at, g.b_rows = segments * taps.run;
     if (g.b_rows == 0) g.k = 0, g.batch = 0, o.gemm(g);
     for (int64_t first = 0; first < segments; first += group)

@@ -100,7 +100,8 @@ inline Taps combine(const std::array<AxisTaps, kAxes>& axes, const Frame& frame,
       for (size_t x = 0; x < last.tap.size(); x++) {
         found.taps.push_back((axes[0].tap[z] * kernel[0] + axes[1].tap[y]) * kernel[1] + last.tap[x]);
         if (x == 0 || !joined)
-          found.segments.push_back(axes[0].shift[z] * frame.pitch(0) + axes[1].shift[y] * frame.pitch(1) + last.shift[x] * frame.pitch(2));
+          found.segments.push_back(axes[0].shift[z] * frame.pitch(0) + axes[1].shift[y] * frame.pitch(1) +
+                                   last.shift[x] * frame.pitch(2));
       }
   return found;
 }
@@ -122,7 +123,8 @@ inline std::vector<Taps> taps_of_inputs(const Convolution& conv, const Frame& fr
   for (int64_t z = 0; z < a[0].stride; z++)
     for (int64_t y = 0; y < a[1].stride; y++)
       for (int64_t x = 0; x < a[2].stride; x++)
-        found.push_back(combine({of_axis(0, z), of_axis(1, y), of_axis(2, x)}, frame, channels, {a[1].in, a[2].in}, {a[1].kernel, a[2].kernel}));
+        found.push_back(combine({of_axis(0, z), of_axis(1, y), of_axis(2, x)}, frame, channels, {a[1].in, a[2].in},
+                                {a[1].kernel, a[2].kernel}));
   return found;
 }
 
@@ -132,7 +134,8 @@ inline std::vector<int64_t> pixels_of(const std::array<int64_t, kAxes>& image, c
   for (int64_t z = 0; z < image[0]; z++)
     for (int64_t y = 0; y < image[1]; y++)
       for (int64_t x = 0; x < image[2]; x++)
-        found.push_back((z + frame.before[0]) * frame.pitch(0) + (y + frame.before[1]) * frame.pitch(1) + (x + frame.before[2]) * frame.pitch(2));
+        found.push_back((z + frame.before[0]) * frame.pitch(0) + (y + frame.before[1]) * frame.pitch(1) +
+                        (x + frame.before[2]) * frame.pitch(2));
   return found;
 }
 
