@@ -1,5 +1,6 @@
 """The scripts in `examples/`: their short forms learn, print their table and write what they say; bad options are one line."""
 
+import gc
 import importlib
 import json
 import subprocess
@@ -9,10 +10,11 @@ from types import ModuleType
 
 import pytest
 import torch
+from imageio import v3 as imageio
 from typer.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPTS = ("timing", "tagger", "forecast")
+SCRIPTS = ("timing", "tagger", "forecast", "moving_digits")
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -120,6 +122,81 @@ def test_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"│ {row} " in printed
 
 
+def test_moving_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed, results = short("moving_digits", tmp_path, monkeypatch)
+    assert len(results["losses"]) == 25
+    assert fell(results["losses"], 0.9)
+    copied, ours = results["errors"]["the last frame again"], results["errors"]["ConvLSTM"]
+    assert len(copied) == len(ours) == 13  # frames 3 to 15
+    assert results["times less"] == pytest.approx(sum(copied[:9]) / sum(ours[:9]))
+    assert ours[-1] < copied[-1]
+    for row in ("the last frame again", "ConvLSTM", "times less"):
+        assert f"│ {row} " in printed
+
+
+def test_digits_move_straight_and_bounce(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = load("moving_digits", monkeypatch)
+    monkeypatch.setattr(digits, "DIGITS", 1)
+    clips = digits.drift(torch.ones(1, 1, 8, 8), 16, torch.Generator().manual_seed(0))
+    assert clips.shape == (15, 16, 1, 32, 32)
+    # a block of ones: its middle is the middle of the glyph, and its light stays in the frame
+    torch.testing.assert_close(clips.sum((2, 3, 4)), torch.full((15, 16), 16.0**2), rtol=0.1, atol=0)
+    pixels = torch.arange(32.0)
+    light = clips.sum((2, 3, 4))
+    middle = torch.stack([(clips.sum((2, d)) * pixels).sum(-1) / light for d in (3, 4)], dim=-1)
+    assert middle.min() > 7
+    assert middle.max() < 24
+    step = middle.diff(dim=0)
+    assert (step.norm(dim=-1) < 3.1).all()
+    turned = (step[1:] - step[:-1]).abs().amax(-1) > 0.3
+    assert 0 < turned.float().mean() < 0.5  # straight but for the edges
+
+
+# imageio-ffmpeg leaves its pipes to the garbage collector, which warns
+films = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+
+
+def refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said of a film. Its pipes hang on the exception: they are collected here, where the warning is expected."""
+    options = ["--video", str(file), "--out", str(file.parent)]
+    ran = CliRunner().invoke(load("moving_digits", monkeypatch).app, options)
+    code, said = ran.exit_code, ran.stderr
+    del ran
+    gc.collect()
+    assert code == 2
+    return said
+
+
+@films
+def test_moving_digits_of_a_film(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, (x, y) = tmp_path / "film.mp4", torch.meshgrid(torch.arange(96), torch.arange(64), indexing="xy")
+    pictures = [(128 + 127 * torch.sin((x + 4 * t) / 8) * torch.cos(y / 8)).byte() for t in range(60)]
+    imageio.imwrite(file, torch.stack(pictures)[..., None].expand(-1, -1, -1, 3).numpy(), fps=10)
+    options = ["--video", str(file), "--steps", "2"]
+    assert "next frame" in short("moving_digits", tmp_path, monkeypatch, *options)[0]
+    films = load("moving_digits", monkeypatch).film(file)
+    clips = films.held_out(3, torch.Generator().manual_seed(0))
+    assert clips.shape == (15, 3, 1, 44, 64)
+    assert 0 <= clips.min() < 0.1
+    assert 0.9 < clips.max() <= 1
+
+    imageio.imwrite(file, torch.stack(pictures[:30])[..., None].expand(-1, -1, -1, 3).numpy(), fps=10)
+    words = f"moving_digits.py: --video {file} has 30 frames, expected 60 or more: a quarter is held out, and a clip has 15\n"
+    assert refused(file, monkeypatch) == words
+
+
+@films
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), (b"no film", "")])
+def test_no_film(content: bytes | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "film.mp4"
+    if content is not None:
+        file.write_bytes(content)
+    said = refused(file, monkeypatch)
+    assert said.startswith(f"moving_digits.py: cannot read --video {file}: ")
+    assert words in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_same_seed_same_numbers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
@@ -151,11 +228,14 @@ def test_bad_numbers_of_networks(name: str, option: str, monkeypatch: pytest.Mon
     assert (ran.exit_code, ran.stderr) == (2, f"{name}.py: --{option} is 0, expected at least 1\n")
 
 
-@pytest.mark.parametrize(("name", "missing"), [("timing", "matplotlib.figure"), ("forecast", "statsmodels.datasets")])
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("timing", "matplotlib.figure"), ("forecast", "statsmodels.datasets"), ("moving_digits", "sklearn.datasets")],
+)
 def test_missing_package(name: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     ran = CliRunner().invoke(load(name, monkeypatch).app, ["--short", "--out", str(tmp_path)])
-    package = missing.partition(".")[0]
+    package = missing.partition(".")[0].replace("sklearn", "scikit-learn")
     assert (ran.exit_code, ran.stderr) == (
         2,
         f"{name}.py: {package} is missing; run: pip install 'fastlstm[examples]'\n",
