@@ -145,7 +145,7 @@ def notes(result: dict) -> list[str]:
         "Two numbers are ours / the peer's. GFLOP/s: ours, of what PyTorch's GEMM reaches on the same sizes. "
         "MB: the peak of a training step, beyond the batch and the weights.",
     ]
-    if any(row["variant"] in CONVOLUTIONAL for row in result["rows"]):
+    if any("checkpoint" in row.get("memory", {}) for row in result["rows"]):
         lines.append("Of three numbers, the second is that of checkpoint=True.")
     if "l2" in m:
         lines.append(f"The GPU's L2 cache: {m['l2']}.")

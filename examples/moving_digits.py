@@ -1,7 +1,7 @@
 """Moving digits: a ConvLSTM foretells the next frame, and then several with its eyes closed, of digits that drift and bounce.
 
-The glyphs are real: scikit-learn's `load_digits`, 1,797 handwritten digits, scanned at 8x8. The motion is made up: two of them
-at a time cross a dark frame of 32x32 at constant speeds and bounce off its edges. The last 297 glyphs are held out.
+The glyphs are real: scikit-learn's `load_digits`, 1,797 handwritten digits, scanned at 8x8. The motion is made up: a glyph of
+16x16 crosses a dark frame of 32x32 at constant speed and bounces off its edges. The last 297 glyphs are held out.
 
     python examples/moving_digits.py                 # on a CPU, under three minutes
     python examples/moving_digits.py --short         # a few seconds
