@@ -10,9 +10,17 @@ import torch
 
 from fastlstm.backends import VARIANTS
 from fastlstm.gpu import launch
+from fastlstm.gpu.conv_lstm import conv_lstm_bwd, conv_lstm_fwd
 from fastlstm.gpu.gru import gru_bwd, gru_fwd
 from fastlstm.gpu.lstm import lstm_bwd, lstm_fwd
 from fastlstm.gpu.plan import Gpu
+from fastlstm.kernels.conv_lstm import (
+    CIFG_CONV_LSTM,
+    CIFG_PEEPHOLE_CONV_LSTM,
+    CONV_LSTM,
+    PEEPHOLE_CONV_LSTM,
+    unmoved,
+)
 from fastlstm.kernels.gpu_compile import Resources, Spec, Target, resources
 from fastlstm.kernels.lstm import LSTM
 from fastlstm.kernels.variant import PARAMETERS, Variant
@@ -27,6 +35,16 @@ TARGETS = {
 # (B, H, everything): few units per program and kept weights; large batch tiles and one launch per step; sizes that fit nothing.
 # Everything: variable lengths, resets and all cells, in reverse
 SIZES = ((16, 768, False), (256, 1024, False), (3, 37, True), (4096, 128, True))
+# (variant, B, H, image, kernel, everything): few programs; many that are large; both with peepholes, which are each pixel's own
+# where there is everything; and channels that wide loads can't read
+CONV_SIZES = (
+    (CONV_LSTM, 4, 64, (32, 32), (3, 3), False),
+    (CONV_LSTM, 16, 128, (64, 64), (5, 5), False),
+    (PEEPHOLE_CONV_LSTM, 4, 64, (32, 32), (3, 3), False),
+    (PEEPHOLE_CONV_LSTM, 16, 64, (64, 64), (3, 3), True),
+    (CIFG_CONV_LSTM, 3, 37, (5, 6, 7), (4, 3, 2), True),
+    (CIFG_PEEPHOLE_CONV_LSTM, 3, 37, (5, 6, 7), (4, 3, 2), True),
+)
 DTYPES = {
     "fp32": (torch.float32, "ieee"),
     "tf32": (torch.float32, "tf32"),
@@ -64,6 +82,10 @@ def entries(target: str) -> list[Entry]:
         P, gpu = H // 2 if projected else None, TARGETS[target][1]
         for spec in launched(variant, *DTYPES[dtype], B, H, P, gpu, everything=everything):
             found.setdefault(spec, Entry(name, dtype, B, H, spec))
+    for (variant, B, H, image, kernel, everything), dtype in product(CONV_SIZES, DTYPES):
+        gpu = TARGETS[target][1]
+        for spec in conv_launched(variant, *DTYPES[dtype], B, H, image, kernel, gpu, everything=everything):
+            found.setdefault(spec, Entry(variant.name, dtype, B, H, spec))
     return list(found.values())
 
 
@@ -93,6 +115,36 @@ def launched(
             lstm_bwd(
                 y, h_n, c_n, dcells, *batch, *states, w_ih, w_hh, w_hr, w_peephole, y, saved, *flags, True, True
             )  # fmt: skip
+    return [call.spec for call in calls]
+
+
+def conv_launched(
+    variant: Variant,
+    dtype: torch.dtype,
+    precision: str,
+    B: int,
+    H: int,
+    image: tuple[int, ...],
+    kernel: tuple[int, ...],
+    gpu: Gpu,
+    *,
+    everything: bool,
+) -> list[Spec]:
+    """The same of a layer of a ConvLSTM."""
+    T, G = 2, len(variant.gates) * H
+    batch_sizes = torch.full((T,), B) if everything else None
+    with torch.device("meta"):
+        x, state, w, bias = (
+            torch.empty(shape, dtype=dtype) for shape in ((T, B, *image, H), (B, *image, H), (G, *kernel, H), (G,))
+        )
+        reset = torch.empty(T, B, dtype=torch.bool) if everything else None
+        of_pixels = image if everything else ()
+        peephole = torch.empty(len(variant.peepholes), *of_pixels, H, dtype=dtype) if variant.peepholes else None
+    batch, flags = (x, batch_sizes, reset, state, state, w, w), (*unmoved(kernel), variant.coupled, False, everything)
+    with launch.recorded(gpu, precision) as calls:
+        y, h_n, c_n, cells, saved = conv_lstm_fwd(*batch, bias, bias, peephole, *flags, everything, True)
+        dcells = cells if everything else None
+        conv_lstm_bwd(y, h_n, c_n, dcells, *batch, peephole, y, saved, *flags, True, True)
     return [call.spec for call in calls]
 
 

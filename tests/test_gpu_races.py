@@ -1,0 +1,91 @@
+"""Programs of a launch run in any order and at once: none may touch what another one writes, where nobody waits for anybody.
+
+Triton's interpreter runs them one after another, and is watched: see `Watch`.
+"""
+
+import itertools
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from gpu_interpreter import Interpreter
+
+import fastlstm
+from fastlstm import backends
+from fastlstm.gpu.rows import Rows
+
+pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
+
+
+class Watch:
+    """The addresses that each program of a launch reads and writes; `races` are the launches where two programs meet."""
+
+    def __init__(self, interpreter: Interpreter, fake_cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+        from triton.runtime.interpreter import interpreter_builder as builder
+
+        self.launches: list[tuple[str, int]] = []
+        self.races: list[str] = []
+        self.read, self.written = defaultdict(set), defaultdict(set)
+        load, store = builder.create_masked_load, builder.create_masked_store
+
+        def watched_load(ptrs, mask, *others):
+            self.read[builder.grid_idx].update(addresses(ptrs, mask))
+            return load(ptrs, mask, *others)
+
+        def watched_store(ptrs, value, mask, *others):
+            self.written[builder.grid_idx].update(addresses(ptrs, mask))
+            return store(ptrs, value, mask, *others)
+
+        def launch(symbol, grid, *others) -> None:
+            self.read.clear()
+            self.written.clear()
+            interpreter.launch(symbol, grid, *others)
+            self.launches.append((symbol.split(":")[0], len(self.written)))
+            for one, other in itertools.permutations(self.written, 2):
+                if self.written[one] & (self.written[other] | self.read[other]):
+                    self.races.append(f"{symbol}: {other} touches what {one} writes")
+
+        monkeypatch.setattr(builder, "create_masked_load", watched_load)
+        monkeypatch.setattr(builder, "create_masked_store", watched_store)
+        fake_cuda.on_launch = launch
+
+
+def addresses(ptrs, mask) -> list[int]:
+    return np.broadcast_to(ptrs.data, mask.data.shape)[mask.data].tolist()
+
+
+@pytest.fixture
+def watch(interpreter, fake_cuda, monkeypatch) -> Watch:
+    return Watch(interpreter, fake_cuda, monkeypatch)
+
+
+LAYERS = {
+    "lstm": (lambda: fastlstm.PeepholeLSTM(3, 17), (70, 3)),
+    "gru": (lambda: fastlstm.GRU(3, 17), (70, 3)),
+    "conv_lstm": (lambda: fastlstm.ConvLSTM2d(1, 17, (2, 3), peephole="channel"), (5, 1, 4, 5)),
+    "conv_lstm, a weight per pixel": (
+        lambda: fastlstm.ConvLSTM1d(1, 17, 3, peephole="hadamard", coupled=True, spatial_size=35),
+        (3, 1, 35),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "of_step"), LAYERS.values(), ids=LAYERS)
+def test_no_program_touches_what_another_one_writes(make, of_step, watch: Watch) -> None:
+    layer, T, B = make(), 2, of_step[0]
+    x = torch.randn(T, *of_step, requires_grad=True)
+    y, finals = layer(x, lengths=[2] * (B - 1) + [1], reset=torch.rand(T, B) < 0.3)
+    (y.sum() + sum(state.sum() for state in (finals if isinstance(finals, tuple) else [finals]))).backward()
+    assert len(watch.launches) == 2 * T
+    assert all(programs == 4 for _, programs in watch.launches), "of rows and of units there are two tiles each"
+    assert not watch.races
+
+
+def test_a_race_is_seen(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a step that writes h over the one that its neighbours read."""
+    h = torch.randn(1, 1, 100, 17)  # as kernels have it: they are given this memory
+    monkeypatch.setattr(Rows, "new", lambda self, columns, like: h.view(1, 1, columns))
+    with torch.no_grad():
+        fastlstm.ConvLSTM1d(1, 17, 3)(torch.randn(1, 1, 1, 100), (h.movedim(-1, 2), torch.zeros(1, 1, 17, 100)))
+    assert watch.races
