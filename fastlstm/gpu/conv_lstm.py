@@ -32,7 +32,7 @@ def conv_lstm_fwd(
     if x.shape[-1]:
         inputs = Convolution(stride, padding, dilation).forward(x.flatten(0, 1), w_ih, bias)
     else:
-        inputs = (x.new_zeros(G) if bias is None else bias).expand(*y.shape[:-1], G).contiguous()
+        inputs = aligned((x.new_zeros(G) if bias is None else bias).expand(*y.shape[:-1], G))
     saved = saved_block(y, G, keep).new(x, zero=rows.padded and return_cells)
     cells, gates = saved_block(y, G, keep).split(saved)
     given: Given = {

@@ -31,7 +31,7 @@ def tap_product(
     K: tl.constexpr, KZ: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, BACK: tl.constexpr,
     GATES: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """`acc` plus, over the first `taps` of the kernel, the rows that a tap sees times its weights.
+    """`acc` plus, over `taps` (all of the kernel or none), the rows that a tap sees times its weights.
 
     `a` (BM,) points to each pixel's own row of K, `pixels` says which of the image it is. BACK: a tap sees the pixel that sees
     this one by it. One loop over taps and blocks of channels, for a software pipeline to run ahead in; rows come through the
@@ -116,11 +116,11 @@ def conv_lstm_forward(
 
     own = rows.to(tl.int64)
     h = tl.where(sequences < size_before, hidden + (offset_before * M + own) * K, h0 + own * K)
+    sees = (tl.program_id(0) * BM < size * M) & ((first > 0) | (fresh == 0))
     acc = tl.zeros((BM, 4 * BH), tl.float32)
     acc = tap_product(
-        acc, tl.multiple_of(h, ALIGN), valid & ~cut, pixels, w, tile,
-        tl.where((first == 0) & (fresh != 0), 0, KZ * KY * KX), depth, height, width, H,
-        K, KZ, KY, KX, False, GATES, BH, BK, PRECISION,
+        acc, tl.multiple_of(h, ALIGN), valid & ~cut, pixels, w, tile, tl.where(sees, KZ * KY * KX, 0),
+        depth, height, width, H, K, KZ, KY, KX, False, GATES, BH, BK, PRECISION,
     )  # fmt: skip
 
     at_h = (offset * M + own)[:, None] * H + units[None, :]
@@ -201,10 +201,11 @@ def conv_lstm_backward(
 
     own = rows.to(tl.int64)
     after = dgates + (offset_after * M + own) * K
+    sees = tl.program_id(0) * BM < size_after * M
     dm = tl.zeros((BM, BH), tl.float32)
     dm = tap_product(
-        dm, tl.multiple_of(after, ALIGN), back, pixels, w, tile, KZ * KY * KX, depth, height, width, H,
-        K, KZ, KY, KX, True, 1, BH, BK, PRECISION,
+        dm, tl.multiple_of(after, ALIGN), back, pixels, w, tile, tl.where(sees, KZ * KY * KX, 0),
+        depth, height, width, H, K, KZ, KY, KX, True, 1, BH, BK, PRECISION,
     )  # fmt: skip
 
     at_h = (offset * M + own)[:, None] * H + units[None, :]
