@@ -15,7 +15,9 @@ inline Range share(int64_t n, int64_t worker, int64_t workers) {
   return {n * worker / workers, n * (worker + 1) / workers};
 }
 
-constexpr int64_t kTileRows = 24;  // at most: a tile of records stays in the first-level cache; a multiple of the micro-kernels' rows
+// At most, and a multiple of the micro-kernels': a tile of records stays in the first-level cache. A convolution's sums are longer,
+// and what stays there is a part of its weights.
+constexpr int64_t kTileRows = 24, kImageTileRows = 48;
 
 // Workers form `row_groups` x `unit_groups`: a row group owns some tiles of rows of the batch, a unit group some panels of hidden
 // units. Rows are independent, unless they are pixels of an image, so row groups never wait for each other within the loop; the
