@@ -4,6 +4,7 @@ import json
 import math
 import re
 import statistics
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -62,21 +63,22 @@ def summary(result: dict) -> Tables:
     )
 
 
-def variants_table(result: dict) -> Tables:
-    """What each variant is for and costs: parameters, and time per step beside our own LSTM of the same size."""
+def variants_table(results: list[dict]) -> Tables:
+    """What each variant is for and costs: parameters, and time per step beside our own LSTM of the same size, from the first of
+    the results that has it."""
     lines = []
     for variant, (purpose, parameters) in PURPOSES.items():
-        costs = [cost(result, variant, mode) for mode in MODES]
+        costs = [next((c for c in (cost(r, variant, mode) for r in results) if c), "–") for mode in MODES]
         lines.append([f"`fastlstm.{MODULES[variant]}`", purpose, parameters, *costs])
     return Tables(["module", "for", "parameters", "time per step, training", "inference"], lines)
 
 
-def cost(result: dict, variant: str, mode: str) -> str:
+def cost(result: dict, variant: str, mode: str) -> str | None:
     if variant in ("lstm", "conv_lstm"):
         return "1"
     rows = [r for r in chosen(result, variant, mode, "lstm") if "ratios" in r and CASES[r["case"]].layout != "cell"]
     if not rows:
-        return "–"
+        return None
     return f"{1 / statistics.geometric_mean(spread(row).median for row in rows):.2f}"
 
 
@@ -156,14 +158,14 @@ def notes(result: dict) -> list[str]:
     ]
 
 
-def markdown(result: dict, picture: str, half: dict | None = None) -> str:
-    """The README's section; `half` is a result of the same machine in half precision."""
+def markdown(result: dict, picture: str, half: dict | None = None, others: Sequence[dict] = ()) -> str:
+    """The README's section; `half` is a result of the same machine in half precision, `others` are those of other machines."""
     about, _, *missed = notes(result)
     parts = [
         "## Variants",
-        table(variants_table(result)),
+        table(variants_table([result, *others])),
         "Time per step: beside `fastlstm.LSTM`, or `fastlstm.ConvLSTM2d`, of the same size, the mean over the cases measured "
-        "on the machine below; k is the number of a kernel's taps. Each has layers, two directions, dropout, sequences of "
+        "on the machines below; k is the number of a kernel's taps. Each has layers, two directions, dropout, sequences of "
         "different lengths and resets; each has a cell, and a stateless function in `fastlstm.functional`. All but the GRU "
         "give all cell states, all but the GRU and the ConvLSTM have projections, all but the ConvLSTM take packed input. On "
         'a GPU, `backend="triton"` runs all of them on Triton kernels, which have been interpreted and compiled but not run on '
@@ -176,14 +178,32 @@ def markdown(result: dict, picture: str, half: dict | None = None) -> str:
         table(summary(result)),
         *([f"In {half['dtype']}:", table(summary(half))] if half else []),
         about,
+        *missed,
     ]
-    return "\n\n".join([*parts, *missed])
+    for other in others:
+        about, _, *missed = notes(other)
+        parts += [f"## On another machine: {machine(other)}", table(summary(other)), about, *missed]
+    return "\n\n".join(parts)
 
 
-def details(result: dict, picture: str, half: dict | None = None) -> str:
+def details(result: dict, picture: str, half: dict | None = None, others: Sequence[dict] = ()) -> str:
     """The page of all cases."""
-    parts = ["# Speed, case by case", "Written by `fastlstm bench --readme` from a result file.", *notes(result)]
-    parts.append(f"![Speed-up over PyTorch's modules]({picture})")
+    parts = ["# Speed, case by case", "Written by `fastlstm bench --readme` from result files.", *notes(result)]
+    parts += [f"![Speed-up over PyTorch's modules]({picture})", *every_case(result)]
+    if half:
+        parts += [f"## In {half['dtype']}", *notes(half)]
+        for variant, mode in product(MODULES, MODES):
+            rows = main_table(half, variant, mode)
+            if rows.rows:
+                parts += [f"{MODULES[variant]}, {MODES[mode]}:", table(rows)]
+        parts.append(table(peer_table(half)))
+    for other in others:
+        parts += [f"# On another machine: {machine(other)}", *notes(other), *every_case(other)]
+    return "\n\n".join(parts) + "\n"
+
+
+def every_case(result: dict) -> list[str]:
+    parts = []
     for variant, name in MODULES.items():
         for mode, title in MODES.items():
             rows = main_table(result, variant, mode)
@@ -193,16 +213,7 @@ def details(result: dict, picture: str, half: dict | None = None) -> str:
                 parts += [f"## {name}: {title} against {beside}", table(rows)]
                 parts.append("  \n".join(mean_lines(result, variant, mode)))
     peers = peer_table(result)
-    if peers.rows:
-        parts += ["## Other peers", table(peers)]
-    if half:
-        parts += [f"## In {half['dtype']}", *notes(half)]
-        for variant, mode in product(MODULES, MODES):
-            rows = main_table(half, variant, mode)
-            if rows.rows:
-                parts += [f"{MODULES[variant]}, {MODES[mode]}:", table(rows)]
-        parts.append(table(peer_table(half)))
-    return "\n\n".join(parts) + "\n"
+    return [*parts, "## Other peers", table(peers)] if peers.rows else parts
 
 
 def table(tables: Tables) -> str:
@@ -223,11 +234,9 @@ def megabytes(count: int) -> str:
 def update_readme(file: Path, readme: Path) -> Path:
     """Writes the README's section between its markers, the picture and the page of all cases; gives the picture's file.
 
-    A result in half precision is found beside the file, by its name.
+    A result in half precision is found beside the file, by its name; so are those of other machines.
     """
-    result = load(file)
-    beside = file.with_name(f"{file.stem}-bf16.json")
-    half = load(beside) if beside.exists() else None
+    result, half, others = with_those_beside(file)
     if not readme.exists():
         raise ValueError(f"there is no {readme} in this folder to write to")
     text = readme.read_text()
@@ -238,9 +247,16 @@ def update_readme(file: Path, readme: Path) -> Path:
     picture = Path("docs/images") / f"speed-{result['machine']['name']}.png"
     (readme.parent / picture).parent.mkdir(parents=True, exist_ok=True)
     plot(result, readme.parent / picture)
-    (readme.parent / DETAILS).write_text(details(result, f"images/{picture.name}", half))
-    readme.write_text(f"{before}{START}\n{markdown(result, picture.as_posix(), half)}\n{END}{after}")
+    (readme.parent / DETAILS).write_text(details(result, f"images/{picture.name}", half, others))
+    readme.write_text(f"{before}{START}\n{markdown(result, picture.as_posix(), half, others)}\n{END}{after}")
     return readme.parent / picture
+
+
+def with_those_beside(file: Path) -> tuple[dict, dict | None, list[dict]]:
+    """A result, that of the same machine in half precision, and those of other machines, as they lie in one folder."""
+    half = file.with_name(f"{file.stem}-bf16.json")
+    others = [path for path in sorted(file.parent.glob("*.json")) if path != file and not path.stem.endswith("-bf16")]
+    return load(file), load(half) if half.exists() else None, [load(path) for path in others]
 
 
 def load(file: Path) -> dict:

@@ -242,7 +242,7 @@ def test_report() -> None:
     words = "Not timed: fastlstm.LSTM, lm, training, nn.LSTM: ours: the error of y is 1."
     assert words in report.notes(RESULT)
     assert words in report.markdown(RESULT, "x.png")
-    assert report.cost(RESULT, "gru", "train") == "–"
+    assert report.cost(RESULT, "gru", "train") is None
     assert report.cost(RESULT, "lstm", "train") == "1"
     assert "## LSTM: training against PyTorch's\n" in report.details(RESULT, "x.png")
 
@@ -262,6 +262,24 @@ def test_update_readme_writes_between_the_markers(tmp_path: Path) -> None:
     assert (tmp_path / "docs/speed.md").read_text() == report.details(RESULT, "images/speed-a-chip-2-threads.png")
 
 
+def test_other_machines_stand_beside(tmp_path: Path) -> None:
+    rows = [
+        row | {"against": "lstm", "mode": "train", "ratios": [1.25]}
+        for row in RESULT["rows"]
+        if row["variant"] == "gru"
+    ]
+    other = RESULT | {"machine": RESULT["machine"] | {"chip": "Another"}, "rows": rows}
+    for name, result in (("a", RESULT), ("a-bf16", RESULT | {"dtype": "bf16"}), ("b", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    result, half, others = report.with_those_beside(tmp_path / "a.json")
+    assert (half["dtype"], len(others)) == ("bf16", 1)
+    text = report.markdown(result, "x.png", half, others)
+    assert "## On another machine: Another (" in text
+    costs = {row[0]: row[3:] for row in report.variants_table([result, *others]).rows}
+    assert costs["`fastlstm.GRU`"] == ["0.80", "–"]
+    assert "# On another machine: Another (" in report.details(result, "x.png", half, others)
+
+
 def test_update_readme_needs_the_markers(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
     (tmp_path / "README.md").write_text("nothing")
@@ -276,10 +294,9 @@ def test_the_readme_is_what_a_committed_result_generates() -> None:
     picture = re.search(r"!\[.*?\]\((.*?)\)", section)[1]
     assert (ROOT / picture).is_file()
     file = (ROOT / "benchmarks/results" / Path(picture).name.removeprefix("speed-")).with_suffix(".json")
-    beside = file.with_name(f"{file.stem}-bf16.json")
-    result, half = report.load(file), report.load(beside) if beside.exists() else None
-    assert section == report.markdown(result, picture, half)
-    assert (ROOT / "docs/speed.md").read_text() == report.details(result, picture.removeprefix("docs/"), half)
+    result, *beside = report.with_those_beside(file)
+    assert section == report.markdown(result, picture, *beside)
+    assert (ROOT / "docs/speed.md").read_text() == report.details(result, picture.removeprefix("docs/"), *beside)
 
 
 def test_the_rate_of_products_that_onednn_lacks():
