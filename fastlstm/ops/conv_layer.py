@@ -48,16 +48,16 @@ def conv_layer(
         )
     else:
         y, h_n, c_n, cells = conv_lstm(
-            *tensors, **geometry._asdict(), coupled=variant.coupled, fresh=fresh, reverse=reverse,
-            return_cells=return_cells, checkpoint=checkpoint, backend=backend,
+            *tensors, stride=geometry.stride, padding=geometry.padding, dilation=geometry.dilation, coupled=variant.coupled,
+            fresh=fresh, reverse=reverse, return_cells=return_cells, checkpoint=checkpoint, backend=backend,
         )  # fmt: skip
     return ((y, cells) if return_cells else (y,)), (h_n, c_n)
 
 
 def _is_per_pixel(weights: Mapping[str, Tensor], geometry: Geometry) -> bool:
-    kernels = (*weights["w_ih"].shape[1:-1], *weights["w_hh"].shape[1:-1])
-    hadamard = "w_peephole" in weights and weights["w_peephole"].dim() > 2
-    return not hadamard and all(k == 1 for k in kernels) and not any(geometry.padding)
+    if any(geometry.padding) or max(*weights["w_ih"].shape[1:-1], *weights["w_hh"].shape[1:-1]) > 1:
+        return False
+    return "w_peephole" not in weights or weights["w_peephole"].dim() == 2
 
 
 def _per_pixel(
