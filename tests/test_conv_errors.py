@@ -226,3 +226,12 @@ def test_a_backend_that_cannot_run_says_so():
         RuntimeError, match="backend 'triton' can't run peephole_conv_lstm here: its kernels run on CUDA GPUs"
     ):
         module(peephole="channel", backend="triton")(x())
+
+
+@pytest.mark.parametrize("wrong", [True, 1.0, (True, 1), (1.0, 1)], ids=str)
+def test_what_was_right_before_lets_no_equal_pass(wrong):
+    """1 == True == 1.0, also to what remembers the options of a call."""
+    conv_lstm(x(), weights(), stride=1)
+    conv_lstm(x(), weights(), stride=(1, 1))
+    with pytest.raises(ValueError, match=re.escape(f"stride is {wrong!r}, expected an int or a tuple of 2")):
+        conv_lstm(x(), weights(), stride=wrong)

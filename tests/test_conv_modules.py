@@ -203,6 +203,14 @@ def test_traced_programs_run_at_other_sizes():
         assert_same(traced(x), ours(x))
 
 
+def test_traced_layers_of_one_size_share_a_state():
+    ours = module("2d", num_layers=2).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, (h_n, _) = torch.jit.trace(ours, (random(T, B, C, 4, 5),))(x := random(7, 2, C, 6, 3))
+    assert_same(h_n, ours(x)[1][0])
+
+
 def results_of(ours: nn.Module, use: dict):
     """A module as a function of input and weights."""
     names = [name for name, _ in ours.named_parameters()]

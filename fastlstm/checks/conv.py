@@ -1,16 +1,17 @@
 """The arguments of a ConvLSTM. Sizes: n dimensions of an image, L layers, D directions; others as in `functional.conv_lstm`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlstm.backends import CONVOLUTIONAL
 from fastlstm.checks.input import check_no_lengths
+from fastlstm.checks.once import once
 from fastlstm.checks.states import check_state_fits
 from fastlstm.checks.weights import check_alike
-from fastlstm.kernels.conv_lstm import Geometry, same
+from fastlstm.kernels.conv_lstm import Geometry, same, unmoved
 from fastlstm.kernels.variant import Variant
 
 IMAGES = {1: "L", 2: "H, W", 3: "D, H, W"}
@@ -18,12 +19,15 @@ IMAGES = {1: "L", 2: "H, W", 3: "D, H, W"}
 
 def per_dimension(name: str, value: Any, n: int, least: int = 1) -> tuple[int, ...]:
     """`value`, an int or `n` of them, as `n`."""
-    sizes = (value,) * n if _is_int(value) else value
-    if not isinstance(sizes, (tuple, list)) or len(sizes) != n or not all(_is_int(s) for s in sizes):
+    if _is_int(value):
+        sizes = (value,) * n
+    elif isinstance(value, (tuple, list)) and len(value) == n and all(_is_int(size) for size in value):
+        sizes = tuple(value)
+    else:
         raise ValueError(f"{name} is {value!r}, expected an int or a tuple of {n}: one for each dimension of the image")
     if min(sizes) < least:
         raise ValueError(f"{name} is {value!r}, expected at least {least} in each dimension of the image")
-    return tuple(sizes)
+    return sizes
 
 
 def check_bool(name: str, value: object) -> None:
@@ -41,6 +45,11 @@ def positive(name: str, value: Any) -> int:
 
 def check_geometry(stride: Any, padding: Any, dilation: Any, kernel: Sequence[int]) -> Geometry:
     """The input convolution of the first layer, from what users write."""
+    simple = not (isinstance(stride, tuple) or isinstance(dilation, tuple) or isinstance(padding, tuple))
+    return (_geometry_of_words if simple else _geometry)(stride, padding, dilation, tuple(kernel))
+
+
+def _geometry(stride: Any, padding: Any, dilation: Any, kernel: tuple[int, ...]) -> Geometry:
     n = len(kernel)
     strides, dilations = per_dimension("stride", stride, n), per_dimension("dilation", dilation, n)
     if isinstance(padding, str):
@@ -57,6 +66,10 @@ def check_geometry(stride: Any, padding: Any, dilation: Any, kernel: Sequence[in
         f"padding is {padding!r}, expected 'same', 'valid', an int, or a tuple of {n} ints or pairs (before, after), none "
         "negative: one for each dimension of the image"
     )
+
+
+# In a tuple, True is 1 to what remembers
+_geometry_of_words = once(_geometry)
 
 
 def _is_int(value: object) -> bool:
@@ -89,65 +102,87 @@ def check_forecast(input: object, hx: object, steps: Any, bidirectional: bool, l
     check_no_lengths(lengths, "a forecast has `steps` steps of every sequence")
 
 
+class Sizes(NamedTuple):
+    """What the shapes of all weights tell."""
+
+    variant: Variant
+    names: tuple[str, ...]  # of the weights of a layer
+    kernel: tuple[int, ...]  # of the first layer's input convolution
+    widths: tuple[int, ...]  # H of each layer
+    differ: bool  # whether these are not all the same
+    inner: tuple[Geometry, ...]  # of each layer and direction above the first layer
+
+
 def check_conv_weights(
     weights: Sequence[Sequence[Tensor]], D: int, coupled: bool
-) -> tuple[Variant, list[dict[str, Tensor]]]:
-    """The variant, and the weights by their names; they fit each other, but for the image of "hadamard" peepholes."""
-    if len(weights) == 0 or len(weights) % D:
-        raise ValueError(f"weights has {len(weights)} entries, expected a multiple of {D}: one per layer and direction")
-    count = len(weights[0])
+) -> tuple[Sizes, list[dict[str, Tensor]]]:
+    """Their sizes, and the weights by their names; they fit each other, but for the image of "hadamard" peepholes."""
+    sizes = _check_shapes(tuple([tuple([w.shape for w in of_layer]) for of_layer in weights]), D, coupled)
+    layers = [dict(zip(sizes.names, of_layer, strict=True)) for of_layer in weights]
+    first = weights[0][0]
+    dtype, device = first.dtype, first.device
+    for k, of_layer in enumerate(layers):
+        for name, w in of_layer.items():
+            if w.dtype is not dtype or w.device != device:
+                raise ValueError(
+                    f"{name} of weights[{k}] is {w.dtype} on {w.device}, expected {dtype} on {device}: all weights are alike"
+                )
+    return sizes, layers
+
+
+Shape = tuple[int, ...]
+
+
+@once
+def _check_shapes(shapes: tuple[tuple[Shape, ...], ...], D: int, coupled: bool) -> Sizes:
+    if len(shapes) == 0 or len(shapes) % D:
+        raise ValueError(f"weights has {len(shapes)} entries, expected a multiple of {D}: one per layer and direction")
+    count = len(shapes[0])
     if not 2 <= count <= 5:
         raise ValueError(f"weights[0] has {count} tensors, expected 2 to 5: w_ih, w_hh, b_ih, b_hh, w_peephole")
-    names = ["w_ih", "w_hh", *(["b_ih", "b_hh"] if count > 3 else []), *(["w_peephole"] if count % 2 else [])]
+    names = ("w_ih", "w_hh", *(("b_ih", "b_hh") if count > 3 else ()), *(("w_peephole",) if count % 2 else ()))
     kind = ("cifg_" if coupled else "") + ("peephole_" if count % 2 else "") + "conv_lstm"
     variant = CONVOLUTIONAL[kind]
-    first = weights[0][0]
-    n = first.dim() - 2
+    first = shapes[0][0]
+    n = len(first) - 2
     if n not in IMAGES:
-        raise ValueError(
-            f"w_ih of weights[0] has shape {tuple(first.shape)}, expected (rows, channels, *kernel), 3D to 5D"
-        )
-    named: list[dict[str, Tensor]] = []
-    for k, tensors in enumerate(weights):
-        if len(tensors) != count:
-            raise ValueError(f"weights[{k}] has {len(tensors)} tensors, expected {count}: as many as weights[0]")
-        of_layer = dict(zip(names, tensors, strict=True))
-        C = first.shape[1] if k < D else D * named[k - D]["w_hh"].shape[1]
-        _check_layer(variant, k, of_layer, n, C, named[k - 1]["w_hh"] if k % D else None)
-        for name, w in of_layer.items():
-            if w.dtype is not first.dtype or w.device != first.device:
-                raise ValueError(
-                    f"{name} of weights[{k}] is {w.dtype} on {w.device}, expected {first.dtype} on {first.device}: "
-                    "all weights are alike"
-                )
-        named.append(of_layer)
-    return variant, named
+        raise ValueError(f"w_ih of weights[0] has shape {tuple(first)}, expected (rows, channels, *kernel), 3D to 5D")
+    named: list[dict[str, Shape]] = []
+    for k, of_layer in enumerate(shapes):
+        if len(of_layer) != count:
+            raise ValueError(f"weights[{k}] has {len(of_layer)} tensors, expected {count}: as many as weights[0]")
+        named.append(dict(zip(names, of_layer, strict=True)))
+        C = first[1] if k < D else D * named[k - D]["w_hh"][1]
+        _check_layer(variant, k, named[k], n, C, named[k - 1]["w_hh"] if k % D else None)
+    widths = tuple([w["w_hh"][1] for w in named[::D]])
+    inner = tuple([unmoved(w["w_ih"][2:]) for w in named[D:]])
+    return Sizes(variant, names, tuple(first[2:]), widths, any(widths[0] != H for H in widths[1:]), inner)
 
 
-def _check_layer(variant: Variant, k: int, weights: dict[str, Tensor], n: int, C: int, beside: Tensor | None) -> None:
-    """`beside` is w_hh of the layer's other direction, where that has been checked."""
-    w_ih, w_hh, w_peephole = weights["w_ih"], weights["w_hh"], weights.get("w_peephole")
+def _check_layer(variant: Variant, k: int, shapes: dict[str, Shape], n: int, C: int, beside: Shape | None) -> None:
+    """`beside` is that of w_hh of the layer's other direction, where that has been checked."""
     kernels = []
-    for name, w in (("w_ih", w_ih), ("w_hh", w_hh)):
-        if w.dim() != n + 2 or min(w.shape[2:]) < 1:
+    for name in ("w_ih", "w_hh"):
+        shape = tuple(shapes[name])
+        if len(shape) != n + 2 or min(shape[2:]) < 1:
             raise ValueError(
-                f"{name} of weights[{k}] has shape {tuple(w.shape)}, expected {n + 2} dimensions: (rows, channels, *kernel)"
+                f"{name} of weights[{k}] has shape {shape}, expected {n + 2} dimensions: (rows, channels, *kernel)"
             )
-        kernels.append(tuple(w.shape[2:]))
-    H = w_hh.shape[1] if beside is None else beside.shape[1]
+        kernels.append(shape[2:])
+    H = (shapes["w_hh"] if beside is None else beside)[1]
     rows = len(variant.gates) * H
-    expected: dict[str, tuple[int, ...]] = {"w_ih": (rows, C, *kernels[0]), "w_hh": (rows, H, *kernels[1])}
+    expected: dict[str, Shape] = {"w_ih": (rows, C, *kernels[0]), "w_hh": (rows, H, *kernels[1])}
     expected |= {"b_ih": (rows,), "b_hh": (rows,)}
     for name, size in expected.items():
-        if name in weights and weights[name].shape != size:
+        if name in shapes and shapes[name] != size:
             raise ValueError(
-                f"{name} of weights[{k}] has shape {tuple(weights[name].shape)}, expected {size}: "
+                f"{name} of weights[{k}] has shape {tuple(shapes[name])}, expected {size}: "
                 f"{len(variant.gates)} gates, {C} input channels and {H} hidden channels of its layer"
             )
-    P = len(variant.peepholes)
-    if w_peephole is not None and (w_peephole.dim() != n + 2 or w_peephole.shape[:2] != (P, H)):
+    P, w_peephole = len(variant.peepholes), shapes.get("w_peephole")
+    if w_peephole is not None and (len(w_peephole) != n + 2 or w_peephole[:2] != (P, H)):
         raise ValueError(
-            f"w_peephole of weights[{k}] has shape {tuple(w_peephole.shape)}, expected ({P}, {H}, {', '.join('1' * n)}) or "
+            f"w_peephole of weights[{k}] has shape {tuple(w_peephole)}, expected ({P}, {H}, {', '.join('1' * n)}) or "
             f"({P}, {H}, {IMAGES[n]}): {P} gates that see the cell and {H} hidden channels"
         )
 
@@ -155,8 +190,8 @@ def _check_layer(variant: Variant, k: int, weights: dict[str, Tensor], n: int, C
 def check_conv_fits(x: Tensor, w_ih: Tensor, batch_first: bool) -> None:
     """The input's dimensions, channels, dtype and device are those of the first weight."""
     n = w_ih.dim() - 2
-    leading = "B, T" if batch_first else "T, B"
     if x.dim() not in (n + 2, n + 3):
+        leading = "B, T" if batch_first else "T, B"
         raise ValueError(
             f"ConvLSTM{n}d: Expected input to be {n + 2}D or {n + 3}D, got {x.dim()}D instead: "
             f"(T, C, {IMAGES[n]}) unbatched, or ({leading}, C, {IMAGES[n]})"
@@ -171,7 +206,7 @@ def check_conv_fits(x: Tensor, w_ih: Tensor, batch_first: bool) -> None:
 
 def check_image(S: Sequence[int], geometry: Geometry, kernel: Sequence[int], name: str = "input") -> tuple[int, ...]:
     """S', which is not empty."""
-    image = geometry.image(S, kernel)
+    image = _image(geometry, S, kernel)
     if min(image) < 1:
         raise RuntimeError(
             f"{name} has an image of {tuple(S)}, expected one that a kernel of {tuple(kernel)} fits in: "
@@ -180,10 +215,15 @@ def check_image(S: Sequence[int], geometry: Geometry, kernel: Sequence[int], nam
     return image
 
 
+_image = once(Geometry.image)
+
+
 def check_peepholes(layers: Sequence[dict[str, Tensor]], image: tuple[int, ...]) -> None:
     """A peephole's image is a pixel, or `image`, S'."""
     for k, of_layer in enumerate(layers):
-        own = tuple(of_layer["w_peephole"].shape[2:]) if "w_peephole" in of_layer else image
+        if "w_peephole" not in of_layer:
+            return
+        own = tuple(of_layer["w_peephole"].shape[2:])
         if own != image and max(own) > 1:
             raise RuntimeError(
                 f"w_peephole of weights[{k}] has an image of {own}, expected {image}, that of this output: "
@@ -230,8 +270,10 @@ def check_conv_states(
     """`(h0, c0)`, a list of tensors (`leading`, *batch, width, *image) each, as many as there are `widths`."""
     for letter, of_layers in zip("hc", states, strict=True):
         for k, (s, width) in enumerate(zip(of_layers, widths, strict=True)):
-            name = f"{letter}0" if len(widths) == 1 else f"{letter}0[{k}]"
             expected = (leading, *batch, width, *image)
+            if s.shape == expected and s.dtype is x.dtype and s.device == x.device:
+                continue
+            name = f"{letter}0" if len(widths) == 1 else f"{letter}0[{k}]"
             if s.shape != expected:
                 what = "layers x directions" if len(widths) == 1 else "directions"
                 raise RuntimeError(
@@ -239,3 +281,13 @@ def check_conv_states(
                     f"{'batch, ' if batch else ''}hidden channels and the image of the output"
                 )
             check_state_fits(s, name, x)
+
+
+def check_conv_pair(
+    states: tuple[Tensor, Tensor], x: Tensor, leading: tuple[int, ...], batch: tuple[int, ...], H: int, image: Shape
+) -> None:
+    """Those of one layer in one direction, (*`leading`, *batch, H, *image) each, where `leading` is (1,), or ()."""
+    expected = (*leading, *batch, H, *image)
+    for s in states:
+        if s.shape != expected or s.dtype is not x.dtype or s.device != x.device:
+            check_conv_states([[s] if leading else [s[None]] for s in states], x, 1, batch, (H,), image)

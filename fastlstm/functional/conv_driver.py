@@ -1,89 +1,155 @@
 """What the functions of the ConvLSTM run: a whole stack, or a single step of it. Checks are made here, and nowhere below."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlstm import backends, checks, onnx, stack
 from fastlstm.call import Call, ConvCall
-from fastlstm.kernels.conv_lstm import unmoved
+from fastlstm.kernels.conv_lstm import Geometry, unmoved
+from fastlstm.kernels.variant import Variant
 from fastlstm.ops.conv_layer import conv_layer
 from fastlstm.sequences import Batch, autocast, promote_to_state, time_major
 
+Weights = Sequence[Sequence[Tensor]]
 
-def convolutional(
-    input: Tensor | None, weights: Sequence[Sequence[Tensor]], hx: Any, call: Call, conv: ConvCall
-) -> Any:
+
+class Checked(NamedTuple):
+    """The arguments of a call, right but for the states' sizes, in the layouts of `fastlstm.ops.conv_lstm`: views."""
+
+    variant: Variant
+    x: Tensor
+    # not moved: of h and of c, a tensor for all layers, or where these differ, one for each
+    states: list[list[Tensor]] | None
+    layers: list[tuple[dict[str, Tensor], Geometry]]  # and directions
+    widths: tuple[int, ...]
+    differ: bool
+    image: tuple[int, ...]
+    channels_last: bool
+    backend: str
+
+    def maps(self, t: Tensor) -> Tensor:
+        """Maps (..., *S', channels) in the layout of the input."""
+        to = -len(self.image) - 1
+        return t.contiguous().movedim(-1, to) if self.channels_last else t.movedim(-1, to).contiguous()
+
+
+def convolutional(input: Tensor | None, weights: Weights, hx: Any, call: Call, conv: ConvCall) -> Any:
     """`(output, (h_n, c_n))`, or `(output, (h_n, c_n), cells)`: what `fastlstm.functional.conv_lstm` describes."""
     checks.check_dropout(call.dropout)
     checks.check_forecast(input, hx, conv.steps, call.bidirectional, call.lengths)
-    D = call.directions
-    variant, layers = checks.check_conv_weights(weights, D, conv.coupled)
-    first, widths = layers[0]["w_ih"], [of_layer["w_hh"].shape[1] for of_layer in layers[::D]]
-    n, kernel = first.dim() - 2, first.shape[2:]
-    geometry = checks.check_geometry(conv.stride, conv.padding, conv.dilation, kernel)
-    if onnx.exporting():
-        raise NotImplementedError(
-            "a ConvLSTM is to be exported to ONNX, expected another module: ONNX has no such node; torch.export takes it"
-        )
-    differ = len(set(widths)) > 1
-    if hx is not None:
-        checks.check_conv_hx(hx, len(widths), differ)
-    given = None if hx is None else [list(s) if differ else [s] for s in hx]
-    if input is None:
-        assert given is not None
-        checks.check_forecast_fits(given[0][0], n)
-        input = _nothing(first, given[0][0].shape, conv.steps, call.batch_first)
-        layers[0] = layers[0] | {"w_ih": first[:, :0]}
-        geometry = unmoved(kernel)
-    checks.check_conv_input(input)
-    x, given, layers = _autocast(input, given, layers)
-    checks.check_conv_fits(x, layers[0]["w_ih"], call.batch_first)
-    image = checks.check_image(x.shape[-n:], geometry, kernel)
-    checks.check_peepholes(layers, image)
-    channels_last = _is_channels_last(x, n)
+    right = _check(input, weights, hx, call, conv)
+    more = call.return_cells or conv.return_all_layers or not conv.return_sequence
+    if len(right.layers) == 1 and call.lengths is None and not more:
+        y, states = _single(right, (1,), call, conv)
+        return right.maps(y), states
+    D, differ, maps = call.directions, right.differ, right.maps
+    batch = time_major(right.x, right.x, call.batch_first, call.lengths, call.reset, len(right.image) + 3)
 
-    batch = time_major(input, x.movedim(-n - 1, -1), call.batch_first, call.lengths, call.reset, n + 3)
-    initials = _initial(given, batch, widths, D, image, differ)
-    chosen = backends.choose(variant, x.device, x.dtype, call.backend, True).backend
-    plans = [(_channels_last(w), geometry if k < D else unmoved(w["w_ih"].shape[2:])) for k, w in enumerate(layers)]
-
-    def run(x: Tensor, batch_sizes: Tensor | None, states: Any, plan: Any, reverse: bool, last: bool) -> stack.Results:
+    def run(
+        x: Tensor, batch_sizes: Tensor | None, states: Any, of_layer: Any, reverse: bool, last: bool
+    ) -> stack.Results:
         cells = call.return_cells and conv.return_sequence and (last or conv.return_all_layers)
-        w, shape = plan
+        w, geometry = of_layer
         return conv_layer(
-            variant, x, batch_sizes, batch.reset, states, w, shape, hx is None, reverse, cells, conv.checkpoint,
-            backend=chosen,
+            right.variant, x, batch_sizes, batch.reset, states, w, geometry, hx is None, reverse, cells, conv.checkpoint,
+            backend=right.backend,
         )  # fmt: skip
 
     outputs, ends = stack.stack(
         run,
         batch.x,
         batch.batch_sizes,
-        initials,
-        plans,
+        _initial(right, batch, D),
+        right.layers,
         directions=D,
         dropout=call.drop,
         every_layer=conv.return_all_layers,
     )
 
-    def maps(t: Tensor) -> Tensor:
-        """Maps (..., *S', channels) in the layout of the input."""
-        return t.contiguous().movedim(-1, -n - 1) if channels_last else t.movedim(-1, -n - 1).contiguous()
-
     if conv.return_sequence:
         found = [[maps(batch.output(t)) for t in of_layer] for of_layer in outputs]  # type: ignore[arg-type]
     else:
         lasts = [[torch.cat(s, -1) for s in zip(*ends[k : k + D], strict=True)] for k in range(0, len(ends), D)]
-        found = [[maps(s[0]) for s in batch.finals([t.unsqueeze(0) for t in pair])] for pair in lasts]
-        found = found if conv.return_all_layers else found[-1:]
-    finals = [_stacked(s, batch, D, differ) for s in zip(*ends, strict=True)]
+        wanted = lasts if conv.return_all_layers else lasts[-1:]
+        found = [
+            [maps(s[0]) for s in batch.finals([t[None] for t in pair[: 1 + call.return_cells]])] for pair in wanted
+        ]
+    finals = [_stacked(s, batch, D if differ else len(ends)) for s in zip(*ends, strict=True)]
     h_n, c_n = [[maps(t) for t in s] if differ else maps(s[0]) for s in finals]
-    results = [[of_layer[k] for of_layer in found] for k in range(2 if call.return_cells else 1)]
-    output, *cells = [of_layers if conv.return_all_layers else of_layers[0] for of_layers in results]
+    output, *cells = [list(of_layers) for of_layers in zip(*found, strict=True)] if conv.return_all_layers else found[0]
     return output, (h_n, c_n), *cells
+
+
+def convolutional_step(
+    input: Tensor, weights: Sequence[Tensor], hx: Any, conv: ConvCall, backend: str
+) -> tuple[Tensor, Tensor]:
+    """`(h, c)` after one step."""
+    checks.check_conv_input(input)
+    call = Call(backend=backend)
+    right = _check(input[None], [weights], hx, call, conv)
+    _, (h, c) = _single(right, (), call, conv)
+    return (h, c) if hx is None else (promote_to_state(hx[1], h), promote_to_state(hx[1], c))
+
+
+def _single(right: Checked, leading: tuple[int, ...], call: Call, conv: ConvCall) -> tuple[Any, tuple[Tensor, Tensor]]:
+    """Of one layer in one direction, y, whose maps are not moved, and `(h_n, c_n)`: a loop of a user's own runs this each step.
+
+    States have a size of 1 before those of the batch, or nothing: `leading`.
+    """
+    n, (H,), ((weights, geometry),) = len(right.image), right.widths, right.layers
+    batch = time_major(right.x, right.x, call.batch_first, None, call.reset, n + 3)
+    states = None if right.states is None else (right.states[0][0], right.states[1][0])
+    if states is None:
+        h0, c0 = _zeros(batch.x, (batch.B, *right.image, H))
+    else:
+        checks.check_conv_pair(states, batch.x, leading, (batch.B,) if batch.batched else (), H, right.image)
+        h0, c0 = [(s[0] if leading else s).movedim(-n - 1, -1) for s in states]
+        h0, c0 = (h0, c0) if batch.batched else (h0[None], c0[None])
+    (y,), ends = conv_layer(
+        right.variant, batch.x, None, batch.reset, (h0, c0), weights, geometry, states is None,
+        checkpoint=conv.checkpoint, backend=right.backend,
+    )  # fmt: skip
+    ends = ends if batch.batched else tuple([s.squeeze(0) for s in ends])
+    h_n, c_n = [right.maps(s[None] if leading else s) for s in ends]
+    return batch.output(y), (h_n, c_n)
+
+
+def _check(input: Tensor | None, weights: Weights, hx: Any, call: Call, conv: ConvCall) -> Checked:
+    sizes, layers = checks.check_conv_weights(weights, call.directions, conv.coupled)
+    geometry = checks.check_geometry(conv.stride, conv.padding, conv.dilation, sizes.kernel)
+    if onnx.exporting():
+        raise NotImplementedError(
+            "a ConvLSTM is to be exported to ONNX, expected another module: ONNX has no such node; torch.export takes it"
+        )
+    first, n, differ = layers[0]["w_ih"], len(sizes.kernel), sizes.differ
+    if hx is not None:
+        checks.check_conv_hx(hx, len(sizes.widths), differ)
+    given = None if hx is None else [list(s) if differ else [s] for s in hx]
+    if input is None:
+        assert given is not None
+        checks.check_forecast_fits(given[0][0], n)
+        input = _nothing(first, given[0][0].shape, conv.steps, call.batch_first)
+        layers[0] = layers[0] | {"w_ih": first[:, :0]}
+        geometry = unmoved(sizes.kernel)
+    checks.check_conv_input(input)
+    x, given, layers = _autocast(input, given, layers)
+    checks.check_conv_fits(x, layers[0]["w_ih"], call.batch_first)
+    image = checks.check_image(x.shape[-n:], geometry, sizes.kernel)
+    checks.check_peepholes(layers, image)
+    return Checked(
+        sizes.variant,
+        x.movedim(-n - 1, -1),
+        given,
+        list(zip([_channels_last(w) for w in layers], (geometry,) * call.directions + sizes.inner, strict=True)),
+        sizes.widths,
+        differ,
+        image,
+        _is_channels_last(x, n),
+        backends.choose(sizes.variant, x.device, x.dtype, call.backend, True).backend,
+    )
 
 
 def _nothing(like: Tensor, state: torch.Size, steps: Any, batch_first: bool) -> Tensor:
@@ -116,52 +182,31 @@ def _channels_last(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _moved(w: Tensor) -> Tensor:
     """`w` (rows, C, *k) as (rows, *k, C): where that moves nothing, so that its gradient has the strides that DDP looks for."""
-    if w.shape[1] <= 1 or w.shape[2:].numel() == 1:
-        return w.reshape(w.shape[0], *w.shape[2:], w.shape[1])
-    return w.movedim(1, -1)
+    rows, C, *kernel = w.shape
+    return w.reshape(rows, *kernel, C) if C <= 1 or max(kernel) == 1 else w.movedim(1, -1)
 
 
-def _initial(
-    states: Sequence[list[Tensor]] | None,
-    batch: Batch,
-    widths: Sequence[int],
-    D: int,
-    image: tuple[int, ...],
-    differ: bool,
-) -> list[tuple[Tensor, Tensor]]:
+def _initial(right: Checked, batch: Batch, D: int) -> list[tuple[Tensor, Tensor]]:
     """For each layer and direction, h0 and c0 (B, *S', H) in the order of the batch."""
-    x = batch.x
+    states, widths, image = right.states, right.widths, right.image
     if states is None:
-        # Two tensors: PyTorch's compiler takes no Function of which two arguments are one
-        shapes = {H: (batch.B, *image, H) for H in widths}
-        zeros = {H: tuple([torch.zeros(s, dtype=x.dtype, device=x.device) for _ in "hc"]) for H, s in shapes.items()}
-        return [zeros[H] for H in widths for _ in range(D)]  # type: ignore[misc]
-    of_batch = (batch.B,) if batch.batched else ()
-    checks.check_conv_states(
-        states, x, D if differ else D * len(widths), of_batch, widths if differ else widths[:1], image
-    )
+        zeros = {H: _zeros(batch.x, (batch.B, *image, H)) for H in widths}
+        return [zeros[H] for H in widths for _ in range(D)]
+    leading, widths = (D, widths) if right.differ else (D * len(widths), widths[:1])
+    checks.check_conv_states(states, batch.x, leading, (batch.B,) if batch.batched else (), widths, image)
     if not batch.batched:
         states = [[t.unsqueeze(1) for t in s] for s in states]
-    rows = [[row.movedim(1, -1) for t in batch.sorted_states(s) for row in t.unbind(0)] for s in states]
+    rows = [[row for t in batch.sorted_states(s) for row in t.movedim(2, -1).unbind(0)] for s in states]
     return list(zip(*rows, strict=True))
 
 
-def _stacked(states: Sequence[Tensor], batch: Batch, D: int, differ: bool) -> Sequence[Tensor]:
-    """The final states of all layers as one, or one of each layer where they differ, in the order of the input."""
-    size = D if differ else len(states)
+def _zeros(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Two tensors: PyTorch's compiler takes no Function of which two arguments are one."""
+    return torch.zeros(shape, dtype=x.dtype, device=x.device), torch.zeros(shape, dtype=x.dtype, device=x.device)
+
+
+def _stacked(states: Sequence[Tensor], batch: Batch, size: int) -> Sequence[Tensor]:
+    """The final states of all layers and directions, `size` of them as one, in the order of the input."""
+    if size == 1:  # nothing to copy
+        return batch.finals([s[None] for s in states])
     return batch.finals([torch.stack(list(states[k : k + size])) for k in range(0, len(states), size)])
-
-
-def convolutional_step(
-    input: Tensor, weights: Sequence[Tensor], hx: Any, conv: ConvCall, backend: str
-) -> tuple[Tensor, Tensor]:
-    """`(h, c)` after one step."""
-    checks.check_conv_input(input)
-    states = None
-    if hx is not None:
-        checks.check_conv_hx(hx, 1, False)
-        states = hx[0].unsqueeze(0), hx[1].unsqueeze(0)
-    call = Call(backend=backend)
-    _, finals = convolutional(input.unsqueeze(0), [weights], states, call, conv._replace(return_sequence=False))
-    h, c = [s.squeeze(0) for s in finals]
-    return (h, c) if hx is None else (promote_to_state(hx[1], h), promote_to_state(hx[1], c))
