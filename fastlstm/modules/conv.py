@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fastlstm import checks
 from fastlstm.backends import CONVOLUTIONAL
-from fastlstm.call import Padding, Sizes
-from fastlstm.functional import ConvLSTMResult, ConvLSTMState, conv_lstm
+from fastlstm.call import Call, ConvCall, Padding, Sizes
+from fastlstm.functional import ConvLSTMResult, ConvLSTMState
+from fastlstm.functional.conv_driver import convolutional
 from fastlstm.kernels.conv_lstm import Geometry
 from fastlstm.kernels.variant import PARAMETERS, Variant
 from fastlstm.modules.base import check_backend, weights_of
@@ -173,13 +174,27 @@ class ConvLSTM(Convolutional):
         return_sequence: bool = True,
         steps: int | None = None,
     ) -> ConvLSTMResult:
-        return conv_lstm(
-            input, self.all_weights, hx, coupled=self.coupled,
-            stride=self.stride, dilation=self.dilation, padding=self.padding,
-            bidirectional=self.bidirectional, batch_first=self.batch_first, dropout=self.dropout, training=self.training,
-            lengths=lengths, reset=reset, return_cells=return_cells, return_all_layers=return_all_layers,
-            return_sequence=return_sequence, steps=steps, checkpoint=self.checkpoint, backend=self.backend,
-        )  # fmt: skip
+        call = Call(
+            self.bidirectional,
+            self.batch_first,
+            self.dropout,
+            self.training,
+            lengths,
+            reset,
+            return_cells,
+            self.backend,
+        )
+        conv = ConvCall(
+            self.coupled,
+            self.stride,
+            self.dilation,
+            self.padding,
+            return_all_layers,
+            return_sequence,
+            steps,
+            self.checkpoint,
+        )
+        return convolutional(input, self.all_weights, hx, call, conv)
 
     def extra_repr(self) -> str:
         usual = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
