@@ -250,3 +250,11 @@ def test_a_forecast_batch_first_and_unbatched():
     assert_same(ours(None, hx, steps=3)[0], expected.transpose(0, 1))
     reset = torch.tensor([[False, True, False]] * B)
     assert_same(ours(None, hx, steps=3, reset=reset)[0][:, 1:], ours(None, [0 * s for s in hx], steps=2)[0])
+
+
+def test_a_stride_far_beyond_the_image():
+    lstm = fastlstm.ConvLSTM1d(3, 5, 3, stride=10**9, dtype=torch.float64)
+    x = random(2, 2, 3, 8).requires_grad_()
+    lstm(x)[0].sum().backward()
+    assert x.grad[..., :2].any()
+    assert not x.grad[..., 2:].any()

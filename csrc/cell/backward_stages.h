@@ -127,9 +127,12 @@ class GateBackward final : public BackwardStage<S> {
             sum[row % pixels * o.v.peephole_width() + i] += dgates.p[row * dgates.row + i] * seen.p[row * seen.row + i];
         continue;
       }
-      T of_chunk[kPanel] = {};
-      o.micro.dots(rows, dgates, seen, of_chunk);
-      for (int64_t i = 0; i < kPanel; i++) sum[i] += of_chunk[i];
+      for (int64_t row = 0; row < rows; row += kChunkRows) {
+        T of_run[kPanel] = {};
+        o.micro.dots(std::min(kChunkRows, rows - row), {dgates.p + row * dgates.row, dgates.row},
+                     {seen.p + row * seen.row, seen.row}, of_run);
+        for (int64_t i = 0; i < kPanel; i++) sum[i] += of_run[i];
+      }
     }
   }
   void write(int64_t p, const WeightGradients<S>& to) const override {

@@ -46,8 +46,12 @@ Shapes make_shapes(const Tensor& x, const Optional& batch_sizes, const Optional&
   for (int64_t d = 0; d < dims; d++) {
     Axis &ih = s.images.ih.axes[unused + d], &hh = s.images.hh.axes[unused + d];
     ih = {.in = x.size(2 + d), .kernel = w_ih.size(1 + d), .stride = stride[d], .dilation = dilation[d], .before = padding[2 * d]};
-    check(ih.kernel > 0 && ih.stride > 0 && ih.dilation > 0 && padding[2 * d] >= 0 && padding[2 * d + 1] >= 0,
-          "kernels, stride and dilation must be positive, padding not negative");
+    constexpr int64_t kMost = int64_t{1} << 31;
+    check(ih.kernel > 0, "kernels must be positive");
+    check(ih.stride > 0 && ih.dilation > 0 && ih.stride < kMost && ih.dilation < kMost && ih.kernel < kMost,
+          "stride and dilation must be positive, and, as the kernel, less than 2^31");
+    check(padding[2 * d] >= 0 && padding[2 * d + 1] >= 0 && padding[2 * d] < kMost && padding[2 * d + 1] < kMost && ih.in < kMost,
+          "padding must not be negative, and, as the image, be less than 2^31");
     ih.out = (ih.in + ih.before + padding[2 * d + 1] - ih.dilation * (ih.kernel - 1) - 1) / ih.stride + 1;
     check(ih.in + ih.before + padding[2 * d + 1] >= ih.dilation * (ih.kernel - 1) + 1, "an image of x is smaller than the kernel");
     const int64_t kernel = w_hh.size(1 + d);

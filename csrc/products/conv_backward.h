@@ -22,6 +22,7 @@ class ConvBackward final : public BackwardProducts<S> {
         dg_(o, hh, frame_, o.chunk_rows), x_(o, ih, f.need_dw ? o.I : 0, o.chunk_rows), h_(o, hh, f.need_dw ? o.R : 0, o.chunk_rows),
         of_dh_(taps_of_inputs(hh, frame_, width_)), of_dx_(f.dx ? taps_of_inputs(ih, frame_, width_) : std::vector<Taps>{}),
         of_x_(taps_of_outputs(ih, x_.frame, o.I)), of_h_(taps_of_outputs(hh, h_.frame, o.R)),
+        x_jobs_(jobs(of_x_)), h_jobs_(jobs(of_h_)),
         packed_hh_(hh.taps() * width_ * o.r_panels * kPanel), packed_ih_(f.dx ? ih.taps() * width_ * o.i_panels * kPanel : 0),
         kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width}, dgates_(o.chunk_rows * width_),
         dw_panel_((o.k_input() + o.k_recurrent() + 1) * o.gate_width), dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {}
@@ -81,16 +82,15 @@ class ConvBackward final : public BackwardProducts<S> {
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
     // of the chunk's rows; the last are those of the step that is run first, and h is zero there
     const int64_t rows = chunk.rows, of_h = rows - (o.fresh() && chunk.end == o.seq.T ? o.seq.size[o.seq.step(0)] : 0);
-    const std::vector<Range> x_jobs = jobs(of_x_), h_jobs = jobs(of_h_);
-    const int64_t nx = o.I > 0 ? x_jobs.size() : 0, nh = h_jobs.size(), per_panel = nx + nh + 1;
+    const int64_t nx = x_jobs_.size(), nh = h_jobs_.size(), per_panel = nx + nh + 1;
     const Range mine = thread.mine(o.n_panels * per_panel);
     for (int64_t line = 0, lines = rows / line_pixels(); line < lines;) {
       const int64_t end = std::min(lines, line + (kPixels + line_pixels() - 1) / line_pixels());
       for (int64_t job = mine.begin; job < mine.end; job++) {
         const int64_t p = job / per_panel, k = job % per_panel;
         const Range of_x{line, end}, until_h{line, std::min(end, of_h / line_pixels())};
-        if (k < nx) add_product(ih, of_x_, x_, p, of_x, x_jobs[k], dw(p));
-        else if (k < nx + nh) add_product(hh, of_h_, h_, p, until_h, h_jobs[k - nx], dw_hh(p));
+        if (k < nx) add_product(ih, of_x_, x_, p, of_x, x_jobs_[k], dw(p));
+        else if (k < nx + nh) add_product(hh, of_h_, h_, p, until_h, h_jobs_[k - nx], dw_hh(p));
       }
       line = end;
     }
@@ -131,7 +131,7 @@ class ConvBackward final : public BackwardProducts<S> {
  private:
   // One that holds the taps of both convolutions' inputs.
   Frame frame_of_gates() const {
-    Frame frame{.row = padded_row<T>(width_)};
+    Frame frame{.row = frame_row<T>(width_)};
     for (int d = 0; d < kAxes; d++) frame.size[d] = hh.axes[d].out;
     widen(frame, hh);
     if (f.dx) widen(frame, ih);
@@ -174,7 +174,7 @@ class ConvBackward final : public BackwardProducts<S> {
   // Rows of a weight gradient, in the order of taps and channels, that are one product each.
   static std::vector<Range> jobs(const Taps& taps) {
     std::vector<Range> found;
-    for (int64_t first = 0; first < static_cast<int64_t>(taps.segments.size()) * taps.run; first += taps.run)
+    for (int64_t first = 0, all = taps.segments.size() * taps.run; first < all; first += taps.run)
       for (int64_t i = 0; i < taps.run; i += kWeightRows)
         found.push_back({first + i, first + std::min(i + kWeightRows, taps.run)});
     return found;
@@ -184,23 +184,26 @@ class ConvBackward final : public BackwardProducts<S> {
   void add_product(const Convolution& conv, const Taps& taps, const Frames<S>& values, int64_t p, Range lines, Range job, T* to) const {
     if (lines.size() <= 0) return;
     const int64_t pixels = line_pixels(), of_image = o.seq.pixels / pixels;
-    std::vector<int64_t> at;
+    int64_t at[kPixels];
     for (int64_t line = lines.begin; line < lines.end; line++)
-      at.push_back(line / of_image * values.frame.elements() + taps.rows[line % of_image * pixels]);
+      at[line - lines.begin] = line / of_image * values.frame.elements() + taps.rows[line % of_image * pixels];
     o.gemm(Gemm<T>{.m = job.size(), .n = o.gate_width, .k = pixels, .batch = lines.size(),
                    .a = values.at(0) + taps.segments[job.begin / taps.run] + job.begin % taps.run, .a_m = 1,
-                   .a_k = conv.axes[2].stride * values.frame.row, .a_offsets = at.data(),
+                   .a_k = conv.axes[2].stride * values.frame.row, .a_offsets = at,
                    .b = dgates_of(p, b_k() ? lines.begin * pixels : 0, 0).p, .b_k = b_k(), .b_rows = o.chunk_rows,
                    .b_first = lines.begin * pixels, .c = to + job.begin * o.gate_width, .c_m = o.gate_width,
                    .accumulate = true, .block = kBlock});
   }
 
   void add_bias_product(int64_t p, int64_t rows) const {
-    T* const of_chunk = dw_hh(p) + o.k_recurrent() * o.gate_width;
+    T* const of_run = dw_hh(p) + o.k_recurrent() * o.gate_width;
     static const T kOne = 1;
-    o.gemm(Gemm<T>{.m = 1, .n = o.gate_width, .k = rows, .a = &kOne, .a_m = 0, .a_k = 0, .b = dgates_of(p, 0, 0).p, .b_k = b_k(),
-                   .b_rows = o.chunk_rows, .c = of_chunk, .c_m = o.gate_width, .block = kBiasBlock});
-    for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_chunk[i];
+    for (int64_t row = 0; row < rows; row += kChunkRows) {
+      o.gemm(Gemm<T>{.m = 1, .n = o.gate_width, .k = std::min(kChunkRows, rows - row), .a = &kOne, .a_m = 0, .a_k = 0,
+                     .b = dgates_of(p, b_k() ? row : 0, 0).p, .b_k = b_k(), .b_rows = o.chunk_rows, .b_first = row, .c = of_run,
+                     .c_m = o.gate_width, .block = kBiasBlock});
+      for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_run[i];
+    }
   }
 
   void write_transposed(const T* from, int64_t depth, int64_t p, S* to) const {
@@ -223,10 +226,11 @@ class ConvBackward final : public BackwardProducts<S> {
   const Frames<S> dg_, x_, h_;
   const std::vector<Taps> of_dh_, of_dx_;
   const Taps of_x_, of_h_;
+  const std::vector<Range> x_jobs_, h_jobs_;
   Buffer<T> packed_hh_, packed_ih_;
   const Packed kept_;  // where a panel's dG of a chunk's rows is: slot by slot where products take single panels of columns
   Buffer<T> dgates_;
-  const int64_t dw_panel_;  // of accumulators: dw_ih.T, dw_hh.T, and a chunk's biases in one row
+  const int64_t dw_panel_;  // of accumulators: dw_ih.T, dw_hh.T, and the biases of some rows in one
   Buffer<T> dw_;
 };
 

@@ -7,6 +7,12 @@ namespace fastlstm {
 constexpr int64_t kFrameRows = 96;   // of a product at once
 constexpr int64_t kPartTerms = 128;  // of a sum over taps at once, at most
 
+// Elements of a pixel. Sums over pixels read some channels of each: at a distance of 512 bytes, those would share few cache sets.
+template <class T>
+int64_t frame_row(int64_t channels) {
+  return (channels * sizeof(T)) % 512 == 0 && channels > 0 ? channels + 64 / static_cast<int64_t>(sizeof(T)) : channels;
+}
+
 // Values of pixels in frames, one for each image of a chunk or of a batch.
 template <class S>
 class Frames {
@@ -15,7 +21,7 @@ class Frames {
 
   // Those that a convolution reads, of `rows` rows at most.
   Frames(const Context<S>& context, const Convolution& conv, int64_t channels, int64_t rows)
-      : Frames(context, conv, frame_of_inputs(conv, padded_row<T>(channels)), rows) {}
+      : Frames(context, conv, frame_of_inputs(conv, frame_row<T>(channels)), rows) {}
   Frames(const Context<S>& context, const Convolution& conv, const Frame& f, int64_t rows)
       : frame(f), o(context), image_{conv.axes[0].in, conv.axes[1].in, conv.axes[2].in}, pixels_(pixels_of(image_, frame)),
         images_((rows + o.seq.pixels - 1) / o.seq.pixels), p_(images_ * frame.elements()) {}

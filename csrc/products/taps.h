@@ -54,6 +54,13 @@ inline AxisTaps inputs(const Axis& axis, int64_t phase) {
   return found;
 }
 
+// The phases that have a pixel.
+inline std::vector<int64_t> phases(const Axis& axis) {
+  std::vector<int64_t> found;
+  for (int64_t u = 0; u < std::min(axis.in, axis.stride); u++) found.push_back((u + axis.before) % axis.stride);
+  return found;
+}
+
 // The frame that a convolution reads: as far as its taps reach.
 inline Frame frame_of_inputs(const Convolution& conv, int64_t row) {
   Frame frame{.row = row};
@@ -70,9 +77,9 @@ inline void widen(Frame& frame, const Convolution& conv) {
   for (int d = 0; d < kAxes; d++) {
     const Axis& axis = conv.axes[d];
     int64_t first = 0, last = axis.out - 1;
-    for (int64_t phase = 0; phase < axis.stride; phase++) {
+    for (const int64_t phase : phases(axis)) {
       const AxisTaps taps = inputs(axis, phase);
-      if (taps.at.empty() || taps.tap.empty()) continue;
+      if (taps.tap.empty()) continue;
       first = std::min(first, taps.at.front() + taps.shift.front());
       last = std::max(last, taps.at.back() + taps.shift.back());
     }
@@ -120,9 +127,9 @@ inline std::vector<Taps> taps_of_inputs(const Convolution& conv, const Frame& fr
     return found;
   };
   std::vector<Taps> found;
-  for (int64_t z = 0; z < a[0].stride; z++)
-    for (int64_t y = 0; y < a[1].stride; y++)
-      for (int64_t x = 0; x < a[2].stride; x++)
+  for (const int64_t z : phases(a[0]))
+    for (const int64_t y : phases(a[1]))
+      for (const int64_t x : phases(a[2]))
         found.push_back(combine({of_axis(0, z), of_axis(1, y), of_axis(2, x)}, frame, channels, {a[1].in, a[2].in},
                                 {a[1].kernel, a[2].kernel}));
   return found;

@@ -188,6 +188,7 @@ PLAIN = {
     "h17": ConvCase(I=3, H=17),
     "h65": ConvCase(T=3, I=65, H=65, S=(3, 3)),
     "image": ConvCase(T=3, B=2, I=3, H=16, S=(17, 19)),
+    "large": ConvCase(T=2, I=3, S=(64, 64)),
     "wider_kernel": ConvCase(S=(2, 4), kernel=(5, 7)),
     "even": ConvCase(kernel=(2, 4)),
     "row": ConvCase(S=(1, 9), kernel=(1, 3)),
@@ -237,7 +238,7 @@ PLAIN = {
     "cells_padded_reset": ConvCase(T=7, B=4, cells=True, reset=0.2, layout="padded", lengths=(7, 4, 4, 0)),
 }
 OF_EVERY_VARIANT = (
-    "conv", "one", "even", "1d", "3d", "saturated", "zero_state", "no_bias", "reverse", "stack", "unequal", "blind",
+    "conv", "one", "large", "even", "1d", "3d", "saturated", "zero_state", "no_bias", "reverse", "stack", "unequal", "blind",
     "1x1", "1x1_on_1x1", "1x1_stack", "only_c_n", "frozen_recurrence", "cells_padded_reset",
 )  # fmt: skip
 HADAMARD = ("conv", "3d", "stride", "stack", "unequal", "1x1", "frozen_input", "cells_padded_reset")
