@@ -59,8 +59,10 @@ def convert(model: nn.Module, *, ConvLSTM: type[nn.Module] | None = None, backen
     where modules hold it, and is called and returns as before: lists of outputs and states, batch first, of all layers or of
     the last. It has a `fastlstm.ConvLSTM2d` with Parameters of its own, `new_parameters`: an optimizer must be made for them,
     and a `state_dict` of before doesn't fit. Their one bias is `bias_ih_l{k}`; `bias_hh_l{k}` is zero, and frozen, so that
-    training goes on as theirs. Not replaced are a model that is one itself, what has hooks, parametrizations or Parameters that
-    others share, and what returns other values than ours on a trial: `skipped` tells.
+    training goes on as theirs. Its attributes go along, but `cell_list`, `_init_hidden` and other methods of the old module are
+    gone, and what else refers to that, a plain list or another object's attribute, keeps the old one. Not replaced are a model
+    that is one itself, what has hooks, parametrizations or Parameters that others share, a `forward` of other arguments, and
+    what returns other values than ours on trials, from given states and in training too: `skipped` tells.
 
     ConvLSTM: a class, or None for none of this.
     backend: "auto", or the name of the one that must run, for all of them; as in `fastlstm.LSTM`.

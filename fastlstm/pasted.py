@@ -4,6 +4,7 @@ That of ndrplz/ConvLSTM_pytorch, and of the package conv-lstm, which is a copy: 
 """
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from fastlstm.subclasses import full_name, own_class
 ATTRIBUTES = (
     "input_dim", "hidden_dim", "kernel_size", "num_layers", "batch_first", "bias", "return_all_layers", "cell_list",
 )  # fmt: skip
+
+SIGNATURE = {"input_tensor": inspect.Parameter.empty, "hidden_state": None}  # of its forward
 
 
 def check_class(cls: Any) -> None:
@@ -49,7 +52,7 @@ def why_not(model: nn.Module, module: nn.Module, cls: type[nn.Module]) -> str | 
         if "forward" in vars(part):
             which = f"the forward of {where}" if name else "its forward"
             return f"{which} was replaced on the instance: that would no longer run"
-    return _why_not_fit(module) or _why_not_free(model, module) or _why_not_same(module)
+    return _why_not_fit(module) or _why_not_free(model, module) or _why_not_called(module) or _why_not_same(module)
 
 
 def replacement(module: Any, backend: str) -> PastedConvLSTM:
@@ -118,22 +121,54 @@ def _why_not_free(model: nn.Module, module: nn.Module) -> str | None:
     return None
 
 
+def _why_not_called(module: nn.Module) -> str | None:
+    """By the arguments of its forward."""
+    found = {name: parameter.default for name, parameter in inspect.signature(module.forward).parameters.items()}
+    if found in (SIGNATURE, {"input_tensor": inspect.Parameter.empty}):
+        return None
+    return (
+        f"its forward takes {inspect.signature(module.forward)}, expected (input_tensor, hidden_state=None), or "
+        "(input_tensor): ours takes these alone"
+    )
+
+
 def _why_not_same(module: nn.Module) -> str | None:
-    """By a trial: it and ours, with the same drawn weights, on the same drawn input, twice."""
+    """By trials, in training and not: it and ours, with the same drawn weights, on the same drawn inputs and states."""
     device = next(module.parameters()).device
     device = torch.device("cpu") if device.type == "meta" else device
     draw = torch.Generator("cpu").manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=draw, dtype=torch.float64, device="cpu").to(device)
+
+    of_device = {"devices": []} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
     try:
         twin: Any = copy.deepcopy(module).to_empty(device=device).double()
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        # what draws random numbers draws none of the user's
+        with torch.random.fork_rng(**of_device), torch.no_grad(), torch.autocast(device.type, enabled=False):
             for p in twin.parameters():
-                p.copy_(torch.randn(p.shape, generator=draw, dtype=p.dtype, device="cpu") / p[0].numel() ** 0.5)
+                p.copy_(drawn(*p.shape) / p[0].numel() ** 0.5)
             ours = replacement(twin, "reference")
-            for B, T in ((2, 3), (3, 2)):
-                x = torch.randn(B, T, twin.input_dim, 4, 5, generator=draw, dtype=torch.float64, device="cpu")
-                x = (x if twin.batch_first else x.transpose(0, 1)).to(device)
+            for training, B, T in ((True, 2, 3), (False, 2, 3), (False, 3, 2)):
+                twin.train(training)
+                ours.train(training)
+                x = drawn(B, T, twin.input_dim, 4, 5)
+                x = x if twin.batch_first else x.transpose(0, 1)
                 torch.testing.assert_close(ours(x), twin(x))
+                states = [(drawn(B, H, 4, 5), drawn(B, H, 4, 5)) for H in twin.hidden_dim]
+                _compare_with(states, x, ours, twin)
     except Exception as error:
         first = str(error).strip().splitlines()[:1]
         return f"it doesn't do what ours does: a trial of both ended with {type(error).__name__}: {''.join(first)}"
     return None
+
+
+def _compare_with(states: list[tuple[Tensor, Tensor]], x: Tensor, ours: nn.Module, twin: nn.Module) -> None:
+    """From these states, where it takes any."""
+    if "hidden_state" not in inspect.signature(twin.forward).parameters:
+        return
+    try:
+        expected = twin(x, states)
+    except NotImplementedError:  # as ndrplz's
+        return
+    torch.testing.assert_close(ours(x, states), expected)
