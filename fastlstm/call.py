@@ -49,3 +49,4 @@ class ConvCall(NamedTuple):
     return_sequence: bool = True
     steps: int | None = None
     checkpoint: bool = False
+    spatial_size: tuple[int, ...] | None = None  # of a module with "hadamard" peepholes: the only S

@@ -36,8 +36,15 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
+def exporting_anyhow() -> bool:
+    """As `exporting`, or with `dynamo=False`: for what has no node that could stand in for it."""
+    made = torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None
+    return made and torch.onnx.is_in_onnx_export()
+
+
 # Asked for real where Dynamo traces for the exporter: it takes PyTorch's flag for False.
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+exporting_anyhow._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def exported(

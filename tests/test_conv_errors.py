@@ -18,6 +18,10 @@ def module(**options) -> nn.Module:
     return KINDS[2](C, H, 3, **options)
 
 
+def cell(**options) -> nn.Module:
+    return fastlstm.ConvLSTM2dCell(C, H, 3, **options)
+
+
 def maps(*shape: int) -> Tensor:
     return torch.zeros(shape)
 
@@ -58,7 +62,7 @@ CONSTRUCTORS: list[tuple[dict, type[Exception], str]] = [
         "a weight for each pixel; peephole='channel' has one for each channel"),
     ({"peephole": "hadamard", "spatial_size": (4, 5, 6)}, ValueError,
         "spatial_size is (4, 5, 6), expected an int or a tuple of 2"),
-    ({"peephole": "hadamard", "spatial_size": 2, "padding": "valid"}, RuntimeError,
+    ({"peephole": "hadamard", "spatial_size": 2, "padding": "valid"}, ValueError,
         "spatial_size has an image of (2, 2), expected one that a "
         "kernel of (3, 3) fits in"),
     ({"dropout": 2}, ValueError, "dropout should be a number in range [0, 1]"),
@@ -109,8 +113,17 @@ CALLS = {
         "input has an image of (2, 5), "
         "expected one that a kernel of (3, 3) fits in: with padding (0, 0, 0, 0) and dilation (1, 1) it gives (0, 3)"),
     "another image than spatial_size": (lambda: module(peephole="hadamard", spatial_size=S)(maps(T, B, C, 4, 6)), RuntimeError,
-        "w_peephole of weights[0] has an image of (4, 5), expected (4, 6), that of this output: 'hadamard' peepholes are of "
-        "one spatial_size; 'channel' takes any"),
+        "input has an image of (4, 6), expected (4, 5), that of spatial_size: 'hadamard' peepholes are of one image; 'channel' "
+        "takes any"),
+    "another image, where a pixel is enough": (lambda: module(peephole="hadamard", spatial_size=1)(x()), RuntimeError,
+        "input has an image of (4, 5), expected (1, 1), that of spatial_size"),
+    "another image of the same output": (lambda: module(peephole="hadamard", spatial_size=(4, 6), stride=2)(x()), RuntimeError,
+        "input has an image of (4, 5), expected (4, 6), that of spatial_size"),
+    "another image of a cell": (lambda: cell(peephole="hadamard", spatial_size=1)(maps(B, C, *S)), RuntimeError,
+        "input has an image of (4, 5), expected (1, 1), that of spatial_size"),
+    "a forecast, where a pixel is enough": (
+        lambda: module(peephole="hadamard", spatial_size=2, stride=2)(None, pair(1, B, H, *S), steps=1), RuntimeError,
+        "h0 has an image of (4, 5), expected (1, 1), that of spatial_size: 'hadamard'"),
     "no pair": (lambda: module()(x(), maps(1, B, H, *S)), RuntimeError, "hx is of type Tensor, expected a pair (h0, c0)"),
     "no pair but a triple": (lambda: module()(x(), [1, 2, 3]), RuntimeError, "hx is of length 3, expected a pair (h0, c0)"),
     "lists of states": (lambda: module()(x(), ([1], [2])), TypeError, "hx[0] is of type list, expected a Tensor"),
@@ -157,11 +170,16 @@ CALLS = {
         "h0 has dtype torch.float64, expected torch.float32: the dtype of input and weights"),
     "a forecast of another image": (lambda: module(peephole="hadamard", spatial_size=S)(None, pair(1, B, H, 5, 5), steps=1),
         RuntimeError,
-        "w_peephole of weights[0] has an image of (4, 5), expected (5, 5)"),
-    "a cell's state": (lambda: fastlstm.ConvLSTM2dCell(C, H, 3)(maps(B, C, *S), pair(B, H, 4, 4)), RuntimeError,
-        "h0 has shape (1, 3, 3, 4, 4), expected (1, 3, 3, 4, 5)"),
-    "a cell without input": (lambda: fastlstm.ConvLSTM2dCell(C, H, 3)(None), TypeError,
-        "input is of type NoneType, expected a Tensor"),
+        "h0 has an image of (5, 5), expected (4, 5), that of spatial_size"),
+    "a cell's state": (lambda: cell()(maps(B, C, *S), pair(B, H, 4, 4)), RuntimeError,
+        "h0 has shape (3, 3, 4, 4), expected (3, 3, 4, 5): batch, hidden channels and the image of the output"),
+    "a cell's unbatched state": (lambda: cell()(maps(C, *S), pair(1, H, *S)), RuntimeError,
+        "h0 has shape (1, 3, 4, 5), expected (3, 4, 5): hidden channels and"),
+    "a cell's input of a sequence": (lambda: cell()(x()), ValueError, "ConvLSTM2dCell: Expected input to be 3D or 4D, got 5D "
+        "instead: (C, H, W) unbatched, or (B, C, H, W)"),
+    "a cell's channels": (lambda: cell()(maps(B, *S, C)), RuntimeError,
+        "input has 4 channels in its shape (3, 4, 5, 2), expected"),
+    "a cell without input": (lambda: cell()(None), TypeError, "input is of type NoneType, expected a Tensor"),
 }  # fmt: skip
 
 

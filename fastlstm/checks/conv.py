@@ -76,9 +76,12 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_conv_input(x: object) -> None:
+def check_conv_input(x: object, step: bool = False) -> None:
+    """`step`: of a cell."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"input is of type {type(x).__name__}, expected a Tensor, or None with steps=")
+        raise TypeError(
+            f"input is of type {type(x).__name__}, expected a Tensor" + ", or None with steps=" * (not step)
+        )
     if x.layout is not torch.strided:
         raise RuntimeError(f"input has layout {x.layout}, expected torch.strided: the steps are read as dense maps")
 
@@ -187,19 +190,19 @@ def _check_layer(variant: Variant, k: int, shapes: dict[str, Shape], n: int, C: 
         )
 
 
-def check_conv_fits(x: Tensor, w_ih: Tensor, batch_first: bool) -> None:
-    """The input's dimensions, channels, dtype and device are those of the first weight."""
+def check_conv_fits(x: Tensor, w_ih: Tensor, batch_first: bool, step: bool = False) -> None:
+    """The input's dimensions, channels, dtype and device are those of the first weight. A `step` was given without T."""
     n = w_ih.dim() - 2
     if x.dim() not in (n + 2, n + 3):
-        leading = "B, T" if batch_first else "T, B"
+        T, B, dims = ("", "B, ", n + 1) if step else ("T, ", "B, T, " if batch_first else "T, B, ", n + 2)
         raise ValueError(
-            f"ConvLSTM{n}d: Expected input to be {n + 2}D or {n + 3}D, got {x.dim()}D instead: "
-            f"(T, C, {IMAGES[n]}) unbatched, or ({leading}, C, {IMAGES[n]})"
+            f"ConvLSTM{n}d{'Cell' * step}: Expected input to be {dims}D or {dims + 1}D, got {x.dim() - step}D instead: "
+            f"({T}C, {IMAGES[n]}) unbatched, or ({B}C, {IMAGES[n]})"
         )
     check_alike(x, w_ih)
     if x.shape[-n - 1] != w_ih.shape[1]:
         raise RuntimeError(
-            f"input has {x.shape[-n - 1]} channels in its shape {tuple(x.shape)}, expected {w_ih.shape[1]}: "
+            f"input has {x.shape[-n - 1]} channels in its shape {tuple(x.shape[step:])}, expected {w_ih.shape[1]}: "
             f"the input channels of the weights; they stand before the image ({IMAGES[n]})"
         )
 
@@ -208,7 +211,7 @@ def check_image(S: Sequence[int], geometry: Geometry, kernel: Sequence[int], nam
     """S', which is not empty."""
     image = _image(geometry, S, kernel)
     if min(image) < 1:
-        raise RuntimeError(
+        raise (RuntimeError if name == "input" else ValueError)(
             f"{name} has an image of {tuple(S)}, expected one that a kernel of {tuple(kernel)} fits in: "
             f"with padding {geometry.padding} and dilation {geometry.dilation} it gives {image}"
         )
@@ -216,6 +219,15 @@ def check_image(S: Sequence[int], geometry: Geometry, kernel: Sequence[int], nam
 
 
 _image = once(Geometry.image)
+
+
+def check_only(name: str, S: Sequence[int], only: tuple[int, ...]) -> None:
+    """The image S of `name` is `only`, that of a module's spatial_size."""
+    if tuple(S) != only:
+        raise RuntimeError(
+            f"{name} has an image of {tuple(S)}, expected {only}, that of spatial_size: 'hadamard' peepholes are of one image; "
+            "'channel' takes any"
+        )
 
 
 def check_peepholes(layers: Sequence[dict[str, Tensor]], image: tuple[int, ...]) -> None:
@@ -262,22 +274,22 @@ def check_forecast_fits(h0: Tensor, n: int) -> None:
 def check_conv_states(
     states: Sequence[Sequence[Tensor]],
     x: Tensor,
-    leading: int,
+    leading: tuple[int, ...],
     batch: tuple[int, ...],
     widths: Sequence[int],
     image: tuple[int, ...],
 ) -> None:
-    """`(h0, c0)`, a list of tensors (`leading`, *batch, width, *image) each, as many as there are `widths`."""
+    """`(h0, c0)`, a list of tensors (*`leading`, *batch, width, *image) each, as many as there are `widths`."""
     for letter, of_layers in zip("hc", states, strict=True):
         for k, (s, width) in enumerate(zip(of_layers, widths, strict=True)):
-            expected = (leading, *batch, width, *image)
+            expected = (*leading, *batch, width, *image)
             if s.shape == expected and s.dtype is x.dtype and s.device == x.device:
                 continue
             name = f"{letter}0" if len(widths) == 1 else f"{letter}0[{k}]"
             if s.shape != expected:
-                what = "layers x directions" if len(widths) == 1 else "directions"
+                what = "" if not leading else "layers x directions, " if len(widths) == 1 else "directions, "
                 raise RuntimeError(
-                    f"{name} has shape {tuple(s.shape)}, expected {expected}: {what}, "
+                    f"{name} has shape {tuple(s.shape)}, expected {expected}: {what}"
                     f"{'batch, ' if batch else ''}hidden channels and the image of the output"
                 )
             check_state_fits(s, name, x)
@@ -290,4 +302,4 @@ def check_conv_pair(
     expected = (*leading, *batch, H, *image)
     for s in states:
         if s.shape != expected or s.dtype is not x.dtype or s.device != x.device:
-            check_conv_states([[s] if leading else [s[None]] for s in states], x, 1, batch, (H,), image)
+            check_conv_states([[s] for s in states], x, leading, batch, (H,), image)

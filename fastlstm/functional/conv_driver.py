@@ -87,9 +87,9 @@ def convolutional_step(
     input: Tensor, weights: Sequence[Tensor], hx: Any, conv: ConvCall, backend: str
 ) -> tuple[Tensor, Tensor]:
     """`(h, c)` after one step."""
-    checks.check_conv_input(input)
+    checks.check_conv_input(input, step=True)
     call = Call(backend=backend)
-    right = _check(input[None], [weights], hx, call, conv)
+    right = _check(input[None], [weights], hx, call, conv, step=True)
     _, (h, c) = _single(right, (), call, conv)
     return (h, c) if hx is None else (promote_to_state(hx[1], h), promote_to_state(hx[1], c))
 
@@ -117,10 +117,10 @@ def _single(right: Checked, leading: tuple[int, ...], call: Call, conv: ConvCall
     return batch.output(y), (h_n, c_n)
 
 
-def _check(input: Tensor | None, weights: Weights, hx: Any, call: Call, conv: ConvCall) -> Checked:
+def _check(input: Tensor | None, weights: Weights, hx: Any, call: Call, conv: ConvCall, step: bool = False) -> Checked:
     sizes, layers = checks.check_conv_weights(weights, call.directions, conv.coupled)
     geometry = checks.check_geometry(conv.stride, conv.padding, conv.dilation, sizes.kernel)
-    if onnx.exporting():
+    if onnx.exporting_anyhow():
         raise NotImplementedError(
             "a ConvLSTM is to be exported to ONNX, expected another module: ONNX has no such node; torch.export takes it"
         )
@@ -128,15 +128,19 @@ def _check(input: Tensor | None, weights: Weights, hx: Any, call: Call, conv: Co
     if hx is not None:
         checks.check_conv_hx(hx, len(sizes.widths), differ)
     given = None if hx is None else [list(s) if differ else [s] for s in hx]
+    only = conv.spatial_size
     if input is None:
         assert given is not None
         checks.check_forecast_fits(given[0][0], n)
         input = _nothing(first, given[0][0].shape, conv.steps, call.batch_first)
         layers[0] = layers[0] | {"w_ih": first[:, :0]}
+        only = only and checks.check_image(only, geometry, sizes.kernel, "spatial_size")
         geometry = unmoved(sizes.kernel)
     checks.check_conv_input(input)
     x, given, layers = _autocast(input, given, layers)
-    checks.check_conv_fits(x, layers[0]["w_ih"], call.batch_first)
+    checks.check_conv_fits(x, layers[0]["w_ih"], call.batch_first, step)
+    if only is not None:
+        checks.check_only("input" if conv.steps is None else "h0", x.shape[-n:], only)
     image = checks.check_image(x.shape[-n:], geometry, sizes.kernel)
     checks.check_peepholes(layers, image)
     return Checked(
@@ -193,7 +197,7 @@ def _initial(right: Checked, batch: Batch, D: int) -> list[tuple[Tensor, Tensor]
         zeros = {H: _zeros(batch.x, (batch.B, *image, H)) for H in widths}
         return [zeros[H] for H in widths for _ in range(D)]
     leading, widths = (D, widths) if right.differ else (D * len(widths), widths[:1])
-    checks.check_conv_states(states, batch.x, leading, (batch.B,) if batch.batched else (), widths, image)
+    checks.check_conv_states(states, batch.x, (leading,), (batch.B,) if batch.batched else (), widths, image)
     if not batch.batched:
         states = [[t.unsqueeze(1) for t in s] for s in states]
     rows = [[row for t in batch.sorted_states(s) for row in t.movedim(2, -1).unbind(0)] for s in states]

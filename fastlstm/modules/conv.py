@@ -61,10 +61,11 @@ class Convolutional(nn.Module):
 
     def _image(self, geometry: Geometry, kernel: tuple[int, ...]) -> tuple[int, ...]:
         """What peepholes are to look at: S', or a pixel."""
+        self._only: tuple[int, ...] | None = None  # S that is taken
         if self.peephole != "hadamard":
             return (1,) * self.dims
-        S = checks.per_dimension("spatial_size", self.spatial_size, self.dims)
-        return checks.check_image(S, geometry, kernel, "spatial_size")
+        self._only = checks.per_dimension("spatial_size", self.spatial_size, self.dims)
+        return checks.check_image(self._only, geometry, kernel, "spatial_size")
 
     def _make(
         self, suffix: str, C: int, H: int, kernel: tuple[int, ...], image: tuple[int, ...], device: Device, dtype: Any
@@ -193,6 +194,7 @@ class ConvLSTM(Convolutional):
             return_sequence,
             steps,
             self.checkpoint,
+            self._only,
         )
         return convolutional(input, self.all_weights, hx, call, conv)
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fastlstm import checks
-from fastlstm.call import Padding, Sizes
-from fastlstm.functional import conv_lstm_cell
+from fastlstm.call import ConvCall, Padding, Sizes
+from fastlstm.functional.conv_driver import convolutional_step
 from fastlstm.modules.base import weights_of
 from fastlstm.modules.conv import Convolutional, Device
 
@@ -48,10 +48,8 @@ class ConvLSTMCell(Convolutional):
         self._reset(self._names, self.hidden_channels, self._kernel)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        return conv_lstm_cell(
-            input, weights_of(self, self._names), hx, coupled=self.coupled,
-            stride=self.stride, dilation=self.dilation, padding=self.padding, backend=self.backend,
-        )  # fmt: skip
+        conv = ConvCall(self.coupled, self.stride, self.dilation, self.padding, spatial_size=self._only)
+        return convolutional_step(input, weights_of(self, self._names), hx, conv, self.backend)
 
     def extra_repr(self) -> str:
         bias = "" if self.bias else ", bias=False"
