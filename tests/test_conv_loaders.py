@@ -285,6 +285,8 @@ ERRORS = {
     "no dimension": (lambda: cat("ifgo", WU[..., 0, 0], None, 3), r"weight has shape \(20, 8\), expected \(4 \* H, in_ch"),
     "rows of cat": (lambda: cat("igo", WU, None, 3), r"weight has shape \(20, 8, 3, 3\), expected \(3 \* H, in_channels \+ H"),
     "in_channels": (lambda: cat("ifgo", WU, None, 4), r"expected \(20, 9, 3, 3\): 4 in_channels and 5 of the state"),
+    "no channels": (lambda: cat("ifgo", WU, None, 0), "in_channels is 0, expected at least 1"),
+    "layer": (lambda: cat("ifgo", WU, None, 3, layer=-1), "layer is -1, expected the number of a layer, from 0, or None for a"),
     "rows": (lambda: pair("igo", W, U), r"shapes \(20, 3, 3, 3\) and \(20, 5, 3, 3\), expected \(3 \* H, C, \*k\) and \(3 "),
     "dimensions": (lambda: pair("ifgo", W[..., 0], U), r"shapes \(20, 3, 3\) and \(20, 5, 3, 3\), expected \(4 \* H, C, \*k"),
     "too many": (lambda: pair("ifgo", W[..., None, None], U[..., None, None]), r"expected \(4 \* H, C, \*k\)"),
@@ -305,6 +307,24 @@ ERRORS = {
     "keras, kernel": (lambda: keras(KERNELS[0][1:], KERNELS[1]), r"w_ih has shape \(20, 3, 2, 3\), expected \(20, 3, 3, 3\)"),
     "keras, bias": (lambda: keras(*KERNELS, P[0]), r"bias has shape \(5, 1, 1\), expected \(20,\): one for each column"),
 }  # fmt: skip
+
+
+TYPES = {
+    "a bool": (lambda: cat("ifgo", WU, None, True), "in_channels should be of type int, got: bool"),
+    "a float": (lambda: cat("ifgo", WU, None, 3.0), "in_channels should be of type int, got: float"),
+    "words": (
+        lambda: cat("ifgo", WU, None, 3, forget_bias="1"),
+        "forget_bias is '1', expected a number: it is added to",
+    ),
+    "a list": (lambda: eight([1]), "weights is of type list, expected a mapping: the state_dict of a cell"),
+}
+
+
+@pytest.mark.parametrize("case", TYPES)
+def test_types(case: str) -> None:
+    call, message = TYPES[case]
+    with pytest.raises(TypeError, match=message):
+        call()
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastlstm.checks import positive
 from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensor_of
 from fastlstm.loaders.order import target_of
 
@@ -51,6 +52,7 @@ def from_conv_cat(
     w, G = tensor_of(weight), len(target_of(order, ORDERS))
     if w is None or w.dim() not in (3, 4, 5) or w.shape[0] % G:
         raise ValueError(f"weight has shape {shape_of(weight)}, expected ({G} * H, in_channels + H, *k)")
+    positive("in_channels", in_channels)
     rows, _, *k = w.shape
     check_shape(
         "weight", w, (rows, in_channels + rows // G, *k), f"{in_channels} in_channels and {rows // G} of the state"
@@ -102,6 +104,8 @@ def from_conv_eight(weights: Mapping[str, Any], *, layer: int | None = 0, revers
 
     As in `from_conv_eight(model.cell0.state_dict()) | from_conv_eight(model.cell1.state_dict(), layer=1)`.
     """
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"weights is of type {type(weights).__name__}, expected a mapping: the state_dict of a cell")
     convolutions = {of: [f"W{of}{gate}" for gate in "ifco"] for of in "xh"}
     names = {f"w_{of}": [f"{conv}.weight" for conv in convolutions[of]] for of in "xh"}
     names |= {f"b_{of}": [f"{conv}.bias" for conv in convolutions[of]] for of in "xh"}

@@ -1,5 +1,6 @@
 """One layer's weights in PyTorch's shapes and our order, whoever they come from."""
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,12 @@ def layer_of(
 
     forget_bias: what is added to b_ih of the gate f. convolved: w_ih (G * H, C, *k), w_hh (G * H, H, *k), of 1 to 3 dimensions.
     """
+    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int) or layer < 0):
+        raise ValueError(
+            f"layer is {layer!r}, expected the number of a layer, from 0, or None for a cell: it ends names"
+        )
+    if isinstance(forget_bias, bool) or not isinstance(forget_bias, Real):
+        raise TypeError(f"forget_bias is {forget_bias!r}, expected a number: it is added to the bias of f")
     G, dims = len(order), (3, 4, 5) if convolved else (2,)
     fit = w_ih is not None and w_hh is not None and w_ih.dim() == w_hh.dim() and w_hh.dim() in dims
     if w_ih is None or w_hh is None or not fit or w_hh.shape[0] % G:
