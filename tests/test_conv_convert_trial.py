@@ -92,3 +92,25 @@ def test_another_reference_keeps_the_old_one() -> None:
     convert(model, ConvLSTM=type(model.encoder))
     assert type(model.kept[0]) is not type(model.encoder)
     assert not hasattr(model.encoder, "cell_list")
+
+
+H0 = torch.zeros(2, 4, 4, 5)
+STATES: dict[str, tuple[Any, type[Exception], str]] = {
+    "a number": (3, TypeError, "hidden_state is of type int, expected a list of 2: a pair (h, c) for each layer"),
+    "too few": ([(H0, H0)], ValueError, "hidden_state has 1 entries, expected 2: a pair (h, c) for each layer"),
+    "no pair": ([(H0, H0), None], TypeError, "hidden_state[1] is None, expected a pair (h, c) of Tensors"),
+    "half a pair": ([(H0, None), (H0, H0)], TypeError, "expected a pair (h, c) of Tensors"),
+    "a shape": (
+        [(H0, H0), (H0, H0[1:])], ValueError,
+        "hidden_state[1][1] has shape (1, 4, 4, 5), expected (2, 4, 4, 5): batch, hidden channels and the image of its layer",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_bad_states(case: str) -> None:
+    states, error, message = STATES[case]
+    model = Model(Pasted(C, 4, (3, 3), 2))
+    convert(model, ConvLSTM=Pasted)
+    with pytest.raises(error, match=re.escape(message)):
+        model.encoder(input_for(False), states)

@@ -1,6 +1,7 @@
 """What `fastlstm.convert` puts in the place of a ConvLSTM that was pasted into a model."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +37,37 @@ class PastedConvLSTM(nn.Module):
                 "batch, time (or time, batch without batch_first), channels, height, width"
             )
         x = input_tensor if self.batch_first else input_tensor.transpose(0, 1)
-        hx = None if hidden_state is None else self._joined(hidden_state)
+        hx = None if hidden_state is None else self._joined(hidden_state, x)
         y, (h_n, c_n) = self.conv_lstm(x, hx, return_all_layers=self.return_all_layers)
         # where the channels of layers differ, each state has a dimension for its directions
         states = [[h.flatten(0, -4), c.flatten(0, -4)] for h, c in zip(h_n, c_n, strict=True)]
         return (y, states) if self.return_all_layers else ([y], states[-1:])
 
-    def _joined(self, states: States) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+    def _joined(self, states: States, x: Tensor) -> tuple[Tensor, Tensor] | tuple[list[Tensor], list[Tensor]]:
+        """As ours takes them, of layers of the same channels or not."""
+        widths = self.conv_lstm._hidden
+        _check(states, [(len(x), H, *x.shape[3:]) for H in widths])
         h0, c0 = ([state[n] for state in states] for n in range(2))
-        if len({h.shape[1] for h in h0}) > 1:
+        if len(set(widths)) > 1:
             return [h[None] for h in h0], [c[None] for c in c0]
         return torch.stack(h0), torch.stack(c0)
+
+
+def _check(states: Any, shapes: list[tuple[int, ...]]) -> None:
+    """An h and a c for each layer, of its shape."""
+    L = len(shapes)
+    if not isinstance(states, (tuple, list)):
+        raise TypeError(
+            f"hidden_state is of type {type(states).__name__}, expected a list of {L}: a pair (h, c) for each layer"
+        )
+    if len(states) != L:
+        raise ValueError(f"hidden_state has {len(states)} entries, expected {L}: a pair (h, c) for each layer")
+    for k, (state, shape) in enumerate(zip(states, shapes, strict=True)):
+        if not isinstance(state, (tuple, list)) or len(state) != 2 or not all(isinstance(s, Tensor) for s in state):
+            raise TypeError(f"hidden_state[{k}] is {state!r:.80}, expected a pair (h, c) of Tensors")
+        for n, s in enumerate(state):
+            if s.shape != shape:
+                raise ValueError(
+                    f"hidden_state[{k}][{n}] has shape {tuple(s.shape)}, expected {shape}: "
+                    "batch, hidden channels and the image of its layer"
+                )
