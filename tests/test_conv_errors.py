@@ -65,6 +65,8 @@ CONSTRUCTORS: list[tuple[dict, type[Exception], str]] = [
     ({"peephole": "hadamard", "spatial_size": 2, "padding": "valid"}, ValueError,
         "spatial_size has an image of (2, 2), expected one that a "
         "kernel of (3, 3) fits in"),
+    ({"dtype": torch.complex64}, ValueError, "dtype is torch.complex64, expected a floating-point one"),
+    ({"dtype": torch.int64}, ValueError, "dtype is torch.int64, expected a floating-point one"),
     ({"dropout": 2}, ValueError, "dropout should be a number in range [0, 1]"),
     ({"backend": "cuda"}, ValueError, "backend is 'cuda', expected one of 'auto'"),
 ]  # fmt: skip
@@ -79,6 +81,13 @@ def test_bad_constructors(options, kind, said):
         return
     with pytest.raises(kind, match=re.escape(said)):
         fastlstm.ConvLSTM2dCell(**{"in_channels": C, "hidden_channels": H, "kernel_size": 3} | options)
+
+
+def test_lists_stay_the_caller_s():
+    sizes, kernels = [3, 4], [3, 5]
+    ours = KINDS[2](C, sizes, kernels, 2)
+    sizes[0] = kernels[0] = 7
+    assert (ours.hidden_channels, ours.kernel_size) == ([3, 4], [3, 5])
 
 
 def test_cells_have_no_lists():
@@ -130,6 +139,8 @@ CALLS = {
     "no lists of states": (lambda: KINDS[2](C, [3, 4], 3, 2)(x(), pair(2, B, H, *S)), TypeError,
         "hx[0] is of type Tensor, expected a "
         "list of Tensors: the layers have different hidden_channels, and so a state each"),
+    "no state": (lambda: KINDS[2](C, [3, 4], 3, 2)(x(), ([None, maps(1, B, 4, *S)],) * 2), TypeError,
+        "hx[0][0] is of type NoneType, expected a Tensor: the state of a layer"),
     "too few states": (lambda: KINDS[2](C, [3, 4], 3, 2)(x(), ([maps(1, B, 3, *S)],) * 2), ValueError,
         "hx[0] has 1 tensors, expected 2"),
     "a state of another image": (lambda: module(stride=2)(x(), pair(1, B, H, *S)), RuntimeError,
@@ -227,6 +238,22 @@ WEIGHTS = {
 def test_bad_weights(make, said):
     with pytest.raises((ValueError, RuntimeError), match=re.escape(said)):
         conv_lstm(x(), make())
+
+
+NO_WEIGHTS = {
+    "None": (None, "weights is of type NoneType, expected a list: an entry per layer and direction"),
+    "an entry": ([None], "weights[0] is of type NoneType, expected a tuple of Tensors: w_ih, w_hh"),
+    "a weight": (
+        [(*weights()[0][:2], None, None)],
+        "weights[0][2] is of type NoneType, expected a Tensor: what a layer lacks",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "said"), NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_what_are_no_weights(given, said):
+    with pytest.raises(TypeError, match=re.escape(said)):
+        conv_lstm(x(), given)
 
 
 def test_directions_are_of_one_size():

@@ -2,7 +2,6 @@
 
 from fastlstm.checks.cell import check_cell
 from fastlstm.checks.conv import (
-    check_bool,
     check_conv_fits,
     check_conv_hx,
     check_conv_input,
@@ -11,13 +10,11 @@ from fastlstm.checks.conv import (
     check_conv_weights,
     check_forecast,
     check_forecast_fits,
-    check_geometry,
     check_image,
     check_only,
     check_peepholes,
-    per_dimension,
-    positive,
 )
+from fastlstm.checks.conv_options import check_bool, check_dtype, check_geometry, per_dimension, positive
 from fastlstm.checks.input import (
     check_dropout,
     check_input,
@@ -40,6 +37,7 @@ __all__ = [
     "check_conv_states",
     "check_conv_weights",
     "check_dropout",
+    "check_dtype",
     "check_forecast",
     "check_forecast_fits",
     "check_geometry",

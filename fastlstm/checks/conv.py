@@ -7,73 +7,15 @@ import torch
 from torch import Tensor
 
 from fastlstm.backends import CONVOLUTIONAL
+from fastlstm.checks.conv_options import is_int
 from fastlstm.checks.input import check_no_lengths
 from fastlstm.checks.once import once
 from fastlstm.checks.states import check_state_fits
 from fastlstm.checks.weights import check_alike
-from fastlstm.kernels.conv_lstm import Geometry, same, unmoved
+from fastlstm.kernels.conv_lstm import Geometry, unmoved
 from fastlstm.kernels.variant import Variant
 
 IMAGES = {1: "L", 2: "H, W", 3: "D, H, W"}
-
-
-def per_dimension(name: str, value: Any, n: int, least: int = 1) -> tuple[int, ...]:
-    """`value`, an int or `n` of them, as `n`."""
-    if _is_int(value):
-        sizes = (value,) * n
-    elif isinstance(value, (tuple, list)) and len(value) == n and all(_is_int(size) for size in value):
-        sizes = tuple(value)
-    else:
-        raise ValueError(f"{name} is {value!r}, expected an int or a tuple of {n}: one for each dimension of the image")
-    if min(sizes) < least:
-        raise ValueError(f"{name} is {value!r}, expected at least {least} in each dimension of the image")
-    return sizes
-
-
-def check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-
-
-def positive(name: str, value: Any) -> int:
-    if not _is_int(value):
-        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, expected at least 1")
-    return value
-
-
-def check_geometry(stride: Any, padding: Any, dilation: Any, kernel: Sequence[int]) -> Geometry:
-    """The input convolution of the first layer, from what users write."""
-    simple = not (isinstance(stride, tuple) or isinstance(dilation, tuple) or isinstance(padding, tuple))
-    return (_geometry_of_words if simple else _geometry)(stride, padding, dilation, tuple(kernel))
-
-
-def _geometry(stride: Any, padding: Any, dilation: Any, kernel: tuple[int, ...]) -> Geometry:
-    n = len(kernel)
-    strides, dilations = per_dimension("stride", stride, n), per_dimension("dilation", dilation, n)
-    if isinstance(padding, str):
-        if padding not in ("same", "valid"):
-            raise ValueError(f"padding is {padding!r}, expected 'same', 'valid' or numbers")
-        return Geometry(strides, same(kernel, dilations) if padding == "same" else (0,) * (2 * n), dilations)
-    sides = (padding,) * n if _is_int(padding) else padding
-    if isinstance(sides, (tuple, list)) and len(sides) == n:
-        pairs = [(side, side) if _is_int(side) else side for side in sides]
-        flat = [p for pair in pairs if isinstance(pair, (tuple, list)) and len(pair) == 2 for p in pair]
-        if len(flat) == 2 * n and all(_is_int(p) and p >= 0 for p in flat):
-            return Geometry(strides, tuple(flat), dilations)
-    raise ValueError(
-        f"padding is {padding!r}, expected 'same', 'valid', an int, or a tuple of {n} ints or pairs (before, after), none "
-        "negative: one for each dimension of the image"
-    )
-
-
-# In a tuple, True is 1 to what remembers
-_geometry_of_words = once(_geometry)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_conv_input(x: object, step: bool = False) -> None:
@@ -94,7 +36,7 @@ def check_forecast(input: object, hx: object, steps: Any, bidirectional: bool, l
         return
     if steps is None:
         raise ValueError("input is None and so is steps, expected one of them: what to run, or how far to forecast")
-    if not _is_int(steps) or steps < 1:
+    if not is_int(steps) or steps < 1:
         raise ValueError(f"steps is {steps!r}, expected an int of at least 1: how far to forecast")
     if hx is None:
         raise ValueError("hx is None, expected (h0, c0) where input is None: a forecast goes on from a state")
@@ -120,7 +62,12 @@ def check_conv_weights(
     weights: Sequence[Sequence[Tensor]], D: int, coupled: bool
 ) -> tuple[Sizes, list[dict[str, Tensor]]]:
     """Their sizes, and the weights by their names; they fit each other, but for the image of "hadamard" peepholes."""
-    sizes = _check_shapes(tuple([tuple([w.shape for w in of_layer]) for of_layer in weights]), D, coupled)
+    try:
+        shapes = tuple([tuple([w.shape for w in of_layer]) for of_layer in weights])
+    except (TypeError, AttributeError):
+        _check_types(weights)
+        raise
+    sizes = _check_shapes(shapes, D, coupled)
     layers = [dict(zip(sizes.names, of_layer, strict=True)) for of_layer in weights]
     first = weights[0][0]
     dtype, device = first.dtype, first.device
@@ -131,6 +78,24 @@ def check_conv_weights(
                     f"{name} of weights[{k}] is {w.dtype} on {w.device}, expected {dtype} on {device}: all weights are alike"
                 )
     return sizes, layers
+
+
+def _check_types(weights: Any) -> None:
+    """What has no shapes, or is no sequence."""
+    if not isinstance(weights, (tuple, list)):
+        raise TypeError(
+            f"weights is of type {type(weights).__name__}, expected a list: an entry per layer and direction"
+        )
+    for k, of_layer in enumerate(weights):
+        if not isinstance(of_layer, (tuple, list)):
+            raise TypeError(
+                f"weights[{k}] is of type {type(of_layer).__name__}, expected a tuple of Tensors: w_ih, w_hh, ..."
+            )
+        for n, w in enumerate(of_layer):
+            if not isinstance(w, Tensor):
+                raise TypeError(
+                    f"weights[{k}][{n}] is of type {type(w).__name__}, expected a Tensor: what a layer lacks is left out"
+                )
 
 
 Shape = tuple[int, ...]
@@ -253,13 +218,18 @@ def check_conv_hx(hx: Any, L: int, differ: bool) -> None:
             if not isinstance(states, Tensor):
                 raise TypeError(f"hx[{k}] is of type {type(states).__name__}, expected a Tensor: hx is a pair (h0, c0)")
             continue
-        if not isinstance(states, (tuple, list)) or not all(isinstance(s, Tensor) for s in states):
+        if not isinstance(states, (tuple, list)):
             raise TypeError(
                 f"hx[{k}] is of type {type(states).__name__}, expected a list of Tensors: the layers have different "
                 "hidden_channels, and so a state each"
             )
         if len(states) != L:
             raise ValueError(f"hx[{k}] has {len(states)} tensors, expected {L}: one for each layer")
+        for layer, s in enumerate(states):
+            if not isinstance(s, Tensor):
+                raise TypeError(
+                    f"hx[{k}][{layer}] is of type {type(s).__name__}, expected a Tensor: the state of a layer"
+                )
 
 
 def check_forecast_fits(h0: Tensor, n: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from copy import copy
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ class Convolutional(nn.Module):
         self, suffix: str, C: int, H: int, kernel: tuple[int, ...], image: tuple[int, ...], device: Device, dtype: Any
     ) -> list[str]:
         """The parameters of a layer in one direction; their names."""
+        checks.check_dtype(dtype)
         shapes = self.variant.weights(C, H, bias=self.bias)
         wide = {"w_ih": kernel, "w_hh": kernel, "w_peephole": image}
         names = []
@@ -127,7 +129,7 @@ class ConvLSTM(Convolutional):
                 f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
                 stacklevel=2,
             )
-        self.hidden_channels, self.kernel_size = hidden_channels, kernel_size
+        self.hidden_channels, self.kernel_size = copy(hidden_channels), copy(kernel_size)  # lists are the caller's
         self.batch_first, self.dropout, self.bidirectional = batch_first, float(dropout), bidirectional
         self.checkpoint = checkpoint
         self._hidden = [checks.positive("hidden_channels", H) for H in self._per_layer("hidden_channels")]
