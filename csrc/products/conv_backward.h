@@ -46,8 +46,9 @@ class ConvBackward final : public BackwardProducts<S> {
     const int64_t record = o.record.backward();
     for (int64_t column = 0; column < o.gate_width; column += kept_.width)
       o.micro.copy(tile.rows, kept_.width, {records + column, record}, dgates_of(tile.p, tile.row, column));
-    for (int64_t m = 0; m < tile.rows; m++)
-      std::copy_n(records + m * record, o.gate_width, dg_.pixel(tile.row + m) + tile.p * o.gate_width);
+    dg_.for_pixels(tile.row, tile.rows, [&](int64_t m, T* pixel) {
+      std::copy_n(records + m * record, o.gate_width, pixel + tile.p * o.gate_width);
+    });
   }
 
   Block<const T> dgates(int64_t p, int64_t slot) const override { return constant(dgates_of(p, 0, slot * kPanel)); }

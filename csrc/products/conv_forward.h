@@ -14,7 +14,7 @@ class ConvForward final : public ForwardProducts<S> {
   using typename Base::T;
 
   ConvForward(const Context<S>& context)
-      : Base(context), x_(o, o.images->ih, o.I, o.chunk_rows), h_{{o, o.images->hh, o.R, o.seq.B}, {o, o.images->hh, o.R, o.seq.B}},
+      : Base(context), x_(o, o.images->ih, o.I, o.chunk_rows), h_{{o, o.images->hh, o.R, o.seq.B}, {o, o.images->hh, o.R, o.seq.T > 1 ? o.seq.B : 0}},
         of_x_(taps_of_outputs(o.images->ih, x_.frame, o.I)), of_h_(taps_of_outputs(o.images->hh, h_[0].frame, o.R)),
         packed_(o.n_panels * panel()) {}
 
@@ -54,19 +54,25 @@ class ConvForward final : public ForwardProducts<S> {
   }
 
   void init_h(int64_t b, const S* h0, bool cut) override {
-    for (const Frames<S>& h : h_)
-      for (int64_t i = 0; i < o.R; i++) h.pixel(b)[i] = cut ? T(0) : static_cast<T>(h0[i]);
+    // sequences of different lengths may begin at any step
+    const int64_t copies = o.seq.T < 2 || o.seq.size.front() == o.seq.size.back() ? 1 : 2;
+    for (int64_t k = 0; k < copies; k++) {
+      T* const to = h_[k].pixel(b);
+      if (cut) std::fill_n(to, o.R, T(0));
+      else convert<S, T>(1, o.R, {h0, 0}, {to, 0});
+    }
   }
 
   void set_h(const Tile& tile, Block<const T> from) override {
     if (tile.s + 1 == o.seq.T) return;
     const int64_t next = o.seq.step(tile.s + 1), units = units_of(o.R, tile.p);
-    for (int64_t m = 0; m < tile.rows; m++) {
-      const int64_t b = tile.b + m;
-      T* const to = h_[(tile.s + 1) % 2].pixel(b) + tile.p * kPanel;
-      if (b < o.seq.size[next] && o.seq.resets_before(next, b)) std::fill_n(to, units, T(0));
+    h_[(tile.s + 1) % 2].for_pixels(tile.b, tile.rows, [&](int64_t m, T* pixel) {
+      T* const to = pixel + tile.p * kPanel;
+      const bool cut = o.seq.reset && tile.b + m < o.seq.size[next] && o.seq.resets_before(next, tile.b + m);
+      if (cut) std::fill_n(to, units, T(0));
+      else if (units == kPanel) std::copy_n(from.p + m * from.row, kPanel, to);
       else std::copy_n(from.p + m * from.row, units, to);
-    }
+    });
   }
 
  private:

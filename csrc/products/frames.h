@@ -40,6 +40,17 @@ class Frames {
     return at(row / pixels) + pixels_[row % pixels];
   }
 
+  // Calls f(m, pixel) for `rows` pixels of all images, from `row` on.
+  template <class F>
+  void for_pixels(int64_t row, int64_t rows, const F& f) const {
+    const int64_t pixels = pixels_.size();
+    int64_t image = row / pixels, pixel = row % pixels;
+    for (int64_t m = 0; m < rows; m++) {
+      f(m, at(image) + pixels_[pixel]);
+      if (++pixel == pixels) image++, pixel = 0;
+    }
+  }
+
   // Image = the inputs of sequence b in step t. Pixels that no tap meets may lie outside.
   void put_input(int64_t image, int64_t t, int64_t b) const {
     const Images& images = *o.images;
