@@ -148,7 +148,7 @@ def notes(result: dict) -> list[str]:
         "MB: the peak of a training step, beyond the batch and the weights.",
     ]
     if any("checkpoint" in row.get("memory", {}) for row in result["rows"]):
-        lines.append("Of three numbers, the second is that of checkpoint=True.")
+        lines[-1] += " Of three numbers, the second is that of checkpoint=True."
     if "l2" in m:
         lines.append(f"The GPU's L2 cache: {m['l2']}.")
     return lines + [
