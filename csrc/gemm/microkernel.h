@@ -112,14 +112,14 @@ struct Place {
   T* c;
 };
 
-// ROWS x (VECTORS * lanes) elements of c, from one or more blocks of PER vectors.
-template <class T, class A, int ROWS, int VECTORS, int PER = VECTORS>
+// ROWS x (VECTORS * lanes) elements of c, from one or more blocks of PER vectors; SPREAD: rows of a are where a_rows says.
+template <class T, class A, bool SPREAD, int ROWS, int VECTORS, int PER = VECTORS>
 void tile(const Gemm<T, A>& g, const Place<T, A>& at) {
   Sum<T, ROWS, VECTORS> sum{.c = at.c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
   const A* b = at.b;
   int64_t rows[ROWS];
 #pragma GCC unroll 8
-  for (int m = 0; m < ROWS; m++) rows[m] = at.a_rows ? at.a_rows[m] : m * g.a_m;
+  for (int m = 0; m < ROWS; m++) rows[m] = SPREAD ? at.a_rows[m] : m * g.a_m;
   at.init ? sum.load(at.init, g.init_m, false) : sum.clear();
   for (int64_t s = 0; s < g.batch; s++) {
     if (s + 1 < g.batch && g.a_k == 1)  // short runs, far apart: hardware does not foresee the next
@@ -143,33 +143,33 @@ using Tile = void (*)(const Gemm<T, A>&, const Place<T, A>&);
 
 static_assert(MAX_ROWS >= 4 && MAX_ROWS <= 6 && (MAX_VECTORS == 2 || MAX_VECTORS == 4), "the tiles that are chosen from below");
 
-template <class T, class A, int VECTORS>
+template <class T, class A, bool SPREAD, int VECTORS>
 Tile<T, A> tile_of_rows(int64_t rows) {
   switch (rows) {
-    case 1: return tile<T, A, 1, VECTORS>;
-    case 2: return tile<T, A, 2, VECTORS>;
-    case 3: return tile<T, A, 3, VECTORS>;
-    case 4: return tile<T, A, 4, VECTORS>;
+    case 1: return tile<T, A, SPREAD, 1, VECTORS>;
+    case 2: return tile<T, A, SPREAD, 2, VECTORS>;
+    case 3: return tile<T, A, SPREAD, 3, VECTORS>;
+    case 4: return tile<T, A, SPREAD, 4, VECTORS>;
 #if MAX_ROWS >= 5
-    case 5: return tile<T, A, 5, VECTORS>;
+    case 5: return tile<T, A, SPREAD, 5, VECTORS>;
 #endif
 #if MAX_ROWS >= 6
-    case 6: return tile<T, A, 6, VECTORS>;
+    case 6: return tile<T, A, SPREAD, 6, VECTORS>;
 #endif
   }
   return nullptr;
 }
 
-template <class T, class A>
+template <class T, class A, bool SPREAD>
 Tile<T, A> choose_tile(int64_t rows, int64_t vectors) {
   // Columns come in panels: where the widest tile divides a panel, there is no other
-  if constexpr (kPanel % (MAX_VECTORS * Simd<T>::lanes) == 0) return tile_of_rows<T, A, MAX_VECTORS>(rows);
+  if constexpr (kPanel % (MAX_VECTORS * Simd<T>::lanes) == 0) return tile_of_rows<T, A, SPREAD, MAX_VECTORS>(rows);
   else switch (vectors) {
-    case 1: return tile_of_rows<T, A, 1>(rows);
-    case 2: return tile_of_rows<T, A, 2>(rows);
+    case 1: return tile_of_rows<T, A, SPREAD, 1>(rows);
+    case 2: return tile_of_rows<T, A, SPREAD, 2>(rows);
 #if MAX_VECTORS >= 4
-    case 3: return tile_of_rows<T, A, 3>(rows);
-    case 4: return tile_of_rows<T, A, 4>(rows);
+    case 3: return tile_of_rows<T, A, SPREAD, 3>(rows);
+    case 4: return tile_of_rows<T, A, SPREAD, 4>(rows);
 #endif
   }
   return nullptr;
@@ -192,13 +192,13 @@ void gemm(const Gemm<T, A>& g) {
 #if MAX_VECTORS == 2
     // One row or two in a tile that is wide enough for sums that don't wait for each other
     if constexpr (kWidth<T> == kAtOnce<T>) {
-      if (g.m == 1 && left >= 4 * kAtOnce<T>) {
-        tile<T, A, 1, 8, 2>(g, at);
+      if (!g.a_rows && g.m == 1 && left >= 4 * kAtOnce<T>) {
+        tile<T, A, false, 1, 8, 2>(g, at);
         n0 += 4 * kAtOnce<T>;
         continue;
       }
-      if (g.m == 2 && left >= 2 * kAtOnce<T>) {
-        tile<T, A, 2, 4, 2>(g, at);
+      if (!g.a_rows && g.m == 2 && left >= 2 * kAtOnce<T>) {
+        tile<T, A, false, 2, 4, 2>(g, at);
         n0 += 2 * kAtOnce<T>;
         continue;
       }
@@ -212,7 +212,7 @@ void gemm(const Gemm<T, A>& g) {
       else at.a = first.a + m0 * g.a_m;
       at.a2 = first.a2 + m0 * g.a2_m, at.c = first.c + m0 * g.c_m;
       if (first.init) at.init = first.init + m0 * g.init_m;
-      choose_tile<T, A>(rows, vectors)(g, at);
+      (g.a_rows ? choose_tile<T, A, true>(rows, vectors) : choose_tile<T, A, false>(rows, vectors))(g, at);
     }
     n0 += kAtOnce<T>;
   }
