@@ -31,8 +31,6 @@ struct Taps {
   std::vector<int64_t> taps;      // in the order of the sum
   std::vector<int64_t> segments;  // the distance of taps, or of runs of them that lie side by side
   int64_t run = 0;                // elements of a segment
-
-  int64_t terms(int64_t channels) const { return static_cast<int64_t>(taps.size()) * channels; }
 };
 
 // The outputs of a convolution, from the frame that it reads.
