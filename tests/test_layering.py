@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "convert", "pasted", "subclasses", "loaders", "modules", "functional", "onnx", "torch_backend", "call", "sequences",
+    "convert", "pasted", "subclasses", "loaders", "modules", "generation", "functional", "onnx", "torch_backend", "call", "sequences",
     "checks", "stack", "ops", "gpu", "backends", "kernels", "_C",
 )  # fmt: skip
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm.kernels", "benchmarks": "fastlstm.benchmarks"}
