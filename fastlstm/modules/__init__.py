@@ -3,12 +3,14 @@
 from fastlstm.modules.cells import CIFGLSTMCell, GRUCell, LSTMCell, PeepholeLSTMCell
 from fastlstm.modules.conv import ConvLSTM1d, ConvLSTM2d, ConvLSTM3d
 from fastlstm.modules.conv_cells import ConvLSTM1dCell, ConvLSTM2dCell, ConvLSTM3dCell
+from fastlstm.modules.pooling import AttentionPooling
 from fastlstm.modules.recurrent import CIFGLSTM, GRU, LSTM, PeepholeLSTM, build
 
 __all__ = [
     "CIFGLSTM",
     "GRU",
     "LSTM",
+    "AttentionPooling",
     "CIFGLSTMCell",
     "ConvLSTM1d",
     "ConvLSTM1dCell",
