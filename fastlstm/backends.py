@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastlstm.kernels.attention_lstm import ATTENTION_LSTM
 from fastlstm.kernels.conv_lstm import CIFG_CONV_LSTM, CIFG_PEEPHOLE_CONV_LSTM, CONV_LSTM, PEEPHOLE_CONV_LSTM
 from fastlstm.kernels.gru import GRU
 from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
@@ -24,6 +25,9 @@ NAMES = ("auto", "numba", "triton", "reference")
 VARIANTS = {v.name: v for v in (LSTM, GRU, PEEPHOLE_LSTM, CIFG_LSTM, CIFG_PEEPHOLE_LSTM)}
 # Those over maps, which take other inputs; one op runs them, with the gate kernels of the LSTM family
 CONVOLUTIONAL = {v.name: v for v in (CONV_LSTM, PEEPHOLE_CONV_LSTM, CIFG_CONV_LSTM, CIFG_PEEPHOLE_CONV_LSTM)}
+# Those with a memory to attend to: a cell of the LSTM family in each layer
+ATTENTION = {ATTENTION_LSTM.name: ATTENTION_LSTM}
+WITH_ATTENTION: tuple[str, ...] = ()  # which of "numba" and "triton" have kernels for these
 IN_PYTORCH = tuple(name for name, v in VARIANTS.items() if v.counterpart)
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -69,7 +73,7 @@ def explain(
 ) -> Choice:
     """What `choose` would choose, unlogged; `device` is a device type."""
     if isinstance(variant, str):
-        known = VARIANTS | CONVOLUTIONAL
+        known = VARIANTS | CONVOLUTIONAL | ATTENTION
         if variant not in known:
             raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, known))}")
         variant = known[variant]
@@ -84,6 +88,8 @@ def explain(
         obstacle: str | None = f"its kernels run on {kind}, and the tensors are on {device}"
     else:
         obstacle = _gpu_obstacle(dtype) if on_gpu else _obstacle(device, dtype)
+    if obstacle is None and variant.name in ATTENTION and native not in WITH_ATTENTION:
+        obstacle = f"there are no {native.capitalize()} kernels for it yet"
     if obstacle is None and on_gpu and requested == "auto" and not RUN_ON_A_GPU:
         obstacle = "the Triton kernels have not been run on a GPU yet, only interpreted; backend='triton' runs them"
     if obstacle is None:

@@ -6,13 +6,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastlstm.backends import CONVOLUTIONAL, choose
+from fastlstm.backends import ATTENTION, CONVOLUTIONAL, choose
 from fastlstm.backends import VARIANTS as RECURRENT
 from fastlstm.cli import app
 from fastlstm.cli.info import chosen, joined
 from fastlstm.version import __version__
 
-VARIANTS = RECURRENT | CONVOLUTIONAL
+VARIANTS = RECURRENT | CONVOLUTIONAL | ATTENTION
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 

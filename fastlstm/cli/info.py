@@ -15,7 +15,7 @@ from fastlstm.cli.kernels import show_kernels
 from fastlstm.version import __version__
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-KNOWN = backends.VARIANTS | backends.CONVOLUTIONAL
+KNOWN = backends.VARIANTS | backends.CONVOLUTIONAL | backends.ATTENTION
 # What a kernel of ours or of PyTorch's GEMM may use, by the names of torch.cpu.get_capabilities()
 CPU_FEATURES = {
     "AVX2": "avx2",
