@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fastlstm.kernels.attention_lstm import Attention
 from fastlstm.sequences import Lengths
 
 
@@ -50,3 +51,13 @@ class ConvCall(NamedTuple):
     steps: int | None = None
     checkpoint: bool = False
     spatial_size: tuple[int, ...] | None = None  # of a module with "hadamard" peepholes: the only S
+
+
+class AttentionCall(NamedTuple):
+    """The options beyond those of `Call` that `fastlstm.functional.attention_lstm` describes."""
+
+    attention: Attention = Attention()
+    query_layer: int = -1
+    coupled: bool = False
+    output_dropout: float = 0.0
+    need_weights: bool = False

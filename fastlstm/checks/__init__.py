@@ -1,5 +1,12 @@
 """The argument checks of `fastlstm.functional`, in PyTorch's words where it has any. Nothing below checks again."""
 
+from fastlstm.checks.attention import (
+    CELLS,
+    check_attention,
+    check_attention_sizes,
+    check_decoder_weights,
+    check_query_layer,
+)
 from fastlstm.checks.cell import check_cell
 from fastlstm.checks.conv import (
     check_conv_fits,
@@ -15,6 +22,18 @@ from fastlstm.checks.conv import (
     check_peepholes,
 )
 from fastlstm.checks.conv_options import check_bool, check_dtype, check_geometry, per_dimension, positive
+from fastlstm.checks.decoder import (
+    check_decoder_hx,
+    check_decoder_input,
+    check_decoder_states,
+    check_dense,
+    check_keys,
+    check_memory,
+    check_memory_batch,
+    check_memory_fits,
+    check_memory_lengths,
+    check_precomputed,
+)
 from fastlstm.checks.input import (
     check_dropout,
     check_input,
@@ -28,6 +47,9 @@ from fastlstm.checks.states import check_hx, check_states
 from fastlstm.checks.weights import check_weights
 
 __all__ = [
+    "CELLS",
+    "check_attention",
+    "check_attention_sizes",
     "check_bool",
     "check_cell",
     "check_conv_fits",
@@ -36,6 +58,11 @@ __all__ = [
     "check_conv_pair",
     "check_conv_states",
     "check_conv_weights",
+    "check_decoder_hx",
+    "check_decoder_input",
+    "check_decoder_states",
+    "check_decoder_weights",
+    "check_dense",
     "check_dropout",
     "check_dtype",
     "check_forecast",
@@ -44,11 +71,18 @@ __all__ = [
     "check_hx",
     "check_image",
     "check_input",
+    "check_keys",
     "check_lengths",
+    "check_memory",
+    "check_memory_batch",
+    "check_memory_fits",
+    "check_memory_lengths",
     "check_no_lengths",
     "check_only",
     "check_packed",
     "check_peepholes",
+    "check_precomputed",
+    "check_query_layer",
     "check_reset",
     "check_states",
     "check_steps",

@@ -1,5 +1,6 @@
 """The `nn.Module`s."""
 
+from fastlstm.modules.attention import AttentionLSTM
 from fastlstm.modules.cells import CIFGLSTMCell, GRUCell, LSTMCell, PeepholeLSTMCell
 from fastlstm.modules.conv import ConvLSTM1d, ConvLSTM2d, ConvLSTM3d
 from fastlstm.modules.conv_cells import ConvLSTM1dCell, ConvLSTM2dCell, ConvLSTM3dCell
@@ -10,6 +11,7 @@ __all__ = [
     "CIFGLSTM",
     "GRU",
     "LSTM",
+    "AttentionLSTM",
     "AttentionPooling",
     "CIFGLSTMCell",
     "ConvLSTM1d",
