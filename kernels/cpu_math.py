@@ -1,4 +1,4 @@
-"""The logistic function and tanh for Numba kernels, in float32 and float64, written so that LLVM vectorises them.
+"""The logistic function, tanh, e^x and 1/x for Numba kernels, in float32 and float64, so that LLVM vectorises them.
 
 Both rest on e^x = s (1 + p) with x = n ln2 + r, |r| <= ln2 / 2, s = 2^n, and p = e^r - 1 by its Taylor series, cut where the
 next term falls below half a unit in the last place. Keeping p apart from the 1 keeps tanh accurate near zero:
@@ -25,7 +25,7 @@ from numba.extending import overload
 
 from fastlstm._C import PANEL
 
-__all__ = ["PANEL", "SOURCE_STAMP", "compile_gates", "sigmoid", "tanh"]
+__all__ = ["PANEL", "SOURCE_STAMP", "compile_c", "compile_gates", "exp", "reciprocal", "sigmoid", "tanh"]
 
 # Numba's cache on disk notices edits of a kernel's own file only. Kernels close over this number to notice edits of this file.
 SOURCE_STAMP = zlib.crc32(Path(__file__).read_bytes())
@@ -34,14 +34,21 @@ DTYPES = {"f32": (np.float32, types.float32), "f64": (np.float64, types.float64)
 
 
 def compile_gates(make, suffix: str, *flags: bool, cpu: str | None = None):
-    """The gate kernel `make(dtype, *flags)` for "f32" or "f64", as a C function of (records, rows).
+    """The gate kernel `make(dtype, *flags)` for "f32" or "f64", as a C function of (records, rows): see `compile_c`."""
+    return compile_c(make, "pn", suffix, *flags, cpu=cpu)
 
-    An object with `.address`. Keep it: the code lives as long as it does. `cpu`: LLVM's name of the CPU to compile for, where
-    it isn't this one.
+
+def compile_c(make, arguments: str, suffix: str, *flags: bool, cpu: str | None = None, returns: bool = False, math=()):
+    """The kernel `make(dtype, *flags)` for "f32" or "f64", as a C function.
+
+    An object with `.address`. Keep it: the code lives as long as it does. `arguments`: a letter each, p for a pointer to values
+    of that dtype, n for an int64; the result is an int64 or nothing. `cpu`: LLVM's name of the CPU to compile for, where it
+    isn't this one. `math`: what LLVM may do to the kernel's arithmetic beside contracting it to FMAs, by its names for that.
     """
     dtype, numba_type = DTYPES[suffix]
-    signature = types.void(types.CPointer(numba_type), types.int64)
-    options = {"nopython": True, "error_model": "numpy", "fastmath": {"contract"}}
+    of = {"p": types.CPointer(numba_type), "n": types.int64}
+    signature = (types.int64 if returns else types.void)(*(of[letter] for letter in arguments))
+    options = {"nopython": True, "error_model": "numpy", "fastmath": {"contract", *math}}
     kernel = make(dtype, *flags)
     with _code_for(cpu):
         try:
@@ -87,12 +94,24 @@ def _code_for(cpu: str | None) -> Iterator[None]:
             context._internal_codegen = own
 
 
+# Kernels whose sums LLVM may reassociate call these all the same: each keeps its own arithmetic
+EXACTLY = {"fastmath": {"contract"}, "error_model": "numpy"}
+
+
 def sigmoid(x):
     """1 / (1 + e^-x), in kernels only."""
 
 
 def tanh(x):
     """(e^x - e^-x) / (e^x + e^-x), in kernels only."""
+
+
+def exp(x):
+    """e^x, in kernels only: 0 about where it is no longer normal, infinity a little before it leaves the range."""
+
+
+def reciprocal(x):
+    """1 / x to about a unit in the last place, in kernels only, for x and 1 / x finite and normal; NaN stays NaN."""
 
 
 def _make(dtype, integer, degree, ln2_high, least):
@@ -136,12 +155,12 @@ def _exp_parts(x):
     """(p, s) with e^x = s (1 + p); for x above half the last power of 2, s is infinite and s p + s may be NaN."""
 
 
-@overload(_exp_parts)
+@overload(_exp_parts, jit_options=EXACTLY)
 def _exp_parts_impl(x):
     return _make(*_MAKERS[x]) if x in _MAKERS else None
 
 
-@overload(sigmoid)
+@overload(sigmoid, jit_options=EXACTLY)
 def _sigmoid_impl(x):
     if x not in _MAKERS:
         return None
@@ -154,7 +173,7 @@ def _sigmoid_impl(x):
     return impl
 
 
-@overload(tanh)
+@overload(tanh, jit_options=EXACTLY)
 def _tanh_impl(x):
     if x not in _MAKERS:
         return None
@@ -169,3 +188,26 @@ def _tanh_impl(x):
         return -y if x < zero else y
 
     return impl
+
+
+@overload(exp, jit_options=EXACTLY)
+def _exp_impl(x):
+    if x not in _MAKERS:
+        return None
+    dtype, *_, least = _MAKERS[x]
+    zero, one, least = dtype(0), dtype(1), dtype(least)
+
+    def impl(x):
+        p, s = _exp_parts(x)
+        return zero if x < least else s * (one + p)
+
+    return impl
+
+
+# CPUs look an approximation of 1 / x up, in float32, and LLVM makes an iteration of Newton's of it where it may
+@overload(reciprocal, jit_options=EXACTLY | {"fastmath": {"contract", "arcp", "ninf"}})
+def _reciprocal_impl(x):
+    if x not in _MAKERS:
+        return None
+    one = _MAKERS[x][0](1)
+    return lambda x: one / x

@@ -1,0 +1,105 @@
+"""Dot attention on the CPU, in Numba: e_s = q . k_s, alpha = softmax e, context = sum_s alpha_s m_s.
+
+The keys may be the memory: slots are taken a tile at a time, which stays in the first-level cache between its scores and its
+part of the context. The softmax is an online one: what was summed is scaled where a tile's maximum is the largest so far.
+"""
+
+from numba import carray
+
+from fastlstm.kernels.cpu_math import SOURCE_STAMP, exp
+
+
+def dot_fwd(dtype, stamp=SOURCE_STAMP):
+    zero, one, least = dtype(0), dtype(1), dtype("-inf")
+
+    def kernel(query, keys, key_stride, memory, memory_stride, score, S, A, M, prepared, scratch, weights, context):
+        stamp  # noqa: B018 (part of the cache's key: see cpu_math)
+        q, k = carray(query, A, dtype), carray(keys, (S, key_stride), dtype)
+        m, p, c = carray(memory, (S, memory_stride), dtype), carray(weights, S, dtype), carray(context, M, dtype)
+        most, total = least, zero
+        for j in range(M):
+            c[j] = zero
+        for s in range(0, S - S % 4, 4):
+            y0, y1, y2, y3 = zero, zero, zero, zero
+            for a in range(A):
+                y0 += q[a] * k[s, a]
+                y1 += q[a] * k[s + 1, a]
+                y2 += q[a] * k[s + 2, a]
+                y3 += q[a] * k[s + 3, a]
+            p[s], p[s + 1], p[s + 2], p[s + 3] = y0, y1, y2, y3
+            before = most
+            most = y0 if y0 > most else most
+            most = y1 if y1 > most else most
+            most = y2 if y2 > most else most
+            most = y3 if y3 > most else most
+            y0, y1, y2, y3 = exp(y0 - most), exp(y1 - most), exp(y2 - most), exp(y3 - most)
+            scale = one if before == most else exp(before - most)
+            total = total * scale + ((y0 + y1) + (y2 + y3))
+            for j in range(M):
+                c[j] = c[j] * scale + (y0 * m[s, j] + y1 * m[s + 1, j] + y2 * m[s + 2, j] + y3 * m[s + 3, j])
+        for s in range(S - S % 4, S):
+            y0 = zero
+            for a in range(A):
+                y0 += q[a] * k[s, a]
+            p[s] = y0
+            before = most
+            most = y0 if y0 > most else most
+            y0 = exp(y0 - most)
+            scale = one if before == most else exp(before - most)
+            total = total * scale + y0
+            for j in range(M):
+                c[j] = c[j] * scale + y0 * m[s, j]
+        for s in range(S):
+            p[s] = exp(p[s] - most) / total
+        scale = one / total
+        for j in range(M):
+            c[j] *= scale
+
+    return kernel
+
+
+def dot_bwd(dtype, stamp=SOURCE_STAMP):
+    """dscore_s = alpha_s (dcontext . m_s + dweights_s - delta), where delta is their sum weighted by alpha."""
+    zero = dtype(0)
+
+    def kernel(
+        query, keys, key_stride, memory, memory_stride, score, S, A, M, prepared, scratch, weights, context,
+        dcontext, dweights, has_dweights, dscores, dquery,
+    ):  # fmt: skip
+        stamp  # noqa: B018
+        k, m = carray(keys, (S, key_stride), dtype), carray(memory, (S, memory_stride), dtype)
+        p, dc, dp = carray(weights, S, dtype), carray(dcontext, M, dtype), carray(dweights, S, dtype)
+        d, dq = carray(dscores, S, dtype), carray(dquery, A, dtype)
+        whole = S - S % 4
+        for s in range(0, whole, 4):
+            y0, y1, y2, y3 = zero, zero, zero, zero
+            for j in range(M):
+                y0 += dc[j] * m[s, j]
+                y1 += dc[j] * m[s + 1, j]
+                y2 += dc[j] * m[s + 2, j]
+                y3 += dc[j] * m[s + 3, j]
+            d[s], d[s + 1], d[s + 2], d[s + 3] = y0, y1, y2, y3
+        for s in range(whole, S):
+            y0 = zero
+            for j in range(M):
+                y0 += dc[j] * m[s, j]
+            d[s] = y0
+        if has_dweights != 0:
+            for s in range(S):
+                d[s] += dp[s]
+        delta = zero
+        for s in range(S):
+            delta += p[s] * d[s]
+        for s in range(S):
+            d[s] = p[s] * (d[s] - delta)
+        for a in range(A):
+            dq[a] = zero
+        for s in range(0, whole, 4):
+            d0, d1, d2, d3 = d[s], d[s + 1], d[s + 2], d[s + 3]
+            for a in range(A):
+                dq[a] += d0 * k[s, a] + d1 * k[s + 1, a] + d2 * k[s + 2, a] + d3 * k[s + 3, a]
+        for s in range(whole, S):
+            for a in range(A):
+                dq[a] += d[s] * k[s, a]
+
+    return kernel
