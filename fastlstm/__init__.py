@@ -19,6 +19,7 @@ from fastlstm.modules import (
     LSTMCell,
     PeepholeLSTM,
     PeepholeLSTMCell,
+    Seq2Seq,
 )
 from fastlstm.version import __version__
 
@@ -39,6 +40,7 @@ __all__ = [
     "LSTMCell",
     "PeepholeLSTM",
     "PeepholeLSTMCell",
+    "Seq2Seq",
     "__version__",
     "convert",
     "functional",

@@ -44,6 +44,7 @@ from fastlstm.checks.input import (
     check_steps,
 )
 from fastlstm.checks.states import check_hx, check_states
+from fastlstm.checks.tokens import check_length_penalty, check_sentences, check_special, check_tokens
 from fastlstm.checks.weights import check_weights
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "check_image",
     "check_input",
     "check_keys",
+    "check_length_penalty",
     "check_lengths",
     "check_memory",
     "check_memory_batch",
@@ -84,8 +86,11 @@ __all__ = [
     "check_precomputed",
     "check_query_layer",
     "check_reset",
+    "check_sentences",
+    "check_special",
     "check_states",
     "check_steps",
+    "check_tokens",
     "check_weights",
     "per_dimension",
     "positive",

@@ -47,21 +47,28 @@ def check_packed(packed: PackedSequence) -> None:
         )
 
 
-def check_lengths(lengths: Tensor | Sequence[int], T: int, B: int) -> Tensor:
+def check_lengths(
+    lengths: Tensor | Sequence[int],
+    T: int,
+    B: int,
+    name: str = "lengths",
+    counts: str = "time steps",
+    of: str = "input",
+) -> Tensor:
     """`lengths` as an int64 tensor on the CPU."""
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths, device="cpu")
     if lengths.shape != (B,):
         raise ValueError(
-            f"lengths has shape {tuple(lengths.shape)}, expected {(B,)}: one length for each sequence of the batch"
+            f"{name} has shape {tuple(lengths.shape)}, expected {(B,)}: one length for each sequence of the batch"
         )
     if B and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
-        raise TypeError(f"lengths has dtype {lengths.dtype}, expected integers: each is a number of time steps")
+        raise TypeError(f"{name} has dtype {lengths.dtype}, expected integers: each is a number of {counts}")
     lengths = lengths.to("cpu", torch.int64)
     if not torch.compiler.is_compiling():
         for n in lengths.tolist():
             if not 0 <= n <= T:
-                raise ValueError(f"lengths holds {n}, expected values from 0 to {T}: the number of time steps of input")
+                raise ValueError(f"{name} holds {n}, expected values from 0 to {T}: the number of {counts} of {of}")
     return lengths
 
 

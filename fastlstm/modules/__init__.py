@@ -6,6 +6,7 @@ from fastlstm.modules.conv import ConvLSTM1d, ConvLSTM2d, ConvLSTM3d
 from fastlstm.modules.conv_cells import ConvLSTM1dCell, ConvLSTM2dCell, ConvLSTM3dCell
 from fastlstm.modules.pooling import AttentionPooling
 from fastlstm.modules.recurrent import CIFGLSTM, GRU, LSTM, PeepholeLSTM, build
+from fastlstm.modules.seq2seq import Seq2Seq
 
 __all__ = [
     "CIFGLSTM",
@@ -24,5 +25,6 @@ __all__ = [
     "LSTMCell",
     "PeepholeLSTM",
     "PeepholeLSTMCell",
+    "Seq2Seq",
     "build",
 ]

@@ -71,7 +71,7 @@ class AttentionPooling(nn.Module):
         B, S, _ = memory.shape
         beyond = torch.zeros(B, S, dtype=torch.bool, device=memory.device)
         if lengths is not None:
-            lengths = checks.check_lengths(lengths, S, B).to(memory.device)
+            lengths = checks.check_lengths(lengths, S, B, of="memory").to(memory.device)
             beyond = torch.arange(S, device=memory.device) >= lengths.unsqueeze(1)
             memory = memory.masked_fill(beyond.unsqueeze(-1), 0)
         keys = nn.functional.linear(memory, self.weight_key, self.bias_key).tanh()
