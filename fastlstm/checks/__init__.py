@@ -32,7 +32,7 @@ from fastlstm.checks.decoder import (
     check_memory_batch,
     check_memory_fits,
     check_memory_lengths,
-    check_precomputed,
+    check_value,
 )
 from fastlstm.checks.input import (
     check_dropout,
@@ -83,7 +83,6 @@ __all__ = [
     "check_only",
     "check_packed",
     "check_peepholes",
-    "check_precomputed",
     "check_query_layer",
     "check_reset",
     "check_sentences",
@@ -91,6 +90,7 @@ __all__ = [
     "check_states",
     "check_steps",
     "check_tokens",
+    "check_value",
     "check_weights",
     "per_dimension",
     "positive",

@@ -113,11 +113,9 @@ def check_decoder_states(
         check_state_fits(s, name, x)
 
 
-def check_precomputed(precomputed: Any, kind: type) -> None:
-    if not isinstance(precomputed, kind):
-        raise TypeError(
-            f"precomputed is of type {type(precomputed).__name__}, expected {kind.__name__}: what precompute returns"
-        )
+def check_value(name: str, value: Any, kind: type, what: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is of type {type(value).__name__}, expected {kind.__name__}: {what}")
 
 
 def check_keys(keys: Tensor | None, memory: Tensor, w_key: Tensor | None) -> None:

@@ -81,7 +81,7 @@ def decode_step(
 ) -> Any:
     """`(output, state)`, or `(output, state, alignments)`, of one step: a loop of a user's own runs this each step."""
     checks.check_dense("input", input)
-    checks.check_precomputed(precomputed, Precomputed)
+    checks.check_value("precomputed", precomputed, Precomputed, "what precompute returns")
     plan, I = _plan(weights, beside, call, more)
     w_ih = plan.layers[0]["w_ih"]
     if hx is not None:
@@ -115,6 +115,7 @@ def _plan(weights: Weights, beside: AttentionWeights, call: Call, more: Attentio
         )
     checks.check_dropout(call.dropout)
     checks.check_dropout(more.output_dropout)
+    checks.check_value("attention_weights", beside, AttentionWeights, "those that are not recurrent, by name")
     named: dict[str, Tensor | None] = dict(zip(PARAMETERS, beside, strict=True))
     sizes, layers = checks.check_decoder_weights(weights, named, more.attention, more.coupled)
     query_layer = checks.check_query_layer(more.query_layer, len(layers))

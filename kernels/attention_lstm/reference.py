@@ -86,7 +86,7 @@ def attention_lstm_reference(
         torch.stack(y),
         torch.stack(h),
         torch.stack(c),
-        x.new_empty(0) if fed is None else fed,
+        x.new_empty(0) if fed is None else fed.clone(),  # a caller may edit it in place
         torch.stack(alignments) if return_alignments else x.new_empty(0),
     )
 
