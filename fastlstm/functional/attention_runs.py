@@ -50,7 +50,7 @@ class Run(NamedTuple):
 def precompute(plan: Plan, memory: Tensor, lengths: Tensor | None) -> Precomputed:
     """From `memory` (S, B, M), which is left as it is: what lies beyond a length is zero in a copy, of NaN too."""
     if lengths is not None:
-        beyond = (torch.arange(len(memory), device="cpu")[:, None] >= lengths).to(memory.device)
+        beyond = (torch.arange(memory.shape[0], device="cpu")[:, None] >= lengths).to(memory.device)
         memory = memory.masked_fill(beyond.unsqueeze(-1), 0)
     w_key = plan.beside["w_key"]
     return Precomputed(memory, None if w_key is None else linear(memory, w_key), lengths)

@@ -30,7 +30,7 @@ def dot_attend(
     mask = None
     if memory_lengths is not None:
         # an empty memory is attended at its first slot, which is zero, so that nothing is NaN
-        mask = torch.arange(len(memory), device="cpu") < memory_lengths.clamp(min=1)[:, None]
+        mask = torch.arange(memory.shape[0], device="cpu") < memory_lengths.clamp(min=1)[:, None]
         mask = mask.to(memory.device)[:, None, None]
     query, keys, values = (t.transpose(0, 1).unsqueeze(1) for t in (query, memory if keys is None else keys, memory))
     context = scaled_dot_product_attention(query, keys, values, mask, scale=scale)

@@ -1,5 +1,6 @@
 """The Attention LSTM: what an attention is, as a value; equations and derivation in README.md, oracle in reference.py."""
 
+import math
 from typing import NamedTuple
 
 from fastlstm.kernels.variant import Variant
@@ -59,7 +60,7 @@ class Attention(NamedTuple):
 
     def scale(self, H: int) -> float:
         """What queries are multiplied with."""
-        return H**-0.5 if self.score == "scaled_dot" else 1.0
+        return 1 / math.sqrt(H) if self.score == "scaled_dot" else 1.0
 
     def weights(self, H: int, M: int, A: int, *, bias: bool = True) -> dict[str, tuple[int, ...]]:
         """The shape of each weight beside the recurrent ones."""

@@ -115,7 +115,7 @@ def rows_of_memory(
     """Keys (B, S, A) and memory (B, S, M) without what lies beyond a length, and where that is, (B, S)."""
     beyond = None
     if memory_lengths is not None:
-        beyond = (torch.arange(len(memory), device="cpu") >= memory_lengths[:, None]).to(memory.device)
+        beyond = (torch.arange(memory.shape[0], device="cpu") >= memory_lengths[:, None]).to(memory.device)
     rows = [t.transpose(0, 1) for t in (memory, *([] if keys is None else [keys]))]
     if beyond is not None:
         rows = [t.masked_fill(beyond[..., None], 0) for t in rows]
