@@ -6,6 +6,7 @@ the range, nor does their product: where some |k| is above `LIMIT`, the keys sta
 a q that saturates beside any |k| <= LIMIT counts as one that barely does.
 """
 
+import numpy as np
 from numba import carray
 from numba.extending import register_jitable
 
@@ -13,6 +14,11 @@ from fastlstm.kernels.cpu_math import SOURCE_STAMP, exp, reciprocal, tanh
 
 # float32, float64: the largest |k| that is prepared, and the |x| from which on tanh x rounds to 1
 LIMIT, SATURATED = {4: 17.0, 8: 20.0}, {4: 9.1, 8: 19.1}
+
+
+# A weight that is no larger, in multiples of the smallest normal number, counts as 0 in the backward: CPUs are slow at products
+# that are no longer normal
+NOTHING = 2**26
 
 
 def additive_prepare(dtype, stamp=SOURCE_STAMP):
@@ -54,7 +60,7 @@ def additive_fwd(dtype, stamp=SOURCE_STAMP):
         q, k, w = carray(query, A, dtype), carray(keys, (S, key_stride), dtype), carray(score, A, dtype)
         m, p, c = carray(memory, (S, memory_stride), dtype), carray(weights, S, dtype), carray(context, M, dtype)
         e = carray(scratch, A, dtype)
-        whole = S - S % 4
+        whole, most = S - S % 4, least
         if prepared != 0:
             for a in range(A):
                 e[a] = exp(two * within(q[a], end))
@@ -65,21 +71,25 @@ def additive_fwd(dtype, stamp=SOURCE_STAMP):
                     y1 += w[a] * (half - reciprocal(one + e[a] * k[s + 1, a]))
                     y2 += w[a] * (half - reciprocal(one + e[a] * k[s + 2, a]))
                     y3 += w[a] * (half - reciprocal(one + e[a] * k[s + 3, a]))
-                p[s], p[s + 1], p[s + 2], p[s + 3] = y0 + y0, y1 + y1, y2 + y2, y3 + y3
+                y0, y1, y2, y3 = y0 + y0, y1 + y1, y2 + y2, y3 + y3
+                p[s], p[s + 1], p[s + 2], p[s + 3] = y0, y1, y2, y3
+                y0, y2 = y1 if y1 > y0 else y0, y3 if y3 > y2 else y2
+                y0 = y2 if y2 > y0 else y0
+                most = y0 if y0 > most else most
             for s in range(whole, S):
                 y0 = zero
                 for a in range(A):
                     y0 += w[a] * (half - reciprocal(one + e[a] * k[s, a]))
                 p[s] = y0 + y0
+                most = p[s] if p[s] > most else most
         else:
             for s in range(S):
                 y0 = zero
                 for a in range(A):
                     y0 += w[a] * tanh(q[a] + k[s, a])
                 p[s] = y0
-        most, total = least, zero
-        for s in range(S):
-            most = p[s] if p[s] > most else most
+                most = y0 if y0 > most else most
+        total = zero
         for s in range(S):
             p[s] = exp(p[s] - most)
             total += p[s]
@@ -101,6 +111,7 @@ def additive_fwd(dtype, stamp=SOURCE_STAMP):
 def additive_bwd(dtype, stamp=SOURCE_STAMP):
     """dscore_s = alpha_s (dcontext . m_s + dweights_s - delta), where delta is their sum weighted by alpha."""
     zero, one, two, four = dtype(0), dtype(1), dtype(2), dtype(4)
+    nothing = dtype(NOTHING * np.finfo(dtype).tiny)
     end = dtype(LIMIT[dtype().itemsize] + SATURATED[dtype().itemsize])
 
     def kernel(
@@ -134,7 +145,7 @@ def additive_bwd(dtype, stamp=SOURCE_STAMP):
         for s in range(S):
             delta += p[s] * d[s]
         for s in range(S):
-            d[s] = p[s] * (d[s] - delta)
+            d[s] = zero if p[s] < nothing else p[s] * (d[s] - delta)
         for a in range(A):
             dq[a] = zero
         if prepared != 0:
@@ -205,7 +216,16 @@ def additive_keys(dtype, stamp=SOURCE_STAMP):
                     e[a] = exp(two * within(q[t, a], end))
                 for a in range(A):
                     f[a] = exp(two * within(q[t + 1, a], end))
-                for s in range(S):
+                for s in range(0, S - S % 2, 2):
+                    d0, d1 = d[t, s], d[t + 1, s]
+                    d2, d3 = d[t, s + 1], d[t + 1, s + 1]
+                    for a in range(A):
+                        r0, r1 = reciprocal(one + e[a] * k[s, a]), reciprocal(one + f[a] * k[s, a])
+                        r2, r3 = reciprocal(one + e[a] * k[s + 1, a]), reciprocal(one + f[a] * k[s + 1, a])
+                        dw[a] += d0 * (half - r0) + d1 * (half - r1) + d2 * (half - r2) + d3 * (half - r3)
+                        dk[s, a] += d0 * (r0 - r0 * r0) + d1 * (r1 - r1 * r1)
+                        dk[s + 1, a] += d2 * (r2 - r2 * r2) + d3 * (r3 - r3 * r3)
+                for s in range(S - S % 2, S):
                     d0, d1 = d[t, s], d[t + 1, s]
                     for a in range(A):
                         r0 = reciprocal(one + e[a] * k[s, a])

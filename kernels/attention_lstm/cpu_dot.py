@@ -1,16 +1,21 @@
 """Dot attention on the CPU, in Numba: e_s = q . k_s, alpha = softmax e, context = sum_s alpha_s m_s.
 
-The keys may be the memory: slots are taken a tile at a time, which stays in the first-level cache between its scores and its
+The keys may be the memory: slots are taken a tile at a time, which stays in the second-level cache between its scores and its
 part of the context. The softmax is an online one: what was summed is scaled where a tile's maximum is the largest so far.
 """
 
+import numpy as np
 from numba import carray
 
+from fastlstm.kernels.attention_lstm.cpu_additive import NOTHING
 from fastlstm.kernels.cpu_math import SOURCE_STAMP, exp
+
+TILE = 128 * 1024  # bytes of memory; larger than the first-level cache, since a tile waits for its own softmax
 
 
 def dot_fwd(dtype, stamp=SOURCE_STAMP):
     zero, one, least = dtype(0), dtype(1), dtype("-inf")
+    tile_size = TILE // dtype().itemsize
 
     def kernel(query, keys, key_stride, memory, memory_stride, score, S, A, M, prepared, scratch, weights, context):
         stamp  # noqa: B018 (part of the cache's key: see cpu_math)
@@ -19,39 +24,49 @@ def dot_fwd(dtype, stamp=SOURCE_STAMP):
         most, total = least, zero
         for j in range(M):
             c[j] = zero
-        for s in range(0, S - S % 4, 4):
-            y0, y1, y2, y3 = zero, zero, zero, zero
-            for a in range(A):
-                y0 += q[a] * k[s, a]
-                y1 += q[a] * k[s + 1, a]
-                y2 += q[a] * k[s + 2, a]
-                y3 += q[a] * k[s + 3, a]
-            p[s], p[s + 1], p[s + 2], p[s + 3] = y0, y1, y2, y3
+        slots = max(tile_size // M, 16)
+        for first in range(0, S, slots):
+            end = min(first + slots, S)
+            whole = end - (end - first) % 4
             before = most
-            most = y0 if y0 > most else most
-            most = y1 if y1 > most else most
-            most = y2 if y2 > most else most
-            most = y3 if y3 > most else most
-            y0, y1, y2, y3 = exp(y0 - most), exp(y1 - most), exp(y2 - most), exp(y3 - most)
-            scale = one if before == most else exp(before - most)
-            total = total * scale + ((y0 + y1) + (y2 + y3))
-            for j in range(M):
-                c[j] = c[j] * scale + (y0 * m[s, j] + y1 * m[s + 1, j] + y2 * m[s + 2, j] + y3 * m[s + 3, j])
-        for s in range(S - S % 4, S):
-            y0 = zero
-            for a in range(A):
-                y0 += q[a] * k[s, a]
-            p[s] = y0
-            before = most
-            most = y0 if y0 > most else most
-            y0 = exp(y0 - most)
-            scale = one if before == most else exp(before - most)
-            total = total * scale + y0
-            for j in range(M):
-                c[j] = c[j] * scale + y0 * m[s, j]
-        for s in range(S):
-            p[s] = exp(p[s] - most) / total
+            for s in range(first, whole, 4):
+                y0, y1, y2, y3 = zero, zero, zero, zero
+                for a in range(A):
+                    y0 += q[a] * k[s, a]
+                    y1 += q[a] * k[s + 1, a]
+                    y2 += q[a] * k[s + 2, a]
+                    y3 += q[a] * k[s + 3, a]
+                p[s], p[s + 1], p[s + 2], p[s + 3] = y0, y1, y2, y3
+                y0, y2 = y1 if y1 > y0 else y0, y3 if y3 > y2 else y2
+                y0 = y2 if y2 > y0 else y0
+                most = y0 if y0 > most else most
+            for s in range(whole, end):
+                y0 = zero
+                for a in range(A):
+                    y0 += q[a] * k[s, a]
+                p[s] = y0
+                most = y0 if y0 > most else most
+            if most > before and first > 0:
+                scale = exp(before - most)
+                total *= scale
+                for s in range(first):
+                    p[s] *= scale
+                for j in range(M):
+                    c[j] *= scale
+            y = p[first:end]
+            for s in range(end - first):
+                y[s] = exp(y[s] - most)
+                total += y[s]
+            for s in range(first, whole, 4):
+                p0, p1, p2, p3 = p[s], p[s + 1], p[s + 2], p[s + 3]
+                for j in range(M):
+                    c[j] += p0 * m[s, j] + p1 * m[s + 1, j] + p2 * m[s + 2, j] + p3 * m[s + 3, j]
+            for s in range(whole, end):
+                for j in range(M):
+                    c[j] += p[s] * m[s, j]
         scale = one / total
+        for s in range(S):
+            p[s] *= scale
         for j in range(M):
             c[j] *= scale
 
@@ -60,7 +75,7 @@ def dot_fwd(dtype, stamp=SOURCE_STAMP):
 
 def dot_bwd(dtype, stamp=SOURCE_STAMP):
     """dscore_s = alpha_s (dcontext . m_s + dweights_s - delta), where delta is their sum weighted by alpha."""
-    zero = dtype(0)
+    zero, nothing = dtype(0), dtype(NOTHING * np.finfo(dtype).tiny)
 
     def kernel(
         query, keys, key_stride, memory, memory_stride, score, S, A, M, prepared, scratch, weights, context,
@@ -91,7 +106,7 @@ def dot_bwd(dtype, stamp=SOURCE_STAMP):
         for s in range(S):
             delta += p[s] * d[s]
         for s in range(S):
-            d[s] = p[s] * (d[s] - delta)
+            d[s] = zero if p[s] < nothing else p[s] * (d[s] - delta)
         for a in range(A):
             dq[a] = zero
         for s in range(0, whole, 4):
