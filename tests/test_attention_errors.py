@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from test_attention_lstm import H, I, M, S, T
+from attention_cases import H, I, M, S, T
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 

@@ -1,42 +1,34 @@
-"""The values and gradients of the Attention LSTM: an oracle that loops over slots, and what must be the same."""
+"""The values and gradients of the Attention LSTM: those of an oracle that loops over slots, steps and dropout included."""
 
 import itertools
 
 import pytest
 import torch
+from attention_cases import (
+    MEMORY_LENGTHS,
+    USES,
+    WAYS,
+    A,
+    B,
+    H,
+    S,
+    T,
+    each_backend,
+    each_score,
+    each_use,
+    each_way,
+    flat,
+    given,
+    gradients,
+    module,
+)
 from attention_oracle import oracle
 from helpers import assert_same, random
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastlstm
-from fastlstm.kernels.attention_lstm import SCORES
-
-T, B, S, I, H, M, A = 4, 3, 5, 2, 3, 4, 7
-LENGTHS, MEMORY_LENGTHS = [2, 4, 0], [3, 0, 5]
-USES = {
-    "plain": {},
-    "lengths": {"lengths": LENGTHS},
-    "memory lengths": {"memory_lengths": MEMORY_LENGTHS},
-    "both": {"lengths": LENGTHS, "memory_lengths": MEMORY_LENGTHS},
-}
-# what is fed, when it is attended, what comes out: all that mean something
-WAYS = [
-    ("attentional", "after", "tanh"),
-    ("attentional", "after", "linear"),
-    ("context", "after", "tanh"),
-    ("context", "after", "linear"),
-    ("context", "after", "hidden"),
-    (None, "after", "tanh"),
-    (None, "after", "linear"),
-    (None, "before", "tanh"),
-    (None, "before", "linear"),
-    (None, "before", "hidden"),
-]
-each_score = pytest.mark.parametrize("score", SCORES)
-each_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: ", ".join(map(str, way)))
-each_use = pytest.mark.parametrize("use", USES)
-BACKENDS = ["auto", "reference"]
-each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 OPTIONS = {
     "two layers": {"num_layers": 2},
@@ -55,36 +47,6 @@ SIZES = {
     "an odd A": {"A": 17, "H": 6},
     "more than a panel": {"H": 17, "M": 33, "A": 19, "S": 9},
 }
-
-
-def module(score: str, way: tuple = WAYS[0], I: int = I, H: int = H, M: int = M, A: int = A, **options) -> nn.Module:
-    feed, attend, output = way
-    torch.manual_seed(1)
-    if score in ("dot", "scaled_dot"):
-        M = H
-    if "additive" in score:
-        options["attention_size"] = A
-    return fastlstm.AttentionLSTM(
-        I, H, M, attention=score, feed=feed, attend=attend, output=output, dtype=torch.float64, **options
-    )
-
-
-def given(ours: nn.Module, T: int = T, B: int = B, S: int = S) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-    """Input, memory, and a state."""
-    torch.manual_seed(2)
-    L, H, M = ours.num_layers, ours.hidden_size, ours.memory_size
-    fed = {None: None, "attentional": random(B, H), "context": random(B, M)}[ours.feed]
-    return random(T, B, ours.input_size), random(S, B, M), [random(L, B, H), random(L, B, H), fed]
-
-
-def flat(results) -> list[Tensor]:
-    y, state, *alignments = results
-    return [y, *[s for s in state if s is not None], *alignments]
-
-
-def gradients(results: list[Tensor], leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    torch.manual_seed(3)
-    return torch.autograd.grad(results, leaves, [random(*t.shape) for t in results], materialize_grads=True)
 
 
 def compare(ours: nn.Module, use: dict, **sizes: int) -> None:
@@ -165,145 +127,6 @@ def test_gradients_reach_memory_and_keys_through_steps(score, backend):
         out, state = ours.step(x_t, precomputed, state)
         found.append(out)
     assert_same(gradients([torch.stack(found)], leaves), gradients([y], leaves))
-
-
-@each_backend
-@each_way
-def test_seven_steps_are_three_and_four(way, backend):
-    ours = module("additive", way, num_layers=2, backend=backend)
-    x, memory, state = given(ours, T=7)
-    y, end = ours(x, memory, state)
-    first, between = ours(x[:3], memory, state)
-    second, found = ours(x[3:], memory, between)
-    assert_same(torch.cat([first, second]), y)
-    assert_same(found, end)
-
-
-@each_way
-def test_a_pair_of_states_has_nothing_fed(way):
-    ours = module("general", way)
-    x, memory, (h, c, fed) = given(ours)
-    zeros = None if fed is None else torch.zeros_like(fed)
-    assert_same(ours(x, memory, (h, c)), ours(x, memory, (h, c, zeros)))
-    assert_same(ours(x, memory), ours(x, memory, (0 * h, 0 * c, zeros)))
-
-
-@each_backend
-@each_way
-@each_score
-def test_permuted_slots_permute_the_alignments_alone(score, way, backend):
-    ours = module(score, way, backend=backend)
-    x, memory, state = given(ours)
-    order = torch.tensor([3, 0, 4, 2, 1])
-    y, end, alignments = ours(x, memory, state, need_weights=True)
-    found, found_end, permuted = ours(x, memory[order], state, need_weights=True)
-    assert_same((found, found_end, permuted), (y, end, alignments[..., order]))
-
-
-@each_backend
-@each_way
-@each_score
-def test_a_single_slot_is_a_constant_context(score, way, backend):
-    """Whatever the score: that slot has all of the weight."""
-    ours = module(score, way, backend=backend)
-    x, memory, state = given(ours, S=1)
-    y, end, alignments = ours(x, memory, state, need_weights=True)
-    assert torch.equal(alignments, torch.ones(T, B, 1, dtype=torch.float64))
-    if ours.feed == "attentional":
-        return
-    context = memory.expand(T, -1, -1)
-    first = context if ours.attend == "before" else torch.cat([state[2][None], context[1:]]) if ours.feed else None
-    lstm = nn.LSTM(I + (0 if first is None else first.shape[-1]), H, dtype=torch.float64)
-    lstm.load_state_dict({name: w for name, w in ours.state_dict().items() if name.endswith("_l0")})
-    h, finals = lstm(x if first is None else torch.cat([x, first], -1), (state[0], state[1]))
-    assert_same(tuple(end[:2]), finals)
-    if ours.output != "hidden":
-        h = torch.nn.functional.linear(torch.cat([context, h], -1), ours.weight_out, ours.bias_out)
-        h = h.tanh() if ours.output == "tanh" else h
-    assert_same(y, h)
-
-
-@each_backend
-@each_way
-@each_score
-def test_nan_beyond_a_length_has_no_influence(score, way, backend):
-    ours = module(score, way, num_layers=2, backend=backend)
-    x, memory, state = given(ours)
-    beyond = torch.arange(T)[:, None] >= torch.tensor(LENGTHS), torch.arange(S)[:, None] >= torch.tensor(MEMORY_LENGTHS)
-    for need_weights in (False, True):
-        found = []
-        for fill in (0.0, torch.nan):
-            filled = [t.masked_fill(over[..., None], fill) for t, over in zip((x, memory), beyond, strict=True)]
-            leaves = [t.requires_grad_() for t in (*filled, *[s.clone() for s in state if s is not None])]
-            results = flat(ours(*leaves[:2], leaves[2:], need_weights=need_weights, **USES["both"]))
-            found.append([*results, *gradients(results, [*leaves, *ours.parameters()])])
-        for clean, dirty in zip(*found, strict=True):
-            assert torch.equal(clean, dirty)
-        for d, over in zip(found[1][len(results) :], beyond, strict=False):
-            assert not d[over].any()
-
-
-@each_backend
-@each_way
-@each_score
-def test_an_empty_memory_gives_a_zero_context(score, way, backend):
-    ours = module(score, way, backend=backend)
-    x, memory, state = given(ours)
-    y, end, alignments = ours(x, memory, state, memory_lengths=[0] * B, need_weights=True)
-    assert not alignments.any()
-    elsewhere = ours(x, torch.zeros_like(memory), state)
-    assert_same((y, end), elsewhere)
-    assert_same(ours(x, memory, state, memory_lengths=[0] * B), elsewhere)
-
-
-@each_backend
-@each_score
-def test_no_result_depends_on_who_else_is_in_the_batch(score, backend):
-    for way in (WAYS[0], (None, "after", "tanh")):
-        ours = module(score, way, backend=backend)
-        x, memory, state = given(ours)
-        y, _, alignments = ours(x, memory, state, need_weights=True, **USES["both"])
-        for b, (n, slots) in enumerate(zip(LENGTHS, MEMORY_LENGTHS, strict=True)):
-            if n == 0 or slots == 0:
-                continue
-            h, c, fed = state
-            alone = ours(
-                x[:n, b], memory[:slots, b], (h[:, b], c[:, b], None if fed is None else fed[b]), need_weights=True
-            )
-            assert_same((alone[0], alone[2]), (y[:n, b], alignments[:n, b, :slots]))
-
-
-@each_backend
-@pytest.mark.parametrize("score", ["dot", "general", "additive"])
-@pytest.mark.parametrize("way", [WAYS[2], (None, "after", "tanh")], ids=["fed", "at once"])
-def test_large_scores_are_exact(score, way, backend):
-    """One slot then has all of the weight, and nothing overflows."""
-    ours = module(score, way, backend=backend)
-    with torch.no_grad():
-        for p in (ours.weight_key, ours.weight_score):
-            if p is not None:
-                p.mul_(1e4)
-    x, memory, state = given(ours)
-    memory = (1e3 * memory).requires_grad_()
-    found = ours(x, memory, state, need_weights=True)
-    assert_same(found[2].sum(-1), torch.ones(T, B, dtype=torch.float64))
-    assert_same(flat(found), flat(oracle(ours, x, memory, state)))
-    y, _ = ours(x, memory, state)
-    assert_same(y, found[0])
-    assert torch.autograd.grad(y.sum(), memory)[0].isfinite().all()
-
-
-@each_way
-@each_score
-def test_a_step_of_training_moves_every_parameter(score, way):
-    ours = module(score, way, num_layers=2, peephole=True)
-    before = {name: p.clone() for name, p in ours.named_parameters()}
-    optimizer = torch.optim.SGD(ours.parameters(), lr=1.0)
-    x, memory, _ = given(ours)
-    ours(x, memory)[0].square().sum().backward()
-    optimizer.step()
-    still = [name for name, p in ours.named_parameters() if not (p != before[name]).any()]
-    assert not still
 
 
 def mask_of(dropped: Tensor) -> Tensor:
@@ -409,7 +232,32 @@ def test_chunks_of_steps_are_the_whole(monkeypatch):
     assert_same(*expected)
 
 
-@pytest.mark.parametrize("score", SCORES)
+class Largest(TorchDispatchMode):
+    """How many elements the largest tensor has that an op makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **kwargs or {})
+        self.elements = max([self.elements, *[t.numel() for t in tree_leaves(made) if isinstance(t, Tensor)]])
+        return made
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_queries_by_keys_are_never_there_at_once(need_weights, monkeypatch):
+    """(T, S, B, A) is not, neither in the forward nor in the backward."""
+    T, S = 20, 100
+    monkeypatch.setattr("fastlstm.ops.attend.ELEMENTS", 2 * S * B * A)
+    ours = module("additive", (None, "after", "tanh"))
+    x, memory, state = given(ours, T=T, S=S)
+    with Largest() as largest:
+        ours(x, memory, state, need_weights=need_weights)[0].sum().backward()
+    assert largest.elements < T * S * B * A / 4
+
+
+@each_score
 def test_parameters_of_modules_and_functions(score):
     ours = module(score, num_layers=2, coupled=True)
     x, memory, state = given(ours)
