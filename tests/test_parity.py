@@ -44,7 +44,8 @@ THROUGH_MODULES = ("stack_packed", "reset_stack", "projection_stack", "cells_pad
 @pytest.mark.parametrize("case", [c for c in parity.CASES if c.endswith(THROUGH_MODULES) and parity.CASES[c].T < 9])
 def test_the_reference_as_a_backend(case: str, dtype: str) -> None:
     """Ops and modules bring it what a loop over layers and directions, written apart from them, brings it."""
-    missed = [row for level in parity.LEVELS for row in parity.check(case, dtype, "reference", level) if not row.ok]
+    levels = [level for level in parity.LEVELS if parity.skip(case, dtype, "reference", level) is None]
+    missed = [row for level in levels for row in parity.check(case, dtype, "reference", level) if not row.ok]
     assert not missed
 
 

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from fastlstm.backends import CONVOLUTIONAL, VARIANTS
+from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
 from fastlstm.cli.checks import check_device, check_writable, known
 
 if TYPE_CHECKING:
     from fastlstm.parity import Row
 
 BACKENDS = ["numba", "triton", "reference"]
-KINDS = VARIANTS | CONVOLUTIONAL
+KINDS = VARIANTS | CONVOLUTIONAL | ATTENTION
 
 
 def parity(
@@ -35,7 +35,8 @@ def parity(
     """Compare every backend with the oracles: outputs, final states and all gradients.
 
     Oracles: the reference and PyTorch's module in float64, and ONNX Runtime where it is installed. Allowed is twice the error
-    that PyTorch makes in the same dtype, plus one rounding. Exits with 1 where an error is larger.
+    that PyTorch makes in the same dtype, plus one rounding. Each case is run by its op, through a module, and a decoder step
+    after step as well. Exits with 1 where an error is larger.
     """
     from fastlstm.parity import CASES, DTYPES, LEVELS, check, skip
 

@@ -62,6 +62,11 @@ class Case:
         return {f"{s}0": (*stack, *self.row(width)) for s, width in zip(self.kind.states, widths, strict=True)}
 
     @property
+    def others(self) -> dict[str, tuple[float, tuple[int, ...]]]:
+        """Of what is given beside x and the states: its scale and its shape."""
+        return {}
+
+    @property
     def outputs(self) -> dict[str, int]:
         """The features of what each step yields."""
         return {"y": self.directions * (self.P or self.H)} | ({"cells": self.directions * self.H} if self.cells else {})

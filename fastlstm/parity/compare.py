@@ -14,7 +14,8 @@ Allowed is twice the error that PyTorch in the same dtype on the same device mak
 the dtype. PyTorch's error is the larger of two: of its own module, which runs another kernel on each kind of CPU (oneDNN's, if
 there is one), and of its module as a chain of ops, which runs on all of them: either may be lucky on some CPU. Where it has no
 module that does what the case asks, it is that of its ops in the order of the reference, as for the backend "reference",
-which is those ops: held to a kernel, plain ops in float32 would be asked for its luck.
+which is those ops: held to a kernel, plain ops in float32 would be asked for its luck. Where a decoder's steps may be attended
+all at once, that is another order of the sums, and the larger error of the two counts.
 An oracle that isn't more exact than the backend errs as well, and its error is allowed on top. ONNX Runtime, itself
 float32, is granted the same bound again. No float64 oracle can measure an error in float64: there PyTorch's error, and that
 of the oracles (the larger of the two), are those of the same arithmetic in float32 times the ratio of the two roundings, to
@@ -31,10 +32,22 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
+from fastlstm.parity.attention import AttentionCase
 from fastlstm.parity.problems import CASES, Problem, draw
-from fastlstm.parity.runs import IN_PYTORCH, Forward, by_module, by_onnx, by_torch, by_torch_chain, run, stacked
+from fastlstm.parity.runs import (
+    IN_PYTORCH,
+    Forward,
+    by_module,
+    by_onnx,
+    by_ops,
+    by_step,
+    by_torch,
+    by_torch_chain,
+    run,
+    stacked,
+)
 
-LEVELS = ("op", "module")
+LEVELS = ("op", "module", "step")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 Results = dict[str, Tensor]
 
@@ -58,7 +71,7 @@ class Row(NamedTuple):
 
 def check(name: str, dtype: str, backend: str, level: str = "op", device: str = "cpu") -> list[Row]:
     """Run one case and compare every quantity with every oracle that has it."""
-    forward = stacked(backend) if level == "op" else by_module(backend)
+    forward = {"op": stacked, "module": by_module, "step": by_step}[level](backend)
     results = pooled([run(problem, DTYPES[dtype], forward, device) for problem in problems(name, dtype)])
     wrong = [key for key, tensor in results.items() if tensor.dtype != DTYPES[dtype]]
     if wrong:
@@ -75,6 +88,8 @@ def skip(name: str, dtype: str, backend: str, level: str, device: str = "cpu") -
     """Why this combination does not exist, or None where it does."""
     if level == "module" and CASES[name].reverse:
         return "no module runs in reverse alone"
+    if level == "step" and not (isinstance(CASES[name], AttentionCase) and CASES[name].layout == "dense"):
+        return "only decoders are run by steps, for as many of all sequences"
     try:
         backends.choose(CASES[name].kind, torch.device(device), DTYPES[dtype], backend)
     except RuntimeError as error:
@@ -120,7 +135,7 @@ def allowed(name: str, dtype: str, oracle: str, device: str = "cpu", of_referenc
     eps = torch.finfo(DTYPES[dtype]).eps
     torch_has_it = in_pytorch(name)
     if dtype == "fp64":
-        references = errors(name, "fp32", stacked(), "reference")
+        references = largest([errors(name, "fp32", way, "reference") for way in orders(name)])
         torchs = errors(name, "fp32", by_torch_chain, "reference") if torch_has_it else references
         ratio = eps / torch.finfo(torch.float32).eps
         return {key: ratio * (2 * torchs[key] + max(torchs[key], references[key])) + eps for key in torchs}
@@ -132,8 +147,17 @@ def allowed(name: str, dtype: str, oracle: str, device: str = "cpu", of_referenc
 
 def torch_errors(name: str, dtype: str, oracle: str, device: str, of_reference: bool) -> dict[str, float]:
     """PyTorch's own errors in a dtype."""
-    ways: list[Forward] = [by_torch, by_torch_chain] if in_pytorch(name) and not of_reference else [stacked()]
-    found = [errors(name, dtype, forward, oracle, device) for forward in ways]
+    ways = [by_torch, by_torch_chain] if in_pytorch(name) and not of_reference else orders(name)
+    return largest([errors(name, dtype, forward, oracle, device) for forward in ways])
+
+
+def orders(name: str) -> list[Forward]:
+    """The reference, in each of the orders in which PyTorch's ops may take its sums."""
+    case = CASES[name]
+    return [stacked(), *([by_ops] if isinstance(case, AttentionCase) and case.value.at_once else [])]
+
+
+def largest(found: list[dict[str, float]]) -> dict[str, float]:
     return {key: max(error[key] for error in found) for key in found[0]}
 
 

@@ -17,6 +17,7 @@ from fastlstm.kernels.gru.reference import gru_reference
 from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.kernels.variant import PARAMETERS
 from fastlstm.ops.layer import layer
+from fastlstm.parity.attention import AttentionCase, at_once, by_decoder, by_steps, decoded
 from fastlstm.parity.cases import Case
 from fastlstm.parity.conv import ConvCase, Given, one_conv_layer, pixelwise
 from fastlstm.parity.problems import Problem
@@ -57,6 +58,8 @@ def stacked(backend: str | None = None) -> Forward:
     """Layers and directions over the op with `backend`, or over the reference (None), written apart from `fastlstm.stack`."""
 
     def forward(case: Case, given: Given) -> Given:
+        if isinstance(case, AttentionCase):
+            return decoded(case, given, backend)
         x, batch_sizes = given["x"], None
         valid = torch.ones(case.T, case.B, dtype=torch.bool, device=x.device)
         if case.layout != "dense":
@@ -154,6 +157,8 @@ def by_module(backend: str) -> Forward:
     """A module of ours, as a user calls it: dense, with a PackedSequence, or with `lengths=`."""
 
     def forward(case: Case, given: Given) -> Given:
+        if isinstance(case, AttentionCase):
+            return by_decoder(case, given, backend)
         x: Tensor | PackedSequence | None = given["x"]
         module = case.module(backend=backend, device="meta", dtype=given["x"].dtype)
         hx = None if case.zero_state else [case.handed(s) for s in states(case, given)]
@@ -170,6 +175,22 @@ def by_module(backend: str) -> Forward:
         finals = [torch.cat(s, dim=2) if isinstance(s, list) else s for s in finals]
         steps = [pad_packed_sequence(t, total_length=case.T)[0] if case.layout == "packed" else t for t in (y, *cells)]
         return named(case, steps, finals)
+
+    return forward
+
+
+def by_ops(case: Case, given: Given) -> Given:
+    """The reference in the order of sums that a case has beside that of the steps: all of them attended at once."""
+    assert isinstance(case, AttentionCase)
+    return at_once(case, given)
+
+
+def by_step(backend: str) -> Forward:
+    """A decoder of ours, one step after another."""
+
+    def forward(case: Case, given: Given) -> Given:
+        assert isinstance(case, AttentionCase)
+        return by_steps(case, given, backend)
 
     return forward
 
