@@ -1,6 +1,6 @@
 """The rows of a batch of sequences on a GPU: where each step's begin, and which row comes before which."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,22 +20,27 @@ class Steps(NamedTuple):
 
 
 # One copy to the device per batch, which waits for it: for all layers, directions and passes that are given the same tensor.
-_steps: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-_captured: list[Steps] = []  # CUDA graphs read them at every replay
+_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_captured: list[list[Tensor]] = []  # CUDA graphs read them at every replay
 
 
 def steps_of(batch_sizes: Tensor, B: int, N: int, padded: bool, device: torch.device) -> Steps:
-    """Of `batch_sizes` (T,) on the CPU; a copy is kept for as long as that tensor lives and isn't changed."""
+    """Of `batch_sizes` (T,) on the CPU."""
+    return Steps(*copied(batch_sizes, (B, N, padded), device, lambda: count_steps(batch_sizes, B, N, padded)))
+
+
+def copied(numbers: Tensor, key: tuple, device: torch.device, parts: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+    """`parts()` of `numbers`, both on the CPU, as copies on the device, kept for as long as `numbers` lives and isn't changed;
+    `key` is what else they depend on."""
     # a tensor that was made in inference mode has no version: its numbers, then
-    version = batch_sizes.numpy().tobytes() if batch_sizes.is_inference() else batch_sizes._version
-    key = version, B, N, padded, device
-    known = _steps.get(batch_sizes)
+    version = numbers.numpy().tobytes() if numbers.is_inference() else numbers._version
+    key = version, *key, device
+    known = _copies.get(numbers)
     if known is None or known[0] != key:
-        found = count_steps(batch_sizes, B, N, padded)
-        parts = torch.cat(found).to(device).split([len(part) for part in found])
-        known = _steps[batch_sizes] = key, Steps(*parts)
+        found = parts()
+        known = _copies[numbers] = key, torch.cat(list(found)).to(device).split([len(part) for part in found])
     if device.type == "cuda":  # one storage, made on whichever stream asked first
-        known[1].offsets.record_stream(torch.cuda.current_stream(device))
+        known[1][0].record_stream(torch.cuda.current_stream(device))
         if torch.cuda.is_current_stream_capturing():
             _captured.append(known[1])
     return known[1]
