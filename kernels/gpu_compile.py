@@ -16,10 +16,17 @@ import torch
 ELEMENTS = {
     "cells": "fp32", "c_state": "fp32", "c0": "fp32", "dc_state": "fp32", "h_state": "fp32", "dh_state": "fp32",
     "dpeephole": "fp64", "reset": "u8", "offsets": "i64", "sizes": "i64", "barrier": "i32",
+    "lengths": "i64", "scores": "fp32", "sums": "fp32", "context": "fp32", "dscores": "fp32", "shares": "fp32",
 }  # fmt: skip
-INTEGERS = ("first", "steps", "T", "B", "depth", "height", "width", "fresh")
+INTEGERS = ("first", "steps", "T", "B", "S", "depth", "height", "width", "fresh")
 # pointers whose address may be any multiple of the element's size
-UNALIGNED = ("reset", "offsets", "sizes", "barrier", "peephole", "bias")
+UNALIGNED = ("reset", "offsets", "sizes", "barrier", "peephole", "bias", "lengths")
+# modules of kernels that aren't named after their variant
+MODULES = {
+    "project": "lstm.gpu", "floor": "gpu_floor",
+    "attend_forward": "attention_lstm.gpu_attend", "attend_backward": "attention_lstm.gpu_attend",
+    "attend_keys": "attention_lstm.gpu_keys",
+}  # fmt: skip
 STORAGE = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -61,7 +68,7 @@ def saved_dtype(dtype: torch.dtype) -> Any:
 @cache
 def function(name: str) -> Any:
     """The Triton function."""
-    module = {"project": "lstm.gpu", "floor": "gpu_floor"}.get(name, f"{name.rpartition('_')[0]}.gpu")
+    module = MODULES.get(name, f"{name.rpartition('_')[0]}.gpu")
     return getattr(importlib.import_module(f"fastlstm.kernels.{module}"), name)
 
 

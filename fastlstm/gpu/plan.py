@@ -14,6 +14,8 @@ BLOCK_BYTES = (
     16 * 1024
 )  # per warp: of a block loaded whole, once, or half as much in every step; it passes through registers
 
+ROW_NUMBERS = 1024  # per warp: of rows that pass through registers and that sums along them are taken of
+
 
 class Gpu(NamedTuple):
     """What a plan needs to know of a GPU."""
@@ -87,6 +89,13 @@ def pixel_tile(rows: int, H: int, K: int, slots: int, dtype: torch.dtype, precis
     if dtype.itemsize == 2 and chosen.warps == 8 and -(-H // chosen.BH) * batch_tiles(rows) > 4 * gpu.processors:
         return chosen._replace(BM=2 * chosen.BM, BK=block(2 * chosen.BM + slots * chosen.BH, K, 2, False, gpu))
     return chosen
+
+
+def slot_tile(*widths: int) -> tuple[int, int]:
+    """Rows at a time of arrays of such widths, which a program has whole and which pass through registers; and its warps."""
+    widest = power_of_two(max(widths))
+    warps = 8 if widest >= 512 else 4
+    return min(max(ROW_NUMBERS * warps // widest, 1), 64), warps
 
 
 def block(loaded: int, K: int, size: int, exact: bool, gpu: Gpu) -> int:
