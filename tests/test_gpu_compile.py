@@ -79,7 +79,8 @@ def test_every_kernel_compiles_and_hardly_spills(target: str, compiled: dict, mo
     assert said.exit_code == 0, said.output
     rows = json.loads(said.stdout)
     assert {row["kernel"] for row in rows} == {
-        "lstm_forward", "lstm_backward", "gru_forward", "gru_backward", "project", "conv_lstm_forward", "conv_lstm_backward"
+        "lstm_forward", "lstm_backward", "gru_forward", "gru_backward", "project", "conv_lstm_forward", "conv_lstm_backward",
+        "attention_lstm_forward", "attention_lstm_backward", "attend_forward", "attend_backward", "attend_keys",
     }  # fmt: skip
     assert {row["dtype"] for row in rows} == set(COMPILED[target])
     assert all(row["spilled"] <= SPILL_BUDGET[target] and row["registers"] > 0 for row in rows)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -39,7 +39,8 @@ def show_kernels(targets: list[str] | None, dtypes: list[str] | None, as_json: b
         for target in dict.fromkeys(row.target for row in rows):
             console.print(table(target, [row for row in rows if row.target == target]))
         console.print(
-            "*: weights stay on chip. Tile: sequences x units x features. Spill: bytes per thread; shared: bytes"
+            "*: weights stay on chip. Tile: sequences x units x features, of attention slots x features. "
+            "Spill: bytes per thread; shared: bytes"
         )
         console.print(f"{len(rows)} kernels, {len(failed)} that don't compile or spill more than is budgeted")
     for row in failed:
@@ -74,6 +75,13 @@ def title(row: "Compiled") -> str:
     return f"{entry.spec.name} of {entry.variant}, {entry.dtype}, B {entry.B}, H {entry.H}"
 
 
+def tile_of(constants: dict[str, Any]) -> str:
+    """Sequences x units x features; of one sequence's attention, or of its keys, slots x features."""
+    if "BS" in constants:
+        return f"{constants['BS']}x{constants['BA']}"
+    return f"{constants['BM']}x{constants['BH']}x{constants['BK'] + constants.get('BK2', 0)}"
+
+
 def table(target: str, rows: list["Compiled"]) -> "Table":
     from rich import box
     from rich.table import Table
@@ -89,7 +97,7 @@ def table(target: str, rows: list["Compiled"]) -> "Table":
     for row in rows:
         entry, constants = row.entry, dict(row.entry.spec.constants)
         form = ("resident" if constants.get("PERSISTENT") else "steps") + ("*" if constants.get("KEEP") else "")
-        tile = f"{constants['BM']}x{constants['BH']}x{constants['BK'] + constants.get('BK2', 0)}"
+        tile = tile_of(constants)
         found = [str(n) for n in row.resources] if row.resources else ["-", "-", "-"]
         kind = entry.spec.name.split("_")[-1]
         table.add_row(entry.variant, kind, entry.dtype, form, f"{entry.B} x {entry.H}", tile, *found)

@@ -10,6 +10,7 @@ import torch
 
 from fastlstm.backends import VARIANTS
 from fastlstm.gpu import launch
+from fastlstm.gpu.attention_catalogue import DECODERS, decoder_launched
 from fastlstm.gpu.conv_lstm import conv_lstm_bwd, conv_lstm_fwd
 from fastlstm.gpu.gru import gru_bwd, gru_fwd
 from fastlstm.gpu.lstm import lstm_bwd, lstm_fwd
@@ -86,6 +87,9 @@ def entries(target: str) -> list[Entry]:
         gpu = TARGETS[target][1]
         for spec in conv_launched(variant, *DTYPES[dtype], B, H, image, kernel, gpu, everything=everything):
             found.setdefault(spec, Entry(variant.name, dtype, B, H, spec))
+    for decoder, dtype in product(DECODERS, DTYPES):
+        for spec in decoder_launched(decoder, *DTYPES[dtype], TARGETS[target][1]):
+            found.setdefault(spec, Entry("attention_lstm", dtype, decoder.B, decoder.H, spec))
     return list(found.values())
 
 
