@@ -58,7 +58,10 @@ bench: $(VENV)/dev.stamp  ## measure speed: JSON in benchmarks/results, and the 
 	$(BENCH) --add --variant conv_lstm --against channels-last --against keras
 	$(BENCH) --add --variant conv_lstm --against checkpoint --mode train
 	$(BENCH) --add --variant peephole_conv_lstm --variant cifg_conv_lstm --variant cifg_peephole_conv_lstm --case radar --case video --against lstm
+	$(BENCH) --add --variant attention_lstm
+	$(BENCH) --add --variant attention_lstm --against joeynmt --against sdpa --against lstm
 	$(BENCH) --add --variant conv_lstm --case video --against compile --mode train
+	$(BENCH) --add --variant attention_lstm --case pronounce --against compile --mode train
 	$(BENCH) --add $(OWN) --case darts --against compile --against compile-ours --mode train
 	$(BIN)/fastlstm bench --readme "$$(ls -t benchmarks/results/*.json | head -n 1)"
 

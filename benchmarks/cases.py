@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import fastlstm
-from fastlstm.backends import CONVOLUTIONAL, VARIANTS
+from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
+from fastlstm.kernels.attention_lstm import DOT
 from fastlstm.kernels.variant import Variant
 from fastlstm.modules import build
 
-KINDS = VARIANTS | CONVOLUTIONAL
+KINDS = VARIANTS | CONVOLUTIONAL | ATTENTION
 CELLS: dict[Variant, type[nn.Module]] = {
     cell.variant: cell
     for cell in (fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.PeepholeLSTMCell, fastlstm.CIFGLSTMCell)
@@ -31,9 +32,8 @@ class Case:
     P: int = 0
     layers: int = 1
     directions: int = 1
-    layout: str = (
-        "dense"  # "packed": a PackedSequence; "lengths": a padded batch with its lengths; "cell": one step of a cell
-    )
+    # "packed": a PackedSequence; "lengths": a padded batch with its lengths; "cell": one step of a cell, "step": of a decoder
+    layout: str = "dense"
     shortest: int = 0  # of variable length: from T down to this, evenly
     resets: float = 0.0  # the share of steps before which a sequence's state is zeroed
     stands_for: str
@@ -41,7 +41,7 @@ class Case:
     @property
     def lengths(self) -> torch.Tensor | None:
         """(B,) falling, or None where all sequences are T long."""
-        if self.layout in ("dense", "cell"):
+        if self.layout in ("dense", "cell", "step"):
             return None
         return torch.linspace(self.T, self.shortest, self.B).round().long()
 
@@ -147,6 +147,67 @@ class ConvCase(Case):
         return f"{self.B} ({'x'.join(map(str, self.S))})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AttentionCase(Case):
+    """A decoder and the memory that it attends to. Sizes: S slots, M memory; A attention is H."""
+
+    S: int
+    M: int
+    attention: str = "additive"
+    feed: str | None = "attentional"
+    shortest_memory: int = 0  # of variable length: from S down to this, evenly
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        return ATTENTION
+
+    @property
+    def memory_lengths(self) -> torch.Tensor | None:
+        """(B,) falling, or None where all memories are S long."""
+        return torch.linspace(self.S, self.shortest_memory, self.B).round().long() if self.shortest_memory else None
+
+    @property
+    def slots(self) -> int:
+        """The valid slots of all memories together."""
+        return self.S * self.B if self.memory_lengths is None else int(self.memory_lengths.sum())
+
+    @property
+    def F(self) -> int:
+        """How much of a step is fed to the next."""
+        return {None: 0, "attentional": self.H, "context": self.M}[self.feed]
+
+    def module(self, variant: Variant, **options: Any) -> nn.Module:
+        some: dict[str, Any] = {"num_layers": self.layers, "attention": self.attention, "feed": self.feed}
+        return fastlstm.AttentionLSTM(self.I, self.H, self.M, **some, **options)
+
+    def small(self) -> Case:
+        return replace(super().small(), S=min(self.S, 3), shortest_memory=min(self.shortest_memory, 1))
+
+    def gemms(self, variant: str) -> list[tuple[int, int, int, int]]:
+        """Those with weights; keys are there before a single step."""
+        T, B, H, rows = self.T, self.B, self.H, self.T * self.B
+        products = [(1, rows, self.I, 4 * H)]
+        if self.F:
+            products.append((T, B, self.F, 4 * H))
+        products += [(1, rows, H, 4 * H)] * (self.layers - 1) + [(self.layers * T, B, H, 4 * H)]
+        if self.attention not in DOT and self.layout != "step":
+            products.append((1, self.S * B, self.M, H))
+        if self.attention == "additive":
+            products.append((T, B, H, H))
+        return [*products, (T, B, self.M + H, H)]
+
+    def read(self, size: int) -> int:
+        """Bytes of memory and keys that a step reads, each once, in numbers of so many bytes."""
+        return self.slots * (self.M + (0 if self.attention in DOT else self.H)) * size
+
+    def shape(self) -> str:
+        return f"{super().shape()}, M {self.M}, {self.attention}{'' if self.feed else ', nothing fed'}"
+
+    def time(self) -> str:
+        slots = f"{self.shortest_memory}–{self.S}" if self.shortest_memory else str(self.S)
+        return f"{self.T} over {slots}"
+
+
 CPU_CASES = {
     "darts": Case(H=25, I=8, T=24, B=32, stands_for="forecasting, tiny"),
     "deepar": Case(layers=2, H=40, I=40, T=100, B=32, stands_for="forecasting"),
@@ -186,6 +247,29 @@ CONV_CASES = {
     "thermal": ConvCase(H=8, I=1, T=24, B=8, S=(24, 32), stands_for="low-resolution sensors, few channels"),
     "volume": ConvCase(H=16, I=1, T=8, B=1, S=(16, 32, 32), stands_for="3d scans over time"),
 }
+ATTENTION_CASES = {
+    "decode": AttentionCase(H=256, I=256, M=256, S=50, T=30, B=32, stands_for="translation decoder"),
+    "decode-dot": AttentionCase(
+        H=256, I=256, M=256, S=50, T=30, B=32, attention="dot", stands_for="the same, scores of products"
+    ),
+    "decode-unfed": AttentionCase(
+        H=256, I=256, M=256, S=50, T=30, B=32, attention="dot", feed=None, stands_for="the same, nothing fed"
+    ),
+    "long-memory": AttentionCase(H=256, I=256, M=256, S=400, T=60, B=8, stands_for="speech, summaries"),
+    "pronounce": AttentionCase(
+        H=128, I=64, M=256, S=12, T=10, B=64, shortest_memory=4, stands_for="spelling to phonemes, dates"
+    ),
+    "bilingual": AttentionCase(
+        layers=2, H=512, I=512, M=1024, S=30, T=30, B=64, shortest_memory=8, attention="general",
+        stands_for="translation, a bidirectional encoder",
+    ),
+    "decode-step": AttentionCase(
+        H=256, I=256, M=256, S=50, T=1, B=32, layout="step", stands_for="one step at a time, a batch or beams"
+    ),
+    "decode-step-1": AttentionCase(
+        H=256, I=256, M=256, S=50, T=1, B=1, layout="step", stands_for="one step at a time, greedy"
+    ),
+}  # fmt: skip
 # A GPU takes more to be busy. Its own cases are named after their sizes; T is 512
 GPU_CASES = {
     f"b{B}-h{H}": Case(H=H, I=H, T=512, B=B, stands_for="the grid")
@@ -196,14 +280,14 @@ GPU_CASES = {
     "b64-h512-resets": Case(H=512, I=512, T=512, B=64, resets=0.03, stands_for="3% resets"),
     "b1-h128-t1": Case(H=128, I=128, T=1, B=1, stands_for="one step at a time"),
 }  # fmt: skip
-CASES: dict[str, Case] = CPU_CASES | CONV_CASES | GPU_CASES
+CASES: dict[str, Case] = CPU_CASES | CONV_CASES | ATTENTION_CASES | GPU_CASES
 
 
 def default_cases(device: str) -> dict[str, Case]:
     """Those that are measured on a device where none are named."""
-    return (CPU_CASES if device == "cpu" else GPU_CASES) | CONV_CASES
+    return (CPU_CASES if device == "cpu" else GPU_CASES) | CONV_CASES | ATTENTION_CASES
 
 
 def main_peer(variant: str) -> str:
     """Whom a variant is measured against where nobody is named: PyTorch's module, or the loop that stands for one."""
-    return "cell" if variant in CONVOLUTIONAL else "torch"
+    return "torch" if variant in VARIANTS else "cell"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlstm.benchmarks.cases import ConvCase
+from fastlstm.benchmarks.attention_loops import AttentionLoop, JoeyDecoder, LSTMThenAttention
+from fastlstm.benchmarks.cases import AttentionCase, Case, ConvCase
 from fastlstm.benchmarks.conv_loops import ConvLoop, KerasLayers
 from fastlstm.benchmarks.loops import CellLoop, Cutting
 from fastlstm.benchmarks.work import (
@@ -24,6 +25,8 @@ from fastlstm.benchmarks.work import (
 )
 from fastlstm.kernels.conv_lstm import CONV_LSTM
 from fastlstm.kernels.lstm import LSTM
+
+AsOurs = ConvLoop | KerasLayers | AttentionLoop | JoeyDecoder | LSTMThenAttention
 
 
 def contender(name: str, work: Work) -> Contender:
@@ -52,11 +55,14 @@ def dense(work: Work) -> Contender:
 
 
 def our_lstm(work: Work) -> Contender:
-    """Our own LSTM, or ConvLSTM, of the same size: what peepholes cost, and what a gate fewer saves."""
-    plain = CONV_LSTM if isinstance(work.case, ConvCase) else LSTM
+    """Our own LSTM, or ConvLSTM, of the same size: what peepholes or an attention cost, and what a gate fewer saves."""
+    case, plain = work.case, CONV_LSTM if isinstance(work.case, ConvCase) else LSTM
     if work.variant == plain:
         raise NotImplementedError("it is the LSTM itself")
-    return ours(make_work(work.case, plain, work.mode, work.dtype, str(work.x.device)))
+    if isinstance(case, AttentionCase):
+        shared = {field.name: getattr(case, field.name) for field in dataclasses.fields(Case)}
+        case = Case(**shared | {"layout": "dense"})
+    return ours(make_work(case, plain, work.mode, work.dtype, str(work.x.device)))
 
 
 def checkpointed(work: Work) -> Contender:
@@ -79,6 +85,8 @@ def torch_module(work: Work) -> Contender:
     case = work.case
     if isinstance(case, ConvCase):
         raise NotImplementedError("PyTorch has no ConvLSTM")
+    if isinstance(case, AttentionCase):
+        raise NotImplementedError("PyTorch has no decoder with attention")
     if work.reset is not None:
         raise NotImplementedError("PyTorch knows no resets")
     name = work.variant.counterpart or "LSTM"
@@ -120,6 +128,8 @@ def cutting(work: Work) -> Contender:
 def cell_loop(work: Work) -> Contender:
     if isinstance(work.case, ConvCase):
         return as_module(work, ConvLoop(work))
+    if isinstance(work.case, AttentionCase):
+        return as_module(work, AttentionLoop(work, work.case))
     loop = CellLoop(work)
     return Contender(work, step(work, packing(work.case, loop), loop))
 
@@ -136,14 +146,26 @@ def keras_layers(work: Work) -> Contender:
     return as_module(work, KerasLayers(work))
 
 
-def as_module(work: Work, module: ConvLoop | KerasLayers) -> Contender:
+def joeynmt(work: Work) -> Contender:
+    if not isinstance(work.case, AttentionCase):
+        raise NotImplementedError("JoeyNMT is a decoder with attention")
+    return as_module(work, JoeyDecoder(work, work.case))
+
+
+def at_once(work: Work) -> Contender:
+    if not isinstance(work.case, AttentionCase):
+        raise NotImplementedError("there is nothing to attend to")
+    return as_module(work, LSTMThenAttention(work, work.case))
+
+
+def as_module(work: Work, module: AsOurs) -> Contender:
     return Contender(work, step(work, module, module, module.as_ours))
 
 
 def compiled_loop(work: Work) -> Contender:
-    if isinstance(work.case, ConvCase):
-        conv_loop = ConvLoop(work)
-        run = step(work, torch.compile(conv_loop), conv_loop, conv_loop.as_ours)
+    if isinstance(work.case, (ConvCase, AttentionCase)):
+        other = ConvLoop(work) if isinstance(work.case, ConvCase) else AttentionLoop(work, work.case)
+        run = step(work, torch.compile(other), other, other.as_ours)
     else:
         loop = CellLoop(work)
         run = step(work, packing(work.case, torch.compile(loop)), loop)
@@ -169,6 +191,8 @@ def onnx_runtime(work: Work) -> Contender:
         raise NotImplementedError("ONNX Runtime is measured in float32 on the CPU")
     if isinstance(case, ConvCase):
         raise NotImplementedError("ONNX has no ConvLSTM")
+    if isinstance(case, AttentionCase):
+        raise NotImplementedError("ONNX has no decoder with attention")
     if case.P or case.resets or case.layout in ("packed", "cell"):
         raise NotImplementedError("ONNX knows no projection, no resets, no packed input and no cells")
     try:
@@ -198,6 +222,8 @@ CONTENDERS = {
     "cell": cell_loop,
     "channels-last": channels_last_loop,
     "keras": keras_layers,
+    "joeynmt": joeynmt,
+    "sdpa": at_once,
     "checkpoint": checkpointed,
     "compile": compiled_loop,
     "compile-ours": compiled_ours,

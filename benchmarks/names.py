@@ -1,7 +1,7 @@
 """What variants, modes and peers are called in tables."""
 
 from fastlstm.backends import IN_PYTORCH
-from fastlstm.benchmarks.cases import CASES, ConvCase
+from fastlstm.benchmarks.cases import CASES, AttentionCase, ConvCase
 
 MODULES = {
     "lstm": "LSTM",
@@ -13,6 +13,7 @@ MODULES = {
     "peephole_conv_lstm": 'ConvLSTM2d(peephole="channel")',
     "cifg_conv_lstm": "ConvLSTM2d(coupled=True)",
     "cifg_peephole_conv_lstm": 'ConvLSTM2d(peephole="channel", coupled=True)',
+    "attention_lstm": "AttentionLSTM",
 }
 MODES = {"train": "training", "infer": "inference"}
 # What each is for, and its parameters per layer and direction
@@ -29,6 +30,10 @@ PURPOSES = {
     ),
     "cifg_conv_lstm": ("f = 1 - i", "3H(kI + kH + 2)"),
     "cifg_peephole_conv_lstm": ("both", "3H(kI + kH + 2) + 2H"),
+    "attention_lstm": (
+        "decoders that look back at a memory (also dot, general; with peepholes, f = 1 - i)",
+        "4H(I + 2H + 2) + A(H + M + 1) + H(H + M + 1), as it is by default",
+    ),
 }
 
 
@@ -38,6 +43,8 @@ def peer(row: dict) -> str:
     own, cell = MODULES[variant] if variant in IN_PYTORCH else "LSTM", "Cell" if case.layout == "cell" else ""
     if isinstance(case, ConvCase):
         loop = "loop over one convolution"
+    elif isinstance(case, AttentionCase):
+        loop = "step of the loop" if case.layout == "step" else "loop over nn.LSTMCell and an attention"
     else:
         loop = f"loop over nn.{own}Cell" if variant in IN_PYTORCH else "loop over the equations"
     return {
@@ -45,6 +52,8 @@ def peer(row: dict) -> str:
         "cell": loop,
         "channels-last": f"{loop}, channels_last",
         "keras": "Keras on torch",
+        "joeynmt": "JoeyNMT's decoder",
+        "sdpa": "nn.LSTM + scaled_dot_product_attention",
         "checkpoint": "fastlstm with checkpoint=True",
         "compile": "torch.compile of that loop",
         "compile-ours": "fastlstm under torch.compile",
@@ -60,7 +69,7 @@ def module(row: dict) -> str:
     case, name = CASES[row["case"]], MODULES[row["variant"]]
     if isinstance(case, ConvCase):
         name = name.replace("2d", f"{len(case.S)}d")
-    return f"fastlstm.{name}" + ("Cell" if case.layout == "cell" else "")
+    return f"fastlstm.{name}" + {"cell": "Cell", "step": ".step"}.get(case.layout, "")
 
 
 def plain(row: dict) -> str:

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-from fastlstm.backends import CONVOLUTIONAL, IN_PYTORCH
+from fastlstm.backends import ATTENTION, CONVOLUTIONAL, IN_PYTORCH
 from fastlstm.benchmarks.cases import CASES, main_peer
 from fastlstm.benchmarks.names import MODES, MODULES, PURPOSES, module, peer
 from fastlstm.benchmarks.plot import plot
@@ -76,7 +76,11 @@ def variants_table(results: list[dict]) -> Tables:
 def cost(result: dict, variant: str, mode: str) -> str | None:
     if variant in ("lstm", "conv_lstm"):
         return "1"
-    rows = [r for r in chosen(result, variant, mode, "lstm") if "ratios" in r and CASES[r["case"]].layout != "cell"]
+    rows = [
+        r
+        for r in chosen(result, variant, mode, "lstm")
+        if "ratios" in r and CASES[r["case"]].layout not in ("cell", "step")
+    ]
     if not rows:
         return None
     return f"{1 / statistics.geometric_mean(spread(row).median for row in rows):.2f}"
@@ -86,7 +90,7 @@ def order(name: str) -> int:
     """Layers before cells, in the order of MODULES."""
     bare = re.sub(r"LSTM[13]d", "LSTM2d", name.removeprefix("fastlstm."))
     names = list(MODULES.values())
-    return names.index(bare) if bare in names else len(names) + names.index(bare.removesuffix("Cell"))
+    return names.index(bare) if bare in names else len(names) + names.index(re.sub(r"Cell$|\.step$", "", bare))
 
 
 def mean_and_lowest(rows: list[dict]) -> str:
@@ -119,7 +123,10 @@ def timing(row: dict) -> list[str]:
     if "reason" in row:
         return ["–", "not timed", "–"]
     times = f"{milliseconds(row['ours_s'])} / {milliseconds(row['theirs_s'])}"
-    return [times, str(spread(row)), f"{row['gflops']:.0f} of {row['gemm_gflops']:.0f}"]
+    rates = f"{row['gflops']:.0f} of {row['gemm_gflops']:.0f}"
+    if "read_gbs" in row:
+        rates += f"; {row['read_mb']:.1f} MB a step, {row['read_gbs']:.1f} of {row['sum_gbs']:.0f} GB/s"
+    return [times, str(spread(row)), rates]
 
 
 def peer_table(result: dict) -> Tables:
@@ -149,6 +156,11 @@ def notes(result: dict) -> list[str]:
     ]
     if any("checkpoint" in row.get("memory", {}) for row in result["rows"]):
         lines[-1] += " Of three numbers, the second is that of checkpoint=True."
+    if any("read_gbs" in row for row in result["rows"]):
+        lines[-1] += (
+            " MB a step and GB/s: memory and keys, each read once by every step and once more by the backward of it, and the "
+            "rate of PyTorch's sum over as much."
+        )
     if "l2" in m:
         lines.append(f"The GPU's L2 cache: {m['l2']}.")
     return lines + [
@@ -165,9 +177,10 @@ def markdown(result: dict, picture: str, half: dict | None = None, others: Seque
         "## Variants",
         table(variants_table([result, *others])),
         "Time per step: beside `fastlstm.LSTM`, or `fastlstm.ConvLSTM2d`, of the same size, the mean over the cases measured "
-        "on the machines below; k is the number of a kernel's taps. Each has layers, two directions, dropout, sequences of "
-        "different lengths and resets; each has a cell, and a stateless function in `fastlstm.functional`. All but the GRU "
-        "give all cell states, all but the GRU and the ConvLSTM have projections, all but the ConvLSTM take packed input. On "
+        "on the machines below; k is the number of a kernel's taps, A the width in which an attention is scored. Each has "
+        "layers, dropout, sequences of different lengths, and a stateless function in `fastlstm.functional`. All but the "
+        "AttentionLSTM, a decoder that also goes step by step, have two directions, resets and a cell. All but it and the GRU "
+        "give all cell states, the LSTM and its two siblings have projections, and they and the GRU take packed input. On "
         'a GPU, `backend="triton"` runs all of them on Triton kernels, which have been interpreted and compiled but not run on '
         """one yet: until then "auto" leaves the LSTM and the GRU to PyTorch's own ops, the others to a loop in Python. """
         "GPU speed is not yet measured.",
@@ -210,6 +223,7 @@ def every_case(result: dict) -> list[str]:
             if rows.rows:
                 beside = "PyTorch's" if variant in IN_PYTORCH else "PyTorch's, beside the LSTM of the same size"
                 beside = "a loop over one convolution" if variant in CONVOLUTIONAL else beside
+                beside = "a loop over nn.LSTMCell and an attention" if variant in ATTENTION else beside
                 parts += [f"## {name}: {title} against {beside}", table(rows)]
                 parts.append("  \n".join(mean_lines(result, variant, mode)))
     peers = peer_table(result)

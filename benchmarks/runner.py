@@ -20,7 +20,7 @@ from torch.utils.benchmark import Timer
 
 import fastlstm
 from fastlstm.backends import CONVOLUTIONAL
-from fastlstm.benchmarks.cases import CASES, KINDS, Case, main_peer
+from fastlstm.benchmarks.cases import CASES, KINDS, AttentionCase, Case, main_peer
 from fastlstm.benchmarks.contenders import OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
 from fastlstm.benchmarks.work import DTYPES, Contender, make_work
@@ -60,6 +60,14 @@ def measure(name: str, variant: str, mode: str, against: str, *, dtype: str, pai
         "gemm_gflops": gemm_rate(case, variant, DTYPES[dtype], device),
         "compile_s": theirs.compile_s,
     }
+    if isinstance(case, AttentionCase) and case.F:
+        read = case.read(DTYPES[dtype].itemsize)
+        passes = 2 if mode == "train" else 1  # a step back reads them once more
+        row |= {
+            "read_mb": 1e-6 * read,
+            "read_gbs": 1e-9 * passes * case.T * read / ours_s,
+            "sum_gbs": read_rate(read, DTYPES[dtype], device),
+        }
     if mode == "train" and against == main_peer(variant) and same_work:
         if device == "cpu":
             threads = torch.get_num_threads()
@@ -104,9 +112,14 @@ def disagreement(one: Contender, strict: bool) -> str | None:
     oracle = contender("reference", work.to(torch.float64)).step()
     in_pytorch = work.variant.counterpart and work.reset is None
     torchs = contender("torch" if in_pytorch else "reference", work).step()
-    states = [f"{letter}" for letter in "hc"][: len(work.states)]
+    states = ["h", "c", "fed"][: len(work.states)]
     names = ["y", *(f"{s}_n" for s in states)] if work.case.layout != "cell" else states
-    names += ["dx", *(f"d{s}0" for s in states), *(f"d{key}" for key, _ in work.module.named_parameters())]
+    names += [
+        "dx",
+        *(["dmemory"] if work.memory is not None else []),
+        *(f"d{s}0" for s in states),
+        *(f"d{key}" for key, _ in work.module.named_parameters()),
+    ]
     for key, result, exact, peer in zip(names, one.step(), oracle, torchs, strict=False):
         allowed = 2 * difference(peer, exact) + eps
         if not strict or work.dtype == torch.float64:
@@ -146,6 +159,14 @@ def gemm_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, device
         ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
     timers = [Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for run in ways]
     return min(timer.blocked_autorange(min_run_time=BLOCK_S).median for timer in timers)
+
+
+@lru_cache
+def read_rate(count: int, dtype: torch.dtype, device: str) -> float:
+    """GB/s at which PyTorch's sum reads so many bytes again and again: the memory's rate, or a cache's that holds them."""
+    numbers = torch.ones(count // dtype.itemsize, dtype=dtype, device=device)
+    timer = Timer("run()", globals={"run": numbers.sum}, num_threads=torch.get_num_threads())
+    return 1e-9 * count / timer.blocked_autorange(min_run_time=BLOCK_S).median
 
 
 def machine(device: str) -> dict[str, str | int | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastlstm.benchmarks.cases import CELLS, Case
+from fastlstm.benchmarks.cases import CELLS, AttentionCase, Case
 from fastlstm.kernels.variant import Variant
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -30,19 +30,26 @@ class Work:
     states: tuple[Tensor, ...]
     dy: Tensor
     reset: Tensor | None
+    memory: Tensor | None = None  # (S, B, M)
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What a forward gets, and what gradients are wanted of."""
+        return (self.x, *self.states) if self.memory is None else (self.x, self.memory, *self.states)
 
     def to(self, dtype: torch.dtype) -> "Work":
         """The same numbers in another dtype."""
         module = module_of(self, dtype=dtype)
         x, dy = self.x.detach().to(dtype), self.dy.to(dtype)
         states = tuple(s.detach().to(dtype) for s in self.states)
-        return dataclasses.replace(self, dtype=dtype, module=module, x=x, states=states, dy=dy)
+        memory = None if self.memory is None else self.memory.detach().to(dtype)
+        return dataclasses.replace(self, dtype=dtype, module=module, x=x, states=states, dy=dy, memory=memory)
 
 
 @dataclass(frozen=True)
 class Contender:
-    """`step()` does the work once. Its results: y and the final states, then in training the gradients of x, the initial
-    states and all weights."""
+    """`step()` does the work once. Its results: y and the final states, then in training the gradients of x, a memory, the
+    initial states and all weights."""
 
     work: Work
     step: Callable[[], list[Tensor]]
@@ -61,19 +68,25 @@ def make_work(case: Case, variant: Variant, mode: str, dtype: torch.dtype, devic
         raise NotImplementedError(f"a {variant.op.upper()} has no projection")
     if case.layout == "cell" and variant not in CELLS:
         raise NotImplementedError("measured as a layer only")
+    if case.layout == "step" and mode == "train":
+        raise NotImplementedError("single steps are for inference: training knows the whole target")
     random = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random).to(device, dtype)
 
-    leading = {"packed": (case.rows,), "cell": (case.B,)}.get(case.layout, (case.T, case.B))
+    leading = {"packed": (case.rows,), "cell": (case.B,), "step": (case.B,)}.get(case.layout, (case.T, case.B))
     stack = () if case.layout == "cell" else (case.layers * case.directions,)
     x = normal(*leading, *case.row(case.I))
     states = tuple(normal(*stack, case.B, *case.row(width)) for width in variant.widths(case.H, case.outputs))
     dy = normal(*leading, *case.row(case.directions * case.outputs))
     reset = (torch.rand(case.T, case.B, generator=random) < case.resets).to(device) if case.resets else None
-    module = case.module(variant, dtype=dtype, device=device)
-    return Work(case, variant, mode, dtype, module, x, states, dy, reset)
+    module, memory = case.module(variant, dtype=dtype, device=device), None
+    if isinstance(case, AttentionCase):
+        memory = normal(case.S, case.B, case.M)
+        if case.layout == "step" and case.F:
+            states = *states, normal(case.B, case.F)
+    return Work(case, variant, mode, dtype, module, x, states, dy, reset, memory)
 
 
 def module_of(work: Work, **options: Any) -> nn.Module:
@@ -85,8 +98,10 @@ def module_of(work: Work, **options: Any) -> nn.Module:
 
 
 def forward_of_ours(work: Work, module: nn.Module) -> Forward:
-    """As a user calls it: dense, packed, or with `lengths=` and `reset=`."""
+    """As a user calls it: dense, packed, or with `lengths=` and `reset=`; a decoder with its memory."""
     case = work.case
+    if isinstance(case, AttentionCase):
+        return decoding(work, case, module)
 
     def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         hx = states[0] if len(states) == 1 else states
@@ -98,6 +113,23 @@ def forward_of_ours(work: Work, module: nn.Module) -> Forward:
             return y.data, *as_tuple(finals)
         y, finals = module(x, hx, lengths=case.lengths, reset=work.reset)
         return y, *as_tuple(finals)
+
+    return forward
+
+
+def decoding(work: Work, case: AttentionCase, module: nn.Module) -> Forward:
+    """A call of a decoder, or a single step of it, with the keys that are computed here."""
+    lengths = case.memory_lengths
+    if case.layout == "step":
+        with torch.no_grad():
+            precomputed = module.precompute(work.memory, lengths)
+
+    def forward(x: Tensor, memory: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        if case.layout == "step":
+            y, finals = module.step(x, precomputed, states)
+        else:
+            y, finals = module(x, memory, states, memory_lengths=lengths)
+        return y, *finals[: len(states)]
 
     return forward
 
@@ -134,15 +166,15 @@ def step(
 
         def infer() -> list[Tensor]:
             with torch.no_grad():
-                return list(forward(work.x, *work.states))
+                return list(forward(*work.inputs))
 
         return infer
 
-    inputs = [tensor.requires_grad_() for tensor in (work.x, *work.states)]
+    inputs = [tensor.requires_grad_() for tensor in work.inputs]
     wanted = inputs + [weight for weight in module.parameters() if weight.requires_grad]
 
     def train() -> list[Tensor]:
-        outputs = forward(work.x, *work.states)
+        outputs = forward(*work.inputs)
         gradients = torch.autograd.grad(outputs[0], wanted, work.dy, allow_unused=True, materialize_grads=True)
         of_inputs, of_weights = gradients[: len(inputs)], gradients[len(inputs) :]
         return [*(t.detach() for t in outputs), *of_inputs, *as_ours(of_weights)]

@@ -12,17 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from fastlstm.backends import CONVOLUTIONAL, VARIANTS
+from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
 from fastlstm.cli.checks import MOST_THREADS, check_device, check_writable, known
 
 if TYPE_CHECKING:
     from fastlstm.benchmarks.report import Tables
 
 AGAINST = (
-    "torch", "cell", "channels-last", "keras", "checkpoint", "compile", "compile-ours", "onnx", "dense", "lstm", "cut", "fp32",
+    "torch", "cell", "channels-last", "keras", "joeynmt", "sdpa", "checkpoint", "compile", "compile-ours", "onnx", "dense",
+    "lstm", "cut", "fp32",
 )  # fmt: skip
 MODES = ("train", "infer")
-KINDS = VARIANTS | CONVOLUTIONAL
+KINDS = VARIANTS | CONVOLUTIONAL | ATTENTION
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
 
@@ -30,7 +31,7 @@ def bench(
     case: Annotated[list[str] | None, typer.Option(help="Cases to measure; all of the device's.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(KINDS)}; all.")] = None,
     against: Annotated[
-        list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch, or of ConvLSTMs cell.")
+        list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch, or cell where it lacks it.")
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="train, infer; both.")] = None,
     dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
@@ -58,7 +59,9 @@ def bench(
     ratio is taken pair by pair. A speed-up above 1 means that fastlstm is the faster. "compile" takes minutes to compile.
     "dense" compares packed input with as many dense steps of our own, "lstm" a variant with our own LSTM or ConvLSTM, "cut"
     resets with PyTorch's module on the pieces in between. Of ConvLSTMs, "cell" is a loop over one convolution,
-    "channels-last" the same in that layout, "checkpoint" our own with checkpoint=True. Exits with 1 where results disagree.
+    "channels-last" the same in that layout, "checkpoint" our own with checkpoint=True. Of decoders with attention, "cell" is a
+    loop over nn.LSTMCell, "joeynmt" JoeyNMT's, "sdpa" PyTorch's LSTM and attention where nothing is fed. Exits with 1 where
+    results disagree.
     """
     from fastlstm.benchmarks import report, runner
     from fastlstm.benchmarks.cases import CASES, default_cases, main_peer
@@ -80,7 +83,8 @@ def bench(
     fitting = [(v, name) for v, name in product(variants, names) if v in CASES[name].variants]
     if not fitting:
         raise typer.BadParameter(
-            f"--case is {', '.join(names)}, expected one that {', '.join(variants)} can run: images are a ConvLSTM's"
+            f"--case is {', '.join(names)}, expected one that {', '.join(variants)} can run: images are a ConvLSTM's, "
+            "memories an AttentionLSTM's"
         )
     check_device(device)
     if json_file and not json_file.is_dir():
