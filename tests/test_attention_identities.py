@@ -10,19 +10,24 @@ from attention_cases import (
     B,
     H,
     I,
+    M,
     S,
     T,
     each_backend,
+    each_case,
     each_score,
     each_way,
     flat,
     given,
     gradients,
     module,
+    some,
 )
 from attention_oracle import oracle
-from helpers import assert_same
+from helpers import assert_same, random
 from torch import nn
+
+from fastlstm.kernels.attention_lstm.reference import attend_reference
 
 
 @each_backend
@@ -162,3 +167,32 @@ def test_a_step_of_training_moves_every_parameter(score, way):
     optimizer.step()
     still = [name for name, p in ours.named_parameters() if not (p != before[name]).any()]
     assert not still
+
+
+@each_backend
+@each_case
+def test_no_nan_on_the_way_back_from_an_empty_memory(case, backend):
+    """Neither where it would be masked: who looks for NaN sees every gradient in between."""
+    ours = some(case, backend=backend)
+    x, memory, state = given(ours)
+    memory.requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):
+        for need_weights in (False, True):
+            flat(ours(x, memory, state, memory_lengths=[0, 5, 0], need_weights=need_weights))[0].sum().backward()
+    assert memory.grad.isfinite().all()
+    assert not memory.grad[:, [0, 2]].any()
+
+
+@pytest.mark.parametrize("additive", [True, False], ids=["additive", "products"])
+def test_the_reference_reads_nothing_beyond_a_length(additive):
+    """It is the oracle of ops that are handed memories as they are."""
+    query, w_score = random(T, B, H), random(H) if additive else None
+    beyond = torch.arange(S)[:, None] >= torch.tensor(MEMORY_LENGTHS)
+    found = []
+    for fill in (0.0, torch.nan):
+        torch.manual_seed(1)
+        leaves = [random(S, B, width).masked_fill(beyond[..., None], fill).requires_grad_() for width in (M, H)]
+        results = attend_reference(query, *leaves, torch.tensor(MEMORY_LENGTHS), w_score, True)
+        found.append([*results, *gradients(list(results), leaves)])
+    for clean, dirty in zip(*found, strict=True):
+        assert torch.equal(clean, dirty)

@@ -254,7 +254,17 @@ def test_backward_in_evaluation_mode_and_twice(variant):
 
 
 @pytest.mark.parametrize(
-    "documented", ["functional.lstm", "functional.gru", "functional.steps", "modules.recurrent", "modules.cells"]
+    "documented",
+    [
+        "functional.lstm",
+        "functional.gru",
+        "functional.steps",
+        "functional.attention_lstm",
+        "functional.attention_values",
+        "modules.recurrent",
+        "modules.cells",
+        "modules.attention",
+    ],
 )
 def test_examples_in_docstrings_run(documented):
     results = doctest.testmod(importlib.import_module(f"fastlstm.{documented}"), extraglobs={"torch": torch})
