@@ -13,11 +13,16 @@ from torch.backends import cpu as torch_cpu
 from fastlstm.kernels.attention_lstm.cpu import KERNELS, compile_kernel
 
 FLOATS = {"f32": torch.float32, "f64": torch.float64}
-WIDER = platform.machine() in ("x86_64", "AMD64") and torch_cpu.get_cpu_capability() in ("AVX2", "AVX512")
-CPUS = [None, pytest.param("haswell", marks=pytest.mark.skipif(not WIDER, reason="this CPU has no AVX2"))]
+X86 = platform.machine() in ("x86_64", "AMD64")
+AVX2 = X86 and torch_cpu.get_cpu_capability() in ("AVX2", "AVX512")
+CPUS = [
+    None,
+    pytest.param("haswell", marks=pytest.mark.skipif(not AVX2, reason="this CPU has no AVX2")),
+    pytest.param("x86-64", marks=pytest.mark.skipif(not X86, reason="this CPU is of another architecture")),
+]
 # S, A, M
 SIZES = [(1, 1, 1), (1, 37, 5), (3, 16, 33), (7, 67, 129), (50, 31, 64), (21, 128, 7), (4, 257, 40)]
-on_each_cpu = pytest.mark.parametrize("cpu", CPUS, ids=["native", "haswell"])
+on_each_cpu = pytest.mark.parametrize("cpu", CPUS, ids=["native", "avx2", "portable"])
 in_each_dtype = pytest.mark.parametrize("suffix", FLOATS)
 
 
@@ -271,7 +276,7 @@ def test_output(suffix, cpu, count):
     torch.testing.assert_close(da, d * (1 - a * a))
 
 
-@pytest.mark.skipif(not WIDER, reason="reads x86 assembly of CPUs with AVX2")
+@pytest.mark.skipif(not X86, reason="reads x86 assembly")
 @pytest.mark.parametrize(("cpu", "register"), [("haswell", "ymm"), ("skylake-avx512", "zmm")])
 def test_inner_loops_are_of_whole_vectors(monkeypatch, cpu, register):
     """In float32 reciprocals are looked up, and libm is not called; compiled only, so that any x86 does."""

@@ -1,10 +1,21 @@
 """The Attention LSTM's kernels on the CPU, in Numba, called by csrc/loop/: attention of one step and one row of the batch.
 
-    additive_attention    prepare, fwd, bwd, keys                  cpu_additive.py
-    dot_attention         fwd, bwd                                 cpu_dot.py
-    output                fwd: z = tanh z    bwd: d *= 1 - a^2     here
+    additive_attention    prepare  keys, key_stride, S, A -> prepared (S, A); whether they are e^2k      cpu_additive.py
+                          fwd      "attend", below
+                          bwd      "attend back", below
+                          keys     queries, query_stride, T, keys, key_stride, score, S, A, prepared, scratch (2 A),
+                                   dscores, dscore_stride -> dkeys (S, A), dscore (A)
+    dot_attention         fwd, bwd                                                                       cpu_dot.py
+    output                fwd      z, count: z = tanh z                                                  here
+                          bwd      a, d, count: d *= 1 - a^2
 
-Pointers are to values of the kernel's dtype, sizes and strides count values. Every sum has one order, whatever calls.
+    attend       query (A), keys, key_stride, memory, memory_stride, score (A), S, A, M, prepared, scratch (2 A)
+                 -> weights (S), context (M)
+    attend back  the same with weights and context, dcontext (M), dweights (S), has_dweights -> dscores (S), dquery (A)
+
+Pointers are to values of the kernel's dtype; the rest are int64, sizes and strides in values. S >= 1 is the row's own length:
+nothing is read beyond it. `prepared`: what "prepare" returned for the keys. Dot attention takes no score and no scratch, and
+without `has_dweights` no dweights: they may be null. Every sum has one order, which the sizes alone decide.
 """
 
 from numba import carray
