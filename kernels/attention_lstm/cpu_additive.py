@@ -60,23 +60,24 @@ def additive_fwd(dtype, stamp=SOURCE_STAMP):
         q, k, w = carray(query, A, dtype), carray(keys, (S, key_stride), dtype), carray(score, A, dtype)
         m, p, c = carray(memory, (S, memory_stride), dtype), carray(weights, S, dtype), carray(context, M, dtype)
         e = carray(scratch, A, dtype)
-        whole, most = S - S % 4, least
+        sixes, whole, most = S - S % 6, S - S % 4, least
         if prepared != 0:
             for a in range(A):
                 e[a] = exp(two * within(q[a], end))
-            for s in range(0, whole, 4):
-                y0, y1, y2, y3 = zero, zero, zero, zero
+            for s in range(0, sixes, 6):
+                y0, y1, y2, y3, y4, y5 = zero, zero, zero, zero, zero, zero
                 for a in range(A):
                     y0 += w[a] * (half - reciprocal(one + e[a] * k[s, a]))
                     y1 += w[a] * (half - reciprocal(one + e[a] * k[s + 1, a]))
                     y2 += w[a] * (half - reciprocal(one + e[a] * k[s + 2, a]))
                     y3 += w[a] * (half - reciprocal(one + e[a] * k[s + 3, a]))
-                y0, y1, y2, y3 = y0 + y0, y1 + y1, y2 + y2, y3 + y3
-                p[s], p[s + 1], p[s + 2], p[s + 3] = y0, y1, y2, y3
-                y0, y2 = y1 if y1 > y0 else y0, y3 if y3 > y2 else y2
-                y0 = y2 if y2 > y0 else y0
-                most = y0 if y0 > most else most
-            for s in range(whole, S):
+                    y4 += w[a] * (half - reciprocal(one + e[a] * k[s + 4, a]))
+                    y5 += w[a] * (half - reciprocal(one + e[a] * k[s + 5, a]))
+                p[s], p[s + 1], p[s + 2], p[s + 3] = y0 + y0, y1 + y1, y2 + y2, y3 + y3
+                p[s + 4], p[s + 5] = y4 + y4, y5 + y5
+                for i in range(s, s + 6):
+                    most = p[i] if p[i] > most else most
+            for s in range(sixes, S):
                 y0 = zero
                 for a in range(A):
                     y0 += w[a] * (half - reciprocal(one + e[a] * k[s, a]))
