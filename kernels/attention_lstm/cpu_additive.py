@@ -3,7 +3,10 @@
 tanh(q + k) = 1 - 2 r with r = 1 / (1 + e^2q e^2k), and 1 - tanh^2 = 4 r (1 - r). "prepare" takes e^2k once, a call takes e^2q
 once for all slots, so that a pair (s, a) costs no exponential, and a reciprocal that is looked up. Neither factor leaves
 the range, nor does their product: where some |k| is above `LIMIT`, the keys stay as they are, and each tanh is computed; and
-a q that saturates beside any |k| <= LIMIT counts as one that barely does.
+a q that saturates beside any |k| <= LIMIT counts as one that barely does. Scores sum 1/2 - r, which is small where tanh is.
+
+Slots are taken a few at a time, which share what is loaded of the query, the weights and the context, and are sums that do
+not wait for each other.
 """
 
 import numpy as np
@@ -15,9 +18,7 @@ from fastlstm.kernels.cpu_math import SOURCE_STAMP, exp, reciprocal, tanh
 # float32, float64: the largest |k| that is prepared, and the |x| from which on tanh x rounds to 1
 LIMIT, SATURATED = {4: 17.0, 8: 20.0}, {4: 9.1, 8: 19.1}
 
-
-# A weight that is no larger, in multiples of the smallest normal number, counts as 0 in the backward: CPUs are slow at products
-# that are no longer normal
+# A weight below this many times the smallest normal number counts as 0 in the backward: CPUs are slow at denormal numbers
 NOTHING = 2**26
 
 
@@ -183,28 +184,12 @@ def additive_keys(dtype, stamp=SOURCE_STAMP):
     end = dtype(LIMIT[dtype().itemsize] + SATURATED[dtype().itemsize])
 
     def kernel(
-        queries,
-        query_stride,
-        T,
-        keys,
-        key_stride,
-        score,
-        S,
-        A,
-        prepared,
-        scratch,
-        dscores,
-        dscore_stride,
-        dkeys,
-        dscore,
-    ):
+        queries, query_stride, T, keys, key_stride, score, S, A, prepared, scratch, dscores, dscore_stride, dkeys, dscore,
+    ):  # fmt: skip
         stamp  # noqa: B018
-        q, k, w = (
-            carray(queries, (T, query_stride), dtype),
-            carray(keys, (S, key_stride), dtype),
-            carray(score, A, dtype),
-        )
-        d, dk, dw = carray(dscores, (T, dscore_stride), dtype), carray(dkeys, (S, A), dtype), carray(dscore, A, dtype)
+        q, k = carray(queries, (T, query_stride), dtype), carray(keys, (S, key_stride), dtype)
+        w, d = carray(score, A, dtype), carray(dscores, (T, dscore_stride), dtype)
+        dk, dw = carray(dkeys, (S, A), dtype), carray(dscore, A, dtype)
         e, f = carray(scratch, A, dtype), carray(scratch, 2 * A, dtype)[A:]
         for a in range(A):
             dw[a] = zero
