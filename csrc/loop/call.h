@@ -39,6 +39,7 @@ struct ForwardCall {
   S *y, *h_n, *c_n;      // y: one row of R per row of the sequence, in order; c_n: null where c is h
   S* cells;              // c of every row, or null
   T* saved;              // null where no backward follows
+  bool stepwise = false;  // inputs of a step are not there before it
   void run();
 };
 
@@ -63,6 +64,9 @@ struct BackwardCall {
   S *dx;  // null where not wanted; rows of I in the order of y's
   S *dh0, *dc0;  // null where not wanted; dc0 also where c is h
   bool need_dw;
+  // Columns of the inputs whose gradients each step gives by itself: not in dx, which ends before them.
+  int64_t stepwise_begin = 0, stepwise_columns = 0;
+  int64_t dx_columns() const { return stepwise_columns ? stepwise_begin : size.I; }
   // Called once where need_dw is set: at the end, when packed weights are done with and their memory can serve again, or at the
   // beginning where none are packed.
   std::function<WeightGradients<S>()> make_dw;

@@ -1,6 +1,5 @@
 // What the parts of a pass over time share: the loop, the stages of a step (cell/) and the products (products/).
 #pragma once
-#include <optional>
 #include <type_traits>
 
 #include "loop/call.h"
@@ -60,7 +59,7 @@ struct Context {
   const int64_t gate_width;
   const MicroKernels<T>& micro;
   const Bf16Kernels* bf16 = nullptr;  // where products are taken by the CPU's instructions for bfloat16
-  std::optional<Team> team;
+  Team* team = nullptr;
   int64_t tile_size = 0, chunk_rows = 0;
   Buffer<T> tiles;  // one of each worker
 

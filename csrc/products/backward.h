@@ -26,6 +26,8 @@ class BackwardProducts {
   virtual Block<const T> dgates(int64_t p, int64_t slot) const = 0;
   // dh = dG @ w_hh for this thread's units of a step, whose first row is `row` of the chunk; it crosses no cut.
   virtual void state_gradient(const Thread&, int64_t t, int64_t row, const States<T>& dh) const = 0;
+  // dx = dG @ w_ih for this thread's units of a step's stepwise columns. (Only where a call has such.)
+  virtual void step_input_gradient(const Thread&, [[maybe_unused]] int64_t t, [[maybe_unused]] int64_t row, const States<T>&) const {}
   // This thread's rows [x, h_prev] of a step, side by side: the left factor of the weight gradients.
   virtual void concat_xh(const Thread&, int64_t t, int64_t row) = 0;
   // After the steps of a chunk.

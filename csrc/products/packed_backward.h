@@ -21,7 +21,9 @@ class PackedBackward final : public BackwardProducts<S> {
   PackedBackward(const Context<S>& context, const BackwardCall<S>& call)
       : Base(context, call), xh_row_(padded_row<T>(o.I + o.R)), dw_panel_(o.I * ih.width() + o.R * hh.width() + o.gate_width),
         packed_hh_(o.n_panels * hh.width() / kTerms<A> * o.r_panels * kPanel),
-        packed_ih_(f.dx ? o.n_panels * ih.width() / kTerms<A> * o.i_panels * kPanel : 0),
+        dx_panels_(panels_of(f.dx_columns())),
+        packed_ih_(f.dx ? o.n_panels * ih.width() / kTerms<A> * dx_panels_ * kPanel : 0),
+        packed_step_(o.n_panels * ih.width() / kTerms<A> * panels_of(f.stepwise_columns) * kPanel),
         of_panel_{o.chunk_rows, o.gate_width, !kPaired<A> && o.micro.width == kPanel ? kPanel : o.gate_width},
         dgates_(o.chunk_rows * o.n_panels * o.gate_width), offsets_ih_(offsets(ih)), offsets_hh_(offsets(hh)) {
     if (!f.need_dw) return;
@@ -37,9 +39,12 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   void pack(int64_t p) override {
-    if (f.dx) pack_blocks(o.w.ih, ih, o.I, p, {0, o.i_panels}, packed_ih_);
-    for (int64_t group = 0; group < o.team->plan.unit_groups; group++)
-      pack_blocks(o.w.hh, hh, o.R, p, share(o.r_panels, group, o.team->plan.unit_groups), packed_hh_);
+    if (f.dx) pack_blocks(o.w.ih, ih, o.I, p, {0, dx_panels_}, packed_ih_);
+    const int64_t groups = o.team->plan.unit_groups, step_panels = panels_of(f.stepwise_columns);
+    for (int64_t group = 0; group < groups; group++) {
+      pack_blocks(o.w.hh, hh, o.R, p, share(o.r_panels, group, groups), packed_hh_);
+      pack_blocks(o.w.ih + f.stepwise_begin, ih, o.I, p, share(step_panels, group, groups), packed_step_, f.stepwise_columns);
+    }
     if (!f.need_dw) return;
     std::fill_n(dw_ + p * dw_panel_, dw_panel_, T(0));
     std::fill_n(db(p), o.gate_width, 0.0);
@@ -70,6 +75,15 @@ class PackedBackward final : public BackwardProducts<S> {
     });
   }
 
+  void step_input_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dx) const override {
+    const Range mine = thread.of_unit_group(panels_of(f.stepwise_columns));
+    for_column_blocks(mine.begin, mine.end, [&](int64_t panel, int64_t count) {
+      thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
+        multiply(ih, offsets_ih_, row + b, rows, packed_step_, panel, count, dx.at(panel, b));
+      });
+    });
+  }
+
   void concat_xh(const Thread& thread, int64_t t, int64_t row) override { Base::template concat_xh<V>(thread, t, row, xh_, xh_row_); }
 
   // dw.T[p] += [x, h_prev, 1].T @ dG[p], the ones being the biases' input; cut into jobs of some rows of dw.T each.
@@ -93,14 +107,14 @@ class PackedBackward final : public BackwardProducts<S> {
   void input_gradients(const Thread& thread, const Chunk& chunk) const override {
     T* const dx = o.tile_of(thread);
     const Range mine = thread.mine(chunk.rows);
-    for_column_blocks(0, o.i_panels, [&](int64_t panel, int64_t count) {
-      const int64_t n = std::min(count * kPanel, o.I - panel * kPanel);
+    for_column_blocks(0, dx_panels_, [&](int64_t panel, int64_t count) {
+      const int64_t n = std::min(count * kPanel, f.dx_columns() - panel * kPanel);
       for (int64_t row = mine.begin; row < mine.end; row += kInputRows) {
         const int64_t rows = std::min(kInputRows, mine.end - row);
         multiply(ih, offsets_ih_, row, rows, packed_ih_, panel, count, {dx, kMaxBlock});
         this->scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
           const Block<const T> from{dx + i * kMaxBlock, kMaxBlock};
-          const Block<S> out{f.dx + to * o.I + panel * kPanel, o.I};
+          const Block<S> out{f.dx + to * f.dx_columns() + panel * kPanel, f.dx_columns()};
           if constexpr (kPaired<A>) o.bf16->narrow(m, n, from, {bits(out.p), out.row});
           else convert<T, S>(m, n, from, out);
         });
@@ -109,7 +123,7 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   void release() override {
-    packed_ih_ = {}, packed_hh_ = {}, dgates_ = {}, xh_ = {};
+    packed_ih_ = {}, packed_hh_ = {}, packed_step_ = {}, dgates_ = {}, xh_ = {};
     dgate_pairs_ = {}, xh_pairs_ = {};
   }
 
@@ -123,10 +137,11 @@ class PackedBackward final : public BackwardProducts<S> {
   // A block of columns is a matrix of its own: all panels' rows of it.
   A* block_of(const GateMap& map, A* packed, int64_t panel) const { return packed + o.n_panels * map.width() * kPanel * panel / kTerms<A>; }
 
-  void pack_blocks(const S* w, const GateMap& map, int64_t size, int64_t p, Range panels, A* packed) const {
+  // Of w, whose rows are `size` long; `columns` of them, where not all.
+  void pack_blocks(const S* w, const GateMap& map, int64_t size, int64_t p, Range panels, A* packed, int64_t columns = -1) const {
     for_column_blocks(panels.begin, panels.end, [&](int64_t panel, int64_t count) {
       const Packed layout{o.n_panels * map.width() / kTerms<A>, count * kPanel, o.micro.width};
-      pack_gate_columns(w, size, map, o.H, size, p, panel * kPanel, layout, block_of(map, packed, panel));
+      pack_gate_columns(w, size, map, o.H, columns < 0 ? size : columns, p, panel * kPanel, layout, block_of(map, packed, panel));
     });
   }
 
@@ -210,7 +225,9 @@ class PackedBackward final : public BackwardProducts<S> {
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
   const int64_t xh_row_;
   const int64_t dw_panel_;  // of accumulators: dw_ih.T (I, width), dw_hh.T (R, width), and a chunk's biases in one row of all slots
-  Buffer<A> packed_hh_, packed_ih_;
+  Buffer<A> packed_hh_;
+  const int64_t dx_panels_;
+  Buffer<A> packed_ih_, packed_step_;  // packed_step_: of the stepwise columns
   const Packed of_panel_;  // where a panel's dG of a chunk's rows is: slot by slot where products take single panels of columns
   Buffer<V> dgates_, xh_, zeros_;
   const std::vector<int64_t> offsets_ih_, offsets_hh_;

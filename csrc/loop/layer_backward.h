@@ -1,0 +1,147 @@
+// The backward of one layer in one direction: what it is made of, a step of it, and what is taken over the steps of a chunk.
+//
+// A step yields gate gradients dG only, kept for a chunk of steps. After each chunk the gradients of weights and inputs are taken
+// over all of its rows at once, while dG is still in the cache.
+#pragma once
+#include <exception>
+#include <optional>
+
+#include "cell/backward_stages.h"
+#include "products/conv_backward.h"
+#include "products/packed_backward.h"
+#include "products/unpacked_backward.h"
+
+namespace fastlstm {
+
+template <class S>
+class LayerBackward {
+  using T = compute_t<S>;
+
+ public:
+  explicit LayerBackward(const BackwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
+
+  Work work() const { return {o.n_panels, o.v.hh.width(), o.k_input(), o.k_recurrent(), sizeof(T)}; }
+
+  // By one thread, before the others begin.
+  void set_up(Team& team) {
+    o.team = &team;
+    if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() && o.v.peepholes.empty() ? bf16_kernels() : nullptr;
+    o.chunk_rows = max_chunk_rows(seq);
+    const int64_t of_product = o.images ? ConvBackward<S>::kTileSize : PackedBackward<S, T>::kTileSize;
+    o.make_tiles(std::max(team.plan.tile_rows * o.record.backward(), of_product), team.workers);
+    dh = States<T>::by_rows(seq.B, o.r_panels);
+    products = make_products();
+    if (o.size.project) projection.emplace(o, f, dh);
+    gates.emplace(o, f, *products, dh, o.size.project ? &*projection : nullptr);
+    states.emplace(o, *products, dh);
+    if (o.size.project) stages.push_back(&*projection);
+    stages.push_back(&*gates);
+    stages.push_back(&*states);
+  }
+
+  // By every thread, before the first step; a barrier must follow.
+  void begin(const Thread& thread) {
+    const Range panels = thread.mine(o.n_panels), rows = thread.mine(seq.B);
+    for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
+    for (BackwardStage<S>* stage : stages) stage->set_up(thread);
+    products->set_up(thread);
+    for (int64_t b = rows.begin; b < rows.end; b++)
+      dh.set(b, [&](int64_t i) { return i < o.R && f.dh_n ? static_cast<T>(f.dh_n[b * o.R + i]) : T(0); });
+  }
+
+  // The s-th step; `row` is its first one within the chunk.
+  void run(const Thread& thread, int64_t s, int64_t row) {
+    for (BackwardStage<S>* stage : stages) stage->run(thread, s, row);
+  }
+
+  // The gradients of a step's stepwise columns of the inputs, where this thread's units of them are concerned.
+  void input_gradient(const Thread& thread, int64_t s, int64_t row, const States<T>& dx) const {
+    products->step_input_gradient(thread, seq.step(s), row, dx);
+  }
+
+  // Of the same step, by workers that are not in the plan as well.
+  void keep_factors(const Thread& thread, int64_t s, int64_t row) {
+    if (f.need_dw) products->concat_xh(thread, seq.step(s), row);
+  }
+
+  // After the steps of a chunk, between barriers.
+  void end_chunk(const Thread& thread, const Chunk& chunk) {
+    if (f.need_dw) weight_gradients(thread, chunk);
+    if (f.dx) products->input_gradients(thread, chunk);
+  }
+
+  // After the last step. Throws by `rethrow`, when all threads are done.
+  void finish(const Thread& thread) {
+    if (f.need_dw && !unpacked) {
+      if (thread.worker == 0) make_gradients();
+      thread.barrier_all();
+      if (error) return;
+    }
+    const Range panels = thread.mine(o.n_panels), rows = thread.mine(seq.B);
+    for (int64_t b = rows.begin; b < rows.end; b++) {
+      for (int64_t i = 0; i < o.R && f.dh0; i++) f.dh0[b * o.R + i] = static_cast<S>(dh.get(b, i) + (o.v.cell ? T(0) : gates->dc(b, i)));
+      for (int64_t i = 0; i < o.H && f.dc0; i++) f.dc0[b * o.H + i] = static_cast<S>(gates->dc(b, i));
+    }
+    const Range steps = thread.mine(seq.packed || !f.dx ? 0 : seq.T);
+    const auto before = [&](int64_t row) { return o.images ? o.inputs_before(row) : row * f.dx_columns(); };
+    for (int64_t t = steps.begin; t < steps.end; t++)
+      std::fill(f.dx + before(seq.first[t] + seq.size[t]), f.dx + before(seq.first[t] + seq.B), S(0));
+    for (int64_t p = panels.begin; p < panels.end && f.need_dw; p++) {
+      products->write(p, gradients);
+      for (BackwardStage<S>* stage : stages) stage->write(p, gradients);
+    }
+  }
+
+  void rethrow() const {
+    if (error) std::rethrow_exception(error);
+  }
+
+  // What the recurrent weights gave to the step before.
+  const States<T>& dh_before() const { return dh; }
+
+ private:
+  std::unique_ptr<BackwardProducts<S>> make_products() {
+    if (o.images) return std::make_unique<ConvBackward<S>>(o, f);
+    if constexpr (Context<S>::kSameType)
+      if (!o.size.project && !f.stepwise_columns && seq.T > 0 && (seq.T == 1 || seq.rows() <= UnpackedBackward<S>::kRows)) {
+        unpacked = true;
+        if (f.need_dw) gradients = f.make_dw();
+        return std::make_unique<UnpackedBackward<S>>(o, f, gradients);
+      }
+    if constexpr (Context<S>::kBf16)
+      if (o.bf16) return std::make_unique<PackedBackward<S, Bf16Pair>>(o, f);
+    return std::make_unique<PackedBackward<S, T>>(o, f);
+  }
+
+  void weight_gradients(const Thread& thread, const Chunk& chunk) {
+    const Range panels = thread.mine(o.n_panels);
+    for (int64_t p = panels.begin; p < panels.end; p++)
+      for (BackwardStage<S>* stage : stages) stage->weight_gradients(p, chunk.rows);
+    products->weight_gradients(thread, chunk);
+  }
+
+  // From the memory of what is done with: as large, and of pages that the system has cleared.
+  void make_gradients() {
+    products->release();
+    try {
+      gradients = f.make_dw();
+    } catch (...) {
+      error = std::current_exception();
+    }
+  }
+
+  const BackwardCall<S>& f;
+  const Sequence& seq;
+  Context<S> o;
+  States<T> dh;
+  bool unpacked = false;
+  WeightGradients<S> gradients{};  // where they are written
+  std::exception_ptr error;        // of one worker, while others wait for it
+  std::unique_ptr<BackwardProducts<S>> products;
+  std::optional<ProjectionBackward<S>> projection;
+  std::optional<GateBackward<S>> gates;
+  std::optional<StateBackward<S>> states;
+  std::vector<BackwardStage<S>*> stages;
+};
+
+}  // namespace fastlstm
