@@ -20,24 +20,27 @@ namespace {
 
 py::object* compile = nullptr;  // (variant, pass, dtype, path) -> int; never freed: the interpreter may be gone when static objects are
 
+constexpr const char* kPasses[] = {"fwd", "bwd", "prepare", "keys"};
+
 void* compile_kernel(const std::string& variant, Pass pass, bool is_double, Isa isa) {
   const py::gil_scoped_acquire gil;
   if (!compile) throw std::runtime_error("fastlstm: no gate kernels are registered; import fastlstm before calling its ops");
-  const auto address = (*compile)(variant, pass == Pass::forward ? "fwd" : "bwd", is_double ? "f64" : "f32", isa_name(isa));
+  const auto address = (*compile)(variant, kPasses[static_cast<int>(pass)], is_double ? "f64" : "f32", isa_name(isa));
   return reinterpret_cast<void*>(address.cast<std::uintptr_t>());
 }
 
 }  // namespace
 
-GateKernel Variant::kernel(Pass pass, bool is_double) const {
+void* Kernels::address(Pass pass, bool is_double) const {
   const Isa wanted = isa();
-  std::atomic<void*>& known = addresses[(static_cast<int>(wanted) * 2 + static_cast<int>(pass)) * 2 + is_double];
+  const int of_path = static_cast<int>(wanted) * static_cast<int>(Pass::count) + static_cast<int>(pass);
+  std::atomic<void*>& known = addresses[of_path * 2 + is_double];
   void* address = known.load(std::memory_order_acquire);
   if (!address) {
     address = compile_kernel(name, pass, is_double, wanted);
     known.store(address, std::memory_order_release);
   }
-  return reinterpret_cast<GateKernel>(address);
+  return address;
 }
 
 }  // namespace fastlstm
@@ -71,6 +74,6 @@ PYBIND11_MODULE(_C, m) {
         delete compile;
         compile = new py::object(std::move(f));
       },
-      "Register the function that compiles a gate kernel, for (variant, 'fwd' or 'bwd', 'f32' or 'f64', path), and returns its "
+      "Register the function that compiles a kernel, for (variant, 'fwd', 'bwd', 'prepare' or 'keys', 'f32' or 'f64', path), and returns its "
       "address; forgets those known so far.");
 }

@@ -27,7 +27,7 @@ VARIANTS = {v.name: v for v in (LSTM, GRU, PEEPHOLE_LSTM, CIFG_LSTM, CIFG_PEEPHO
 CONVOLUTIONAL = {v.name: v for v in (CONV_LSTM, PEEPHOLE_CONV_LSTM, CIFG_CONV_LSTM, CIFG_PEEPHOLE_CONV_LSTM)}
 # Those with a memory to attend to: a cell of the LSTM family in each layer
 ATTENTION = {ATTENTION_LSTM.name: ATTENTION_LSTM}
-WITH_ATTENTION: tuple[str, ...] = ()  # which of "numba" and "triton" have kernels for these
+WITH_ATTENTION: tuple[str, ...] = ("numba",)  # which of "numba" and "triton" have kernels for these
 IN_PYTORCH = tuple(name for name, v in VARIANTS.items() if v.counterpart)
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -208,14 +208,14 @@ _registered: dict[str, Variant] = {}
 
 
 def _compile_gate_kernel(name: str, of_pass: str, dtype: str, path: str) -> int:
-    """The address of a variant's gate kernel, compiled by Numba (or read from its cache) the first time it is needed on a path.
+    """The address of a variant's gate kernel, or of one of attention's, the first time that it is needed on a path.
 
-    of_pass: "fwd" or "bwd"; dtype: "f32" or "f64".
+    Compiled by Numba, or read from its cache. of_pass: "fwd" or "bwd", or another of attention's; dtype: "f32" or "f64".
     """
-    variant = _registered[name]
     forced = path != _NATIVE_PATH and platform.machine() in ("x86_64", "AMD64")
-    source = importlib.import_module(f"fastlstm.kernels.{variant.op}.cpu")
-    kernel = source.compile_kernel(variant, of_pass, dtype, _CPUS[path] if forced else None)
+    variant = _registered.get(name)
+    source = importlib.import_module(f"fastlstm.kernels.{variant.op if variant else 'attention_lstm'}.cpu")
+    kernel = source.compile_kernel(variant or name, of_pass, dtype, _CPUS[path] if forced else None)
     _kept_alive.append(kernel)
     return kernel.address
 

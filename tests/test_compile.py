@@ -90,7 +90,9 @@ def test_compile_func_grad_and_what_it_is_a_gradient_of():
 
 
 @quiet_compiler
-@torch._functorch.config.patch(donated_buffer=False)  # else chance decides whether the first backward is refused already
+@torch._functorch.config.patch(
+    donated_buffer=False
+)  # else chance decides whether the first backward is refused already
 def test_double_backward_of_a_compiled_module_is_refused():
     ours, x = torch.compile(fastlstm.GRU(I, H), backend="aot_eager"), torch.randn(3, 2, I, requires_grad=True)
     (dx,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)

@@ -12,6 +12,7 @@ namespace {
 
 // Never destroyed: calls may outlive static objects.
 auto& variants = *new std::map<std::string, std::unique_ptr<Variant>>;
+auto& others = *new std::map<std::string, Kernels>;
 std::shared_mutex& mutex = *new std::shared_mutex;
 
 GateMap make_map(const std::string& name, const std::vector<int64_t>& gates, Slots slots) {
@@ -67,10 +68,19 @@ const Variant& find_variant(const std::string& name) {
   return *found->second;
 }
 
+const Kernels& find_kernels(const std::string& name) {
+  const std::unique_lock lock(mutex);
+  const auto [found, is_new] = others.try_emplace(name);
+  if (is_new) found->second.name = name;
+  return found->second;
+}
+
 void forget_kernels() {
-  const std::shared_lock lock(mutex);
+  const std::unique_lock lock(mutex);
   for (const auto& [name, variant] : variants)
     for (auto& address : variant->addresses) address = nullptr;
+  for (const auto& [name, kernels] : others)
+    for (auto& address : kernels.addresses) address = nullptr;
 }
 
 }  // namespace fastlstm

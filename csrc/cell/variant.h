@@ -30,13 +30,23 @@ struct Peephole {
   bool sees_new;
 };
 
-enum class Pass : int { forward, backward, count };
+// What a kernel is for; `prepare` and `keys` are attention's.
+enum class Pass : int { forward, backward, prepare, keys, count };
+
+// The kernels of one name, each compiled by Python the first time that it is needed on a path; bindings.cpp.
+struct Kernels {
+  std::string name;
+
+  void* address(Pass pass, bool is_double) const;
+
+  static constexpr int kKernels = static_cast<int>(Isa::count) * static_cast<int>(Pass::count) * 2;
+  mutable std::array<std::atomic<void*>, kKernels> addresses{};
+};
 
 // A gate kernel works in place on `rows` records, one after the other; kernels/*/cpu.py describes the record.
 using GateKernel = void (*)(void* records, int64_t rows);
 
-struct Variant {
-  std::string name;
+struct Variant : Kernels {
   GateMap ih, hh;
   int64_t slots;  // of pre-activations
   std::vector<Peephole> peepholes;
@@ -45,11 +55,7 @@ struct Variant {
   int64_t peephole_width() const { return static_cast<int64_t>(peepholes.size()) * kPanel; }
   // Both weights feed the same slots: their products are sums over one record.
   bool joint() const { return ih.first == hh.first && ih.gates == hh.gates; }
-  // Compiled by Python the first time that it is needed on a path; bindings.cpp.
-  GateKernel kernel(Pass pass, bool is_double) const;
-
-  static constexpr int kKernels = static_cast<int>(Isa::count) * static_cast<int>(Pass::count) * 2;
-  mutable std::array<std::atomic<void*>, kKernels> addresses{};
+  GateKernel kernel(Pass pass, bool is_double) const { return reinterpret_cast<GateKernel>(address(pass, is_double)); }
 };
 
 // Variants are never forgotten: calls hold references to them. Registering one again, alike, does nothing.
@@ -61,7 +67,9 @@ void register_variant(const std::string& name, const std::vector<int64_t>& gates
                       const std::vector<Peephole>& peepholes, bool cell);
 // Throws std::runtime_error for a name that is not registered.
 const Variant& find_variant(const std::string& name);
-// Forgets the addresses of all gate kernels.
+// Kernels that belong to no variant; never forgotten either.
+const Kernels& find_kernels(const std::string& name);
+// Forgets the addresses of all kernels.
 void forget_kernels();
 
 }  // namespace fastlstm

@@ -12,8 +12,7 @@ from fastlstm.call import AttentionCall, Call
 from fastlstm.functional.attention_values import Precomputed
 from fastlstm.kernels.attention_lstm import ATTENTION_LSTM, FEEDS
 from fastlstm.kernels.variant import Variant
-from fastlstm.ops.attend import attend
-from fastlstm.ops.attention_lstm import attention_lstm
+from fastlstm.ops.attention_layer import attend_layer, attention_layer
 from fastlstm.ops.dot_attend import dot_attend
 from fastlstm.ops.layer import layer
 from fastlstm.sequences import Batch
@@ -73,7 +72,7 @@ def run_steps(
         _stacked([w[name] for w in layers if name in w]) for name in ("w_hh", "b_ih", "b_hh", "w_peephole")
     ]
     assert w_hh is not None
-    y, h_n, c_n, fed_n, alignments = attention_lstm(
+    y, h_n, c_n, fed_n, alignments = attention_layer(
         x, batch_sizes, *states, *precomputed,
         _mask(x, plan.call.drop, (L - 1, T, B, H)) if L > 1 else None,
         _mask(x, p, (T, B, H)),
@@ -96,8 +95,8 @@ def run_at_once(plan: Plan, batch: Batch, states: tuple[Tensor, Tensor], precomp
         assert keys is not None
         w_score, b_query = _score(plan)
         query = linear(query, beside["w_query"], b_query)  # type: ignore[arg-type]
-        context, alignments = attend(
-            query, memory, keys, lengths, w_score,  # type: ignore[arg-type]
+        context, alignments = attend_layer(
+            query, memory, keys, lengths, w_score,
             return_alignments=need_weights, backend=_chosen(plan, h),
         )  # fmt: skip
     else:

@@ -1,12 +1,17 @@
 """Additive attention of all steps at once, differentiable: for a recurrence that does not depend on it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from fastlstm import backends
 from fastlstm.kernels.attention_lstm.reference import attend_reference
 from fastlstm.ops.derivatives import beyond_kernels
-from fastlstm.ops.dispatch import by_reference
+from fastlstm.ops.dispatch import by_reference, differentiable
+from fastlstm.ops.pair import OpPair
+from fastlstm.ops.vmap import vmap_by_loop
 
 ELEMENTS = 1 << 20  # of a chunk of steps, (t, S, B, A)
 
@@ -28,7 +33,62 @@ def attend(
     `w_score` (A). `context` (T, B, M), zero where the memory is empty; `alignments` (T, B, S), empty unless
     `return_alignments`. Arguments are checked in `fastlstm.functional`.
     """
-    others = (memory, keys, memory_lengths, w_score, return_alignments)
+    tensors = (query, memory, keys, memory_lengths, w_score)
+    if backend == "reference" or beyond_kernels():
+        return _by_reference(query, *tensors[1:], return_alignments)
+    if query.dtype in (torch.float16, torch.bfloat16) and not query.is_cuda:  # the CPU's loop has float32 and float64
+        return by_reference(_kernels, *tensors, return_alignments)
+    return _kernels(*tensors, return_alignments)
+
+
+def _kernels(*args: Any) -> tuple[Tensor, Tensor]:
+    if differentiable(args[:-1]):
+        return AttendFunction.apply(*args)[:2]
+    return OPS.fwd(*args, False)[:2]
+
+
+class AttendFunction(torch.autograd.Function):
+    """`attend_fwd` and `attend_bwd` as one differentiable function."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return OPS.fwd(*args, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        OPS.setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.backward(ctx, AttendBackward.apply, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(AttendFunction.apply, info, in_dims, args)
+
+
+class AttendBackward(torch.autograd.Function):
+    """`attend_bwd` as a differentiable function."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return OPS.bwd(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        OPS.setup_second(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.second(ctx, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(AttendBackward.apply, info, in_dims, args)
+
+
+def _by_reference(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    keys = others[1]
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return by_reference(attend_reference, query, *others)
     # (T, S, B, A) as a whole is never there: nor is it kept for the backward, which computes a chunk's again
@@ -42,3 +102,18 @@ def _chunk(query: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     if beyond_kernels() or torch._C._are_functorch_transforms_active() or not torch.is_grad_enabled():
         return by_reference(attend_reference, query, *others)
     return checkpoint(by_reference, attend_reference, query, *others, use_reentrant=False, preserve_rng_state=False)
+
+
+def _reference(*args: Any) -> tuple[Tensor, ...]:
+    return attend_reference(*args, return_alignments=True)
+
+
+def _fake_fwd(query, memory, keys, memory_lengths, w_score, return_alignments, save):
+    (T, B, _), (S, _, M) = query.shape, memory.shape
+    alignments = query.new_empty((T, B, S) if return_alignments else (0,))
+    return query.new_empty(T, B, M), alignments, query.new_empty(T * B if save else 0, M + S)
+
+
+if backends.extension_status() == "built":
+    OPS = OpPair("attend", _reference)
+    OPS.register(None, _fake_fwd)

@@ -1,9 +1,20 @@
 """The Attention LSTM over all layers and steps, differentiable: one call for the whole sequence."""
 
+import inspect
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from fastlstm import backends
 from fastlstm.kernels.attention_lstm.reference import attention_lstm_reference
-from fastlstm.ops.dispatch import by_reference
+from fastlstm.ops.derivatives import beyond_kernels
+from fastlstm.ops.dispatch import by_reference, differentiable
+from fastlstm.ops.pair import OpPair
+from fastlstm.ops.vmap import vmap_by_loop
+
+FLAGS = 7  # of the forward's arguments, those that are no tensors
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def attention_lstm(
@@ -58,9 +69,96 @@ def attention_lstm(
     `y` (T, B, H), `h_n`, `c_n` (L, B, H), `fed_n` (B, F), empty where nothing is fed, `alignments` (T, B, S), empty unless
     `return_alignments`. Arguments are checked in `fastlstm.functional`.
     """
-    tensors = (
-        x, batch_sizes, h0, c0, fed0, memory, keys, memory_lengths, dropped_layers, dropped_output, dropped_fed, w_ih,
+    others = (
+        batch_sizes, h0, c0, fed0, memory, keys, memory_lengths, dropped_layers, dropped_output, dropped_fed, w_ih,
         w_ih_above, w_hh, b_ih, b_hh, w_peephole, w_query, b_query, w_score, w_out, b_out,
+        coupled, before, feed, query_layer, tanh, scale, return_alignments,
     )  # fmt: skip
-    flags = (coupled, before, feed, query_layer, tanh, scale, return_alignments)
-    return by_reference(attention_lstm_reference, *tensors, *flags)
+    if backend == "reference" or beyond_kernels():
+        return by_reference(attention_lstm_reference, x, *others)
+    if x.dtype in HALVES and not x.is_cuda:  # the CPU's loop has float32 and float64
+        return by_reference(_kernels, x, *others)
+    return _kernels(x, *others)
+
+
+def _kernels(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if differentiable(args[:-FLAGS]):
+        return AttentionLSTMFunction.apply(*args)[:5]
+    return OPS.fwd(*args, False)[:5]
+
+
+class AttentionLSTMFunction(torch.autograd.Function):
+    """`attention_lstm_fwd` and `attention_lstm_bwd` as one differentiable function."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return OPS.fwd(*args, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        OPS.setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.backward(ctx, AttentionLSTMBackward.apply, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(AttentionLSTMFunction.apply, info, in_dims, args)
+
+
+class AttentionLSTMBackward(torch.autograd.Function):
+    """`attention_lstm_bwd` as a differentiable function, of the biases too."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return OPS.bwd(*args[len(OPS.biases) :])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        OPS.setup_second(ctx, inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return OPS.second(ctx, grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
+        return vmap_by_loop(AttentionLSTMBackward.apply, info, in_dims, args)
+
+
+# PyTorch asks for it at every call, and would take 10 microseconds to find out.
+AttentionLSTMFunction.forward.__signature__ = inspect.signature(AttentionLSTMFunction.forward)  # type: ignore[attr-defined]
+
+
+def _reference(*args: Any) -> tuple[Tensor, ...]:
+    return attention_lstm_reference(*args, return_alignments=True)
+
+
+def _fake_fwd(x, batch_sizes, h0, c0, fed0, memory, *others):
+    return_alignments = others[-2]
+    (T, B, _), H, S = x.shape, h0.shape[-1], memory.shape[0]
+    alignments = x.new_empty((T, B, S) if return_alignments else (0,))
+    fed_n = x.new_empty((0,) if fed0 is None else fed0.shape)
+    saved = x.new_empty(_saved_shape(x, h0, memory, *others))
+    return x.new_empty(T, B, H), x.new_empty(h0.shape), x.new_empty(c0.shape), fed_n, alignments, saved
+
+
+def _saved_shape(
+    x, h0, memory, keys, memory_lengths, dropped_layers, dropped_output, dropped_fed, w_ih, w_ih_above, w_hh, b_ih, b_hh,
+    w_peephole, w_query, b_query, w_score, w_out, b_out, coupled, before, feed, query_layer, tanh, scale, return_alignments,
+    save,
+):  # fmt: skip
+    """What csrc/attention/decoder.h keeps of all steps, and a panel at its end."""
+    (T, B, _), (L, _, H), (S, _, M) = x.shape, h0.shape, memory.shape
+    panel = backends.panel()
+    A = H if w_query is None else w_query.shape[0]
+    record = (H + panel - 1) // panel * panel * (5 - coupled)
+    layers = L * (H + record) + (0 if dropped_layers is None else (L - 1) * H)
+    row = w_ih.shape[1] + A + S + M + (0 if w_out is None else H) + layers
+    return (1 if save else 0, T * B * row + panel)
+
+
+if backends.extension_status() == "built":
+    OPS = OpPair("attention_lstm", _reference)
+    OPS.register(None, _fake_fwd, {"b": ("w_hh", 2), "b_query": ("w_query", 1), "b_out": ("w_out", 1)})

@@ -1,6 +1,6 @@
 """What the op pairs share: how the arguments of one op stand in the other's, by the names in their schemas."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +10,15 @@ from torch.autograd import forward_ad
 from fastlstm.ops.derivatives import gradients, gradients_of_gradients
 from fastlstm.ops.vmap import vmap_by_loop
 
+BIASES = {"b": ("w_ih", 1)}
+
 
 class OpPair:
     """`fastlstm::{stem}_fwd` and `_bwd` of a recurrence. Their schemas, in C++, say which arguments and results they have:
 
-    fwd: tensors, x first, then states and weights, w_ and b_; flags, bools or lists of ints; `save`. Yields y, the final
-        states, what else may be wanted, each by a flag `return_` + name; and `saved`, which is bwd's own business and has no
-        gradient.
+    fwd: tensors, x first, then states and weights, w_ and b_; flags, bools, numbers or lists of ints; `save`. Yields y, the
+        final states, what else may be wanted, each by a flag `return_` + name; and `saved`, which is bwd's own business and
+        has no gradient.
     bwd: the gradients of what fwd yields but `saved`; arguments and results of fwd, by their names; flags; `need_dx` and
         `need_dw`. Yields d + name of fwd's arguments; "db" stands for both biases.
 
@@ -43,11 +45,12 @@ class OpPair:
         self.optional = tuple((outputs.index(name), flag) for name, flag in wanted.items())
         self.weights = tuple(k for k, name in enumerate(self.inputs) if name.startswith(("w_", "b_")))
         self.results = tuple(self._gradient(name) for name in self.inputs)
-        self.biases = tuple(self.inputs.index(name) for name in ("b_ih", "b_hh"))
+        biases = [name for name in self.inputs if name.startswith("b_")]
+        self.biases = tuple(self.inputs.index(name) for name in biases)
         # what a gradient depends on, but for flags: those of the results, and the reference's arguments; their places in
         # the arguments of the backward's Function, which are the biases and bwd's
         self.upstream = len(outputs) - 1
-        arguments = ("b_ih", "b_hh", *self.bwd_inputs)
+        arguments = (*biases, *self.bwd_inputs)
         tensors = [a.name for a in self.fwd._schema.arguments if "Tensor" in str(a.type)]
         self.sources = tuple(arguments.index(name) for name in (*self.bwd_inputs[: self.upstream], *tensors))
         self.second_flags = tuple(arguments.index(name) for name in passed if name in flags)
@@ -66,8 +69,8 @@ class OpPair:
         ctx.save_for_backward(*[known[k] for k in self.kept])
         if not torch.compiler.is_compiling():
             # Not saved: only second derivatives depend on them, and others may edit them in place before the backward
-            b_ih, b_hh = ctx.biases = inputs[self.biases[0]], inputs[self.biases[1]]
-            ctx.versions = b_ih is not None and b_ih._version, b_hh is not None and b_hh._version
+            ctx.biases = [inputs[k] for k in self.biases]
+            ctx.versions = [b is not None and b._version for b in ctx.biases]
 
     def backward(self, ctx: Any, apply: Callable[..., Any], grads: tuple[Tensor | None, ...]) -> tuple:
         """The gradients of all inputs; `apply` runs bwd so that they can be differentiated."""
@@ -83,13 +86,14 @@ class OpPair:
                 return self._by_reference(need, arguments)
             found = apply(*arguments)
         results: list[Any] = [found[d] if d is not None and need[k] else None for k, d in enumerate(self.results)]
-        b_ih, b_hh = self.biases
-        if need[b_ih] and self.results[b_ih] == self.results[b_hh] and need[b_hh]:
-            results[b_hh] = results[b_hh].clone()  # its own: a caller may edit it in place
+        if self.biases:
+            b_ih, b_hh = self.biases[:2]
+            if need[b_ih] and self.results[b_ih] == self.results[b_hh] and need[b_hh]:
+                results[b_hh] = results[b_hh].clone()  # its own: a caller may edit it in place
         return tuple(results)
 
-    def _biases(self, ctx: Any) -> tuple[Tensor | None, ...]:
-        if ctx.versions != tuple([b is not None and b._version for b in ctx.biases]):
+    def _biases(self, ctx: Any) -> list[Tensor | None]:
+        if ctx.versions != [b is not None and b._version for b in ctx.biases]:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 "a bias, which a gradient of the gradient depends on"
@@ -131,9 +135,18 @@ class OpPair:
                 results[self.sources[k]] = gradient
         return tuple(results)
 
-    def register(self, on_gpu: tuple[Callable, Callable] | None, fake_fwd: Callable[..., tuple[Tensor, ...]]) -> None:
-        """The ops on a GPU; and what C++ can't say about them: the shapes of their results, and how they are mapped."""
+    def register(
+        self,
+        on_gpu: tuple[Callable, Callable] | None,
+        fake_fwd: Callable[..., tuple[Tensor, ...]],
+        biases: Mapping[str, tuple[str, int]] = BIASES,
+    ) -> None:
+        """The ops on a GPU; and what C++ can't say about them: the shapes of their results, and how they are mapped.
+
+        `biases`: of each gradient that begins with "db", the weight of whose shape it has the first few sizes.
+        """
         ops = self.fwd, self.bwd
+        self.shapes = biases
         if on_gpu is not None:
             for op, kernel in zip(ops, on_gpu, strict=True):
                 torch.library.impl(op._schema.name, "CUDA")(kernel)
@@ -143,15 +156,15 @@ class OpPair:
             torch.library.register_vmap(name)(mapped(op))
 
     def fake_bwd(self, *args: Any) -> tuple[Tensor, ...]:
-        """A gradient is like its argument, where it is needed, and empty elsewhere."""
+        """A gradient is like its argument, where it is needed and there is one, and empty elsewhere."""
         given = dict(zip(self.bwd_inputs, args, strict=True))
-        x, shapes = given["x"], []
+        x, shapes = given[self.inputs[0]], []
         wanted = {"x": given["need_dx"], "w": given["need_dw"], "b": given["need_dw"]}
         for name in (gradient[1:] for gradient in self.gradients):
             needed = wanted.get(name[0], not given.get("fresh", False))  # fresh states have no gradient
-            like = given.get(name)
-            shape = given["w_ih"].shape[:1] if name[0] == "b" else (0,) if like is None else like.shape
-            shapes.append(shape if needed else (0,))
+            source, sizes = self.shapes.get(name, (name, None))
+            like = given.get(source)
+            shapes.append((0,) if like is None or not needed else like.shape[:sizes])
         return tuple(x.new_empty(shape) for shape in shapes)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
-from fastlstm.ops import conv_lstm, gru, lstm
+from fastlstm.ops import attend, attention_lstm, conv_lstm, gru, lstm
 
 LIBRARY = torch.library.Library("fastlstm", "FRAGMENT")  # kept: its ops live as long as it does
 LIBRARY.define(
@@ -27,6 +27,17 @@ LIBRARY.define(
     "conv_lstm_layer(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, "
     "Tensor? b_ih, Tensor? b_hh, Tensor? w_peephole, int[] stride, int[] padding, int[] dilation, bool coupled, bool fresh, "
     "bool reverse, bool return_cells, bool checkpoint) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)"
+)
+LIBRARY.define(
+    "attention_lstm_layer(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor? fed0, Tensor memory, Tensor? keys, "
+    "Tensor? memory_lengths, Tensor? dropped_layers, Tensor? dropped_output, Tensor? dropped_fed, Tensor w_ih, "
+    "Tensor? w_ih_above, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_peephole, Tensor? w_query, Tensor? b_query, "
+    "Tensor? w_score, Tensor? w_out, Tensor? b_out, bool coupled, bool before, int feed, int query_layer, bool tanh, "
+    "float scale, bool return_alignments) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor fed_n, Tensor alignments)"
+)
+LIBRARY.define(
+    "attend_layer(Tensor query, Tensor memory, Tensor keys, Tensor? memory_lengths, Tensor w_score, bool return_alignments) "
+    "-> (Tensor context, Tensor alignments)"
 )
 
 
@@ -48,9 +59,24 @@ def conv_lstm_layer(*args: Any) -> tuple[Tensor, ...]:
     )  # fmt: skip
 
 
+def attention_lstm_layer(*args: Any) -> tuple[Tensor, ...]:
+    *tensors, coupled, before, feed, query_layer, tanh, scale, return_alignments = args
+    return attention_lstm.attention_lstm(
+        *tensors, coupled=coupled, before=before, feed=feed, query_layer=query_layer, tanh=tanh, scale=scale,
+        return_alignments=return_alignments, backend=_backend(),
+    )  # fmt: skip
+
+
+def attend_layer(*args: Any) -> tuple[Tensor, ...]:
+    *tensors, return_alignments = args
+    return attend.attend(*tensors, return_alignments=return_alignments, backend=_backend())
+
+
 LIBRARY.impl("lstm_layer", lstm_layer, "CompositeImplicitAutograd")
 LIBRARY.impl("gru_layer", gru_layer, "CompositeImplicitAutograd")
 LIBRARY.impl("conv_lstm_layer", conv_lstm_layer, "CompositeImplicitAutograd")
+LIBRARY.impl("attention_lstm_layer", attention_lstm_layer, "CompositeImplicitAutograd")
+LIBRARY.impl("attend_layer", attend_layer, "CompositeImplicitAutograd")
 
 
 def is_made() -> bool:

@@ -1,0 +1,26 @@
+// Reads of a memory by queries that don't depend on one another: those of all steps at once.
+#pragma once
+#include "attention/gradients.h"
+
+namespace fastlstm {
+
+template <class T>
+struct AttendCall {
+  int64_t steps;
+  Memory<T> memory;
+  const T* queries;          // (T, B, A), contiguous
+  T *contexts, *weights;     // (T, B, M), (T, B, S)
+  void run();
+};
+
+template <class T>
+struct AttendBackwardCall {
+  int64_t steps;
+  Memory<T> memory;
+  const T *queries, *weights, *contexts;
+  Rows<const T> dcontexts, dweights;  // .p may be null
+  T *dqueries, *dmemory, *dkeys, *dscore;  // dqueries and dscore: null where not wanted
+  void run();
+};
+
+}  // namespace fastlstm

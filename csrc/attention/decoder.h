@@ -1,0 +1,104 @@
+// One call of an LSTM decoder with attention on the CPU: what its ops hand to the loops.
+#pragma once
+#include <utility>
+
+#include "attention/reader.h"
+#include "loop/call.h"
+
+namespace fastlstm {
+
+enum class Feed : int64_t { none, attentional, context };
+
+// What the attention LSTM is made of. F: columns of layer 0's inputs beyond x: what is fed, or the context of the same step.
+struct DecoderShape {
+  int64_t L, I, H, F, M, A, S;
+  bool before;
+  Feed feed;
+  int64_t query_layer;
+  bool projects_query, has_output, tanh;
+  double scale;  // of queries that are not projected
+
+  bool feeds() const { return feed != Feed::none; }
+  int64_t of_layer(int64_t l) const { return l ? H : I + F; }
+};
+
+template <class T>
+struct DecoderWeights {
+  const T *ih, *ih_above, *hh, *b_ih, *b_hh, *peephole, *query, *b_query, *output, *b_output;  // null where there is none
+};
+
+// Scaled masks, (L - 1, T, B, H), (T, B, H) and (T, B, M); null where nothing is dropped.
+template <class T>
+struct Dropped {
+  const T *layers, *output, *fed;
+};
+
+// What the forward keeps, side by side in one block of memory: of all steps, rows of (T, B, ...); where no backward follows, some
+// of it of two steps in turn.
+template <class T>
+struct Kept {
+  T *inputs, *queries, *weights, *contexts, *outputs;
+  std::vector<T*> hidden, dropped, records;  // of each layer; dropped: as the layer above sees it
+  int64_t size;                              // elements
+
+  // Rows are read in whole panels: the last ones may end beyond.
+  Kept(T* base, const DecoderShape& d, const Sequence& seq, int64_t record, bool drops_layers, bool save)
+      : B_(seq.B), steps_(save ? seq.T : 2) {
+    T* const begin = base;
+    const auto take = [&](int64_t steps, int64_t n) { return std::exchange(base, base + steps * B_ * n); };
+    inputs = take(seq.T, d.I + d.F), queries = take(steps_, d.A), weights = take(steps_, d.S), contexts = take(steps_, d.M);
+    outputs = take(save && d.has_output ? seq.T : 0, d.H);
+    for (int64_t l = 0; l < d.L; l++) {
+      hidden.push_back(take(seq.T, d.H));
+      dropped.push_back(drops_layers && l + 1 < d.L ? take(seq.T, d.H) : hidden.back());
+      records.push_back(save ? take(seq.T, record) : nullptr);
+    }
+    size = base - begin + kPanel;
+  }
+
+  // A row of queries, weights or contexts, n wide.
+  T* row(T* rows, int64_t n, int64_t t, int64_t b) const { return rows + (t % steps_ * B_ + b) * n; }
+
+ private:
+  int64_t B_, steps_;
+};
+
+template <class T>
+struct DecoderForwardCall {
+  const Variant& variant;
+  Sequence seq;
+  DecoderShape shape;
+  DecoderWeights<T> w;
+  Memory<T> memory;
+  Dropped<T> dropped;
+  Rows<const T> x;
+  const T *h0, *c0, *fed0;  // (L, B, H), (L, B, H), (B, F) or null
+  T *y, *h_n, *c_n, *fed_n, *alignments;  // y (T, B, H); alignments (T, B, S) or null
+  T* saved;  // null where no backward follows
+  void run();
+};
+
+template <class T>
+struct DecoderGradients {
+  T *x, *h0, *c0, *fed0, *memory, *keys;  // x, fed0 and keys may be null
+  T *ih, *ih_above, *hh, *b, *peephole, *query, *b_query, *score, *output, *b_output;  // those of weights: all or none
+};
+
+template <class T>
+struct DecoderBackwardCall {
+  const Variant& variant;
+  Sequence seq;
+  DecoderShape shape;
+  DecoderWeights<T> w;
+  Memory<T> memory;
+  Dropped<T> dropped;
+  Rows<const T> dy, dalignments;  // .p may be null
+  const T *h0, *c0;
+  const T *dh_n, *dc_n, *dfed_n;  // null: zero
+  T* saved;
+  DecoderGradients<T> d;
+  bool need_dw;
+  void run();
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,281 @@
+// The backward of the attention LSTM: in each step the output, the read of the memory and the cells of all layers in turn.
+#include "attention/decoder.h"
+#include "attention/gradients.h"
+#include "loop/layer_backward.h"
+#include "products/linear.h"
+
+namespace fastlstm {
+namespace {
+
+template <class T>
+class DecoderBackward {
+ public:
+  explicit DecoderBackward(const DecoderBackwardCall<T>& call)
+      : f(call), d(call.shape), seq(call.seq), micro(micro_kernels<T>()),
+        kept(call.saved, d, seq, record_size(), call.dropped.layers, true), reader(call.memory, true), top(d.L - 1) {
+    const int64_t BH = seq.B * d.H, gates = f.variant.ih.gates * d.H, peepholes = f.variant.peepholes.size() * d.H;
+    dz = rows_of(d.has_output ? d.H : 0), dcontexts = rows_of(d.M), dqueries = rows_of(d.A), dscores = rows_of(d.S);
+    for (int64_t l = 0; l < d.L; l++) dy.push_back(States<T>::by_rows(seq.B, panels_of(d.H)));
+    for (int64_t l = 0; l < d.L; l++) {
+      const auto of = [l](auto* p, int64_t n) { return p ? p + l * n : nullptr; };
+      const auto of_inputs = [l, n = gates * d.H](auto* first, auto* above) { return l && above ? above + (l - 1) * n : first; };
+      const int64_t I = d.of_layer(l);
+      const Block<T> given = dy[l].at(0, 0);
+      calls.push_back({.variant = f.variant, .seq = seq, .size = {I, d.H, d.H, false},
+                       .w = {of_inputs(f.w.ih, f.w.ih_above), of(f.w.hh, gates * d.H), nullptr, nullptr, nullptr, of(f.w.peephole, peepholes)},
+                       .x = {l ? kept.dropped[l - 1] : kept.inputs, seq.B * I, I}, .dy = {given.p, 0, given.row}, .dcells = {},
+                       .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH, .y = kept.hidden[l], .dh_n = of(f.dh_n, BH), .dc_n = of(f.dc_n, BH),
+                       .saved = kept.records[l], .dx = l ? nullptr : f.d.x, .dh0 = f.d.h0 + l * BH, .dc0 = f.d.c0 + l * BH,
+                       .need_dw = f.need_dw, .stepwise_begin = l ? 0 : d.I, .stepwise_columns = l ? d.H : d.F,
+                       .make_dw = [this, of, of_inputs, gates, peepholes]() -> WeightGradients<T> {
+                         return {of_inputs(f.d.ih, f.d.ih_above), of(f.d.hh, gates * d.H), of(f.d.b, gates), nullptr, nullptr,
+                                 of(f.d.peephole, peepholes)};
+                       }});
+    }
+    for (const BackwardCall<T>& layer : calls) layers.push_back(std::make_unique<LayerBackward<T>>(layer));
+    if (d.has_output && d.tanh) tanh = reinterpret_cast<Tanh>(find_kernels("output").address(Pass::backward, sizeof(T) == 8));
+  }
+
+  void run() {
+    Work work = layers[0]->work();
+    work.k_input += (d.L - 1) * 2 * d.H + (d.M + d.H + d.A) / 4;
+    run_team(
+        useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
+        [&](int64_t worker) { loop(Thread(*team, worker)); });
+    for (const auto& layer : layers) layer->rethrow();
+    if (f.need_dw && reader.additive()) memory_gradients->write_score(f.d.score);
+  }
+
+ private:
+  using Tanh = void (*)(const T*, T*, int64_t);
+
+  int64_t record_size() const { return panels_of(d.H) * Record(f.variant, {d.I, d.H, d.H, false}).saved(); }
+  Buffer<T> rows_of(int64_t n) const { return Buffer<T>(seq.T * seq.B * n + kPanel); }
+  T* row(T* rows, int64_t n, int64_t t, int64_t b) const { return rows + (t * seq.B + b) * n; }
+  const T* mask_of(const T* masks, int64_t n, int64_t t, int64_t b) const { return masks ? masks + (t * seq.B + b) * n : nullptr; }
+
+  void set_up(const Plan& plan, int64_t workers) {
+    team.emplace(plan, workers, false);
+    for (const auto& layer : layers) layer->set_up(*team);
+    if (d.projects_query) query = LinearBackward<T>(micro, f.w.query, d.A, d.H, 0, d.H);
+    if (d.has_output) {
+      to_context = LinearBackward<T>(micro, f.w.output, d.H, d.M + d.H, 0, d.M);
+      to_hidden = LinearBackward<T>(micro, f.w.output, d.H, d.M + d.H, d.M, d.H);
+    }
+    dinputs = States<T>::by_rows(seq.B, panels_of(d.F));
+    memory_gradients.emplace(reader, micro, seq.T, workers);
+    scratch_size = reader.scratch_size() + std::max(team->plan.tile_rows * kMaxBlock + d.M, WeightProduct<T>::kTile);
+    scratch = Buffer<T>(workers * scratch_size);
+  }
+
+  void loop(const Thread& thread) {
+    for (const auto& layer : layers) layer->begin(thread);
+    reader.set_up(thread.mine(seq.B));
+    query.set_up(thread), to_context.set_up(thread), to_hidden.set_up(thread);
+    begin(thread);
+    thread.barrier_all();
+    for (Chunk chunk{0, 0, 0}; chunk.end < seq.T;) {
+      chunk = next_chunk(seq, chunk.end, true);
+      int64_t first = 0;
+      for (int64_t done = chunk.begin; done < chunk.end; done++) {
+        const int64_t t = seq.T - 1 - done;
+        if (thread.in_plan()) step(thread, t, first);
+        for (const auto& layer : layers) layer->keep_factors(thread, t, first);
+        first += seq.size[t];
+      }
+      thread.barrier_all();
+      for (const auto& layer : layers) layer->end_chunk(thread, chunk);
+      thread.barrier_all();
+    }
+    for (const auto& layer : layers) layer->finish(thread);
+    finish(thread);
+  }
+
+  void step(const Thread& thread, int64_t t, int64_t first) {
+    output_gradient(thread, t);
+    if (!d.before) attend(thread, t);
+    for (int64_t l = top; l >= 0; l--) {
+      if (!d.before && l == d.query_layer) query_gradient(thread, t, dy[l]);
+      layers[l]->run(thread, t, first);
+      if (l) {
+        layers[l]->input_gradient(thread, t, first, dy[l - 1]);
+        if (f.dropped.layers) drop(thread, t, dy[l - 1], f.dropped.layers + (l - 1) * seq.T * seq.B * d.H);
+      }
+    }
+    if (d.F == 0) return;
+    layers[0]->input_gradient(thread, t, first, dinputs);
+    thread.barrier_group();
+    if (!d.before) return;
+    attend(thread, t);
+    query_gradient(thread, t, layers[d.query_layer]->dh_before());
+  }
+
+  // dcontext and dh of the top layer, from the gradients of the output and of what was fed.
+  void output_gradient(const Thread& thread, int64_t t) {
+    if (d.has_output) {
+      shared_rows(thread, t, [&](int64_t b) {
+        T* const to = row(dz, d.H, t, b);
+        output_row(t, b, to);
+        if (d.tanh) tanh(row(kept.outputs, d.H, t, b), to, d.H);
+      });
+      thread.barrier_group();
+    }
+    for_blocks(thread, t, panels_of(d.M), [&](int64_t b, int64_t rows, int64_t p, int64_t count, Block<T> tile) {
+      const int64_t first = p * kPanel, n = std::min(count * kPanel, d.M - first);
+      const Block<T> to{row(dcontexts, d.M, t, b) + first, d.M};
+      if (d.has_output) {
+        to_context.multiply(rows, p, count, {row(dz, d.H, t, b), d.H}, tile, false);
+        convert<T, T>(rows, n, constant(tile), to);
+      } else {
+        fill_rows(rows, n, T(0), to);
+      }
+      for (int64_t m = 0; m < rows && d.feed == Feed::context; m++) {
+        const T *const mask = mask_of(f.dropped.fed, d.M, t, b + m), *const fed = dinputs.at(p, b + m).p;
+        for (int64_t i = 0; i < n; i++) to.p[m * d.M + i] += mask ? mask[first + i] * fed[i] : fed[i];
+      }
+    });
+    for_blocks(thread, t, panels_of(d.H), [&](int64_t b, int64_t rows, int64_t p, int64_t count, Block<T> tile) {
+      const Block<T> to = dy[top].at(p, b);
+      if (d.has_output) return to_hidden.multiply(rows, p, count, {row(dz, d.H, t, b), d.H}, to, false);
+      const int64_t n = std::min(count * kPanel, d.H - p * kPanel);
+      for (int64_t m = 0; m < rows; m++) {
+        output_row(t, b + m, tile.p, p * kPanel, n);
+        std::copy_n(tile.p, n, to.p + m * to.row);
+      }
+    });
+    thread.barrier_group();
+  }
+
+  // The gradient of a row of outputs before they were dropped.
+  void output_row(int64_t t, int64_t b, T* to) const { output_row(t, b, to, 0, d.H); }
+  void output_row(int64_t t, int64_t b, T* to, int64_t first, int64_t n) const {
+    const T* const given = f.dy.p ? f.dy.at(seq, t, b) + first : nullptr;
+    const T* const fed = d.feed == Feed::attentional ? dinputs.at(0, b).p + first : nullptr;
+    const T* const mask = mask_of(f.dropped.output, d.H, t, b);
+    for (int64_t i = 0; i < n; i++) {
+      const T sum = (given ? given[i] : T(0)) + (fed ? fed[i] : T(0));
+      to[i] = mask ? mask[first + i] * sum : sum;
+    }
+  }
+
+  void attend(const Thread& thread, int64_t t) {
+    T* const mine = scratch + thread.worker * scratch_size;
+    shared_rows(thread, t, [&](int64_t b) {
+      T* const dcontext = row(dcontexts, d.M, t, b);
+      if (d.before)
+        for (int64_t i = 0; i < d.M; i++) dcontext[i] += dinputs.at(0, b).p[i];
+      reader.read_backward(b, row(kept.queries, d.A, t, b), mine, row(kept.weights, d.S, t, b), row(kept.contexts, d.M, t, b), dcontext,
+                           f.dalignments.p ? f.dalignments.at(seq, t, b) : nullptr, row(dscores, d.S, t, b), row(dqueries, d.A, t, b));
+    });
+    thread.barrier_group();
+  }
+
+  // What the query gives to the gradient of the state that it was made of. Each thread has those panels that its gates need.
+  void query_gradient(const Thread& thread, int64_t t, const States<T>& to) {
+    for_blocks(thread, t, panels_of(d.H), [&](int64_t b, int64_t rows, int64_t p, int64_t count, Block<T>) {
+      const Block<T> sum = to.at(p, b);
+      const Block<const T> dq{row(dqueries, d.A, t, b), d.A};
+      if (d.projects_query) return query.multiply(rows, p, count, dq, sum, true);
+      const int64_t n = std::min(count * kPanel, d.H - p * kPanel);
+      for (int64_t m = 0; m < rows; m++)
+        for (int64_t i = 0; i < n; i++) sum.p[m * sum.row + i] += static_cast<T>(d.scale) * dq.p[m * dq.row + p * kPanel + i];
+    });
+  }
+
+  void drop(const Thread& thread, int64_t t, const States<T>& states, const T* masks) {
+    for_blocks(thread, t, panels_of(d.H), [&](int64_t b, int64_t rows, int64_t p, int64_t count, Block<T>) {
+      const Block<T> to = states.at(p, b);
+      const int64_t n = std::min(count * kPanel, d.H - p * kPanel);
+      for (int64_t m = 0; m < rows; m++)
+        for (int64_t i = 0; i < n; i++) to.p[m * to.row + i] *= mask_of(masks, d.H, t, b + m)[p * kPanel + i];
+    });
+  }
+
+  // Calls g(b) for this thread's rows of the step, which the unit groups of a row group share.
+  template <class G>
+  void shared_rows(const Thread& thread, int64_t t, const G& g) {
+    thread.for_tiles(seq.size[t], [&](int64_t begin, int64_t rows) {
+      const Range share = thread.of_unit_group(rows);
+      for (int64_t b = begin + share.begin; b < begin + share.end; b++) g(b);
+    });
+  }
+
+  // Calls g(b, rows, p, count, tile) for this thread's tiles of the step and blocks of its panels.
+  template <class G>
+  void for_blocks(const Thread& thread, int64_t t, int64_t panels, const G& g) {
+    T* const tile = scratch + thread.worker * scratch_size + reader.scratch_size();
+    const Range mine = thread.of_unit_group(panels);
+    for_column_blocks(mine.begin, mine.end, [&](int64_t p, int64_t count) {
+      thread.for_tiles(seq.size[t], [&](int64_t b, int64_t rows) { g(b, rows, p, count, Block<T>{tile, count * kPanel}); });
+    });
+  }
+
+  // The state before the last step, and zeros where a sequence has ended.
+  void begin(const Thread& thread) {
+    const Range rows = thread.mine(seq.B), steps = thread.mine(seq.T);
+    for (int64_t b = rows.begin; b < rows.end; b++)
+      dinputs.set(b, [&](int64_t i) { return d.feeds() && f.dfed_n && i < d.F ? f.dfed_n[b * d.F + i] : T(0); });
+    for (int64_t t = steps.begin; t < steps.end; t++) {
+      const auto clear = [&](T* rows, int64_t n) { std::fill(row(rows, n, t, seq.size[t]), row(rows, n, t, seq.B), T(0)); };
+      if (d.has_output) clear(dz, d.H);
+      clear(dcontexts, d.M), clear(dqueries, d.A), clear(dscores, d.S);
+    }
+  }
+
+  // What is summed over all steps.
+  void finish(const Thread& thread) {
+    const int64_t rows = seq.T * seq.B;
+    T* const tile = scratch + thread.worker * scratch_size + reader.scratch_size();
+    memory_gradients->run(thread, {kept.queries, kept.weights, dcontexts, dscores}, f.d.memory, f.d.keys);
+    const Range mine = thread.mine(seq.B);
+    for (int64_t b = mine.begin; b < mine.end && f.d.fed0; b++) std::copy_n(dinputs.at(0, b).p, d.F, f.d.fed0 + b * d.F);
+    if (!f.need_dw) return;
+    using Product = WeightProduct<T>;
+    if (d.has_output) {
+      Product::run(thread, micro, rows, d.H, dz, d.M, kept.contexts, tile, f.d.output, d.M + d.H, 0);
+      Product::run(thread, micro, rows, d.H, dz, d.H, kept.hidden[top], tile, f.d.output, d.M + d.H, d.M);
+      if (f.d.b_output) Product::bias(thread, rows, d.H, dz, f.d.b_output);
+    }
+    if (!d.projects_query) return;
+    const T* const h = kept.hidden[d.query_layer];
+    if (f.d.b_query) Product::bias(thread, rows, d.A, dqueries, f.d.b_query);
+    if (!d.before) return Product::run(thread, micro, rows, d.A, dqueries, d.H, h, tile, f.d.query, d.H, 0);
+    // The first step's query is of the initial state, those of others of the step before
+    const int64_t B = std::min(seq.B, rows);
+    std::vector<T> h0(B * d.H + kPanel);
+    std::copy_n(f.h0 + d.query_layer * seq.B * d.H, B * d.H, h0.begin());
+    Product::run(thread, micro, B, d.A, dqueries, d.H, h0.data(), tile, f.d.query, d.H, 0);
+    Product::run(thread, micro, rows - B, d.A, dqueries + B * d.A, d.H, h, tile, f.d.query, d.H, 0, true);
+  }
+
+  const DecoderBackwardCall<T>& f;
+  const DecoderShape& d;
+  const Sequence& seq;
+  const MicroKernels<T>& micro;
+  const Kept<T> kept;
+  Reader<T> reader;
+  const int64_t top;
+  Buffer<T> dz, dcontexts, dqueries, dscores;  // of all steps
+  std::vector<States<T>> dy;                   // of a step, of each layer
+  States<T> dinputs;                           // of a step: of what layer 0 sees beside x
+  std::vector<BackwardCall<T>> calls;
+  std::vector<std::unique_ptr<LayerBackward<T>>> layers;
+  std::optional<Team> team;
+  LinearBackward<T> query, to_context, to_hidden;
+  std::optional<MemoryGradients<T>> memory_gradients;
+  Buffer<T> scratch;  // of each worker: the reader's, and a tile
+  int64_t scratch_size = 0;
+  Tanh tanh = nullptr;
+};
+
+}  // namespace
+
+template <class T>
+void DecoderBackwardCall<T>::run() {
+  DecoderBackward<T>(*this).run();
+}
+
+template struct DecoderBackwardCall<float>;
+template struct DecoderBackwardCall<double>;
+
+}  // namespace fastlstm

@@ -1,0 +1,210 @@
+// The forward of the attention LSTM: in each step the cells of all layers, the read of the memory and the output in turn.
+#include "attention/decoder.h"
+#include "loop/layer_forward.h"
+#include "products/linear.h"
+
+namespace fastlstm {
+namespace {
+
+template <class T>
+class DecoderForward {
+ public:
+  explicit DecoderForward(const DecoderForwardCall<T>& call)
+      : f(call), d(call.shape), seq(call.seq), micro(micro_kernels<T>()),
+        own_memory(call.saved ? 0 : Kept<T>(nullptr, d, seq, 0, call.dropped.layers, false).size),
+        kept(call.saved ? call.saved : own_memory + 0, d, seq, record_size(), call.dropped.layers, call.saved), reader(call.memory, false) {
+    const int64_t BH = seq.B * d.H, gates = f.variant.ih.gates * d.H, peepholes = f.variant.peepholes.size() * d.H;
+    for (int64_t l = 0; l < d.L; l++) {
+      const auto of = [&](const T* p, int64_t n) { return p ? p + l * n : nullptr; };
+      const T* const ih = l ? f.w.ih_above + (l - 1) * gates * d.H : f.w.ih;
+      const int64_t I = d.of_layer(l);
+      calls.push_back({.variant = f.variant, .seq = seq, .size = {I, d.H, d.H, false},
+                       .w = {ih, of(f.w.hh, gates * d.H), of(f.w.b_ih, gates), of(f.w.b_hh, gates), nullptr, of(f.w.peephole, peepholes)},
+                       .x = {l ? kept.dropped[l - 1] : kept.inputs, seq.B * I, I}, .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH,
+                       .y = kept.hidden[l], .h_n = f.h_n + l * BH, .c_n = f.c_n + l * BH, .cells = nullptr, .saved = kept.records[l],
+                       .stepwise = true});
+    }
+    for (const ForwardCall<T>& layer : calls) layers.push_back(std::make_unique<LayerForward<T>>(layer));
+    if (d.has_output) tanh = reinterpret_cast<void (*)(T*, int64_t)>(find_kernels("output").address(Pass::forward, sizeof(T) == 8));
+  }
+
+  void run() {
+    Work work = layers[0]->work();
+    work.k_input += (d.L - 1) * 2 * d.H + (d.M + d.H + d.A) / 4;
+    run_team(
+        useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
+        [&](int64_t worker) { loop(Thread(*team, worker)); });
+  }
+
+ private:
+  int64_t record_size() const { return panels_of(d.H) * Record(f.variant, {d.I, d.H, d.H, false}).saved(); }
+  T* row(T* rows, int64_t n, int64_t t, int64_t b) const { return rows + (t * seq.B + b) * n; }
+
+  void set_up(const Plan& plan, int64_t workers) {
+    team.emplace(plan, workers, false);
+    for (const auto& layer : layers) layer->set_up(*team);
+    const bool packed = seq.T > 1 || seq.B > LayerForward<T>::kUnpackedStepRows;
+    if (d.projects_query) query = Linear<T>(micro, f.w.query, f.w.b_query, d.A, d.H, 0, packed);
+    if (d.has_output) output = Linear<T>(micro, f.w.output, f.w.b_output, d.H, d.M, d.H, packed);
+    scratch_size = reader.scratch_size() + team->plan.tile_rows * kMaxBlock;
+    scratch = Buffer<T>(workers * scratch_size);
+  }
+
+  void loop(const Thread& thread) {
+    for (const auto& layer : layers) layer->begin(thread);
+    reader.set_up(thread.mine(seq.B));
+    query.set_up(thread), output.set_up(thread);
+    fill_inputs(thread);
+    clear_skipped_rows(thread);
+    thread.barrier_all();
+    int64_t first = 0;
+    for (int64_t t = 0; t < seq.T && thread.in_plan(); t++) {
+      if (d.before) attend(thread, t);
+      for (int64_t l = 0; l < d.L; l++) {
+        layers[l]->run(thread, t, first);
+        if (kept.dropped[l] != kept.hidden[l]) drop_layer(thread, t, l);
+      }
+      if (!d.before) attend(thread, t);
+      put_output(thread, t);
+      first += seq.size[t];
+    }
+  }
+
+  void attend(const Thread& thread, int64_t t) {
+    if (d.projects_query) {
+      project_query(thread, t);
+      thread.barrier_group();
+    }
+    T* const mine = scratch + thread.worker * scratch_size;
+    thread.for_tiles(seq.size[t], [&](int64_t begin, int64_t rows) {
+      const Range share = thread.of_unit_group(rows);
+      for (int64_t b = begin + share.begin; b < begin + share.end; b++) {
+        T* const q = kept.row(kept.queries, d.A, t, b);
+        if (!d.projects_query) {
+          const T* const h = state_of_query(t, b);
+          for (int64_t i = 0; i < d.A; i++) q[i] = static_cast<T>(d.scale) * h[i];
+        }
+        T *const context = kept.row(kept.contexts, d.M, t, b), *const weights = kept.row(kept.weights, d.S, t, b);
+        reader.read(b, q, mine, weights, context);
+        if (f.alignments) std::copy_n(weights, d.S, row(f.alignments, d.S, t, b));
+        if (d.before) std::copy_n(context, d.F, row(kept.inputs, d.I + d.F, t, b) + d.I);
+        if (d.feed == Feed::context) feed(t, b, context, 0, d.F, f.dropped.fed ? f.dropped.fed + (t * seq.B + b) * d.F : nullptr);
+      }
+    });
+    thread.barrier_group();
+  }
+
+  const T* state_of_query(int64_t t, int64_t b) const {
+    if (!d.before) return row(kept.hidden[d.query_layer], d.H, t, b);
+    return t ? row(kept.hidden[d.query_layer], d.H, t - 1, b) : f.h0 + (d.query_layer * seq.B + b) * d.H;
+  }
+
+  void project_query(const Thread& thread, int64_t t) {
+    const Range mine = thread.of_unit_group(query.panels());
+    for_blocks(thread, t, mine, [&](int64_t b, int64_t rows, int64_t p, int64_t count, Block<T> tile) {
+      query.multiply(rows, p, count, {state_of_query(t, b), d.H}, {nullptr, 0}, tile);
+      const int64_t first = p * kPanel, n = std::min(count * kPanel, d.A - first);
+      convert<T, T>(rows, n, constant(tile), {kept.row(kept.queries, d.A, t, b) + first, d.A});
+    });
+  }
+
+  // Calls g(b, rows, p, count, tile) for this thread's tiles of the step and blocks of its panels.
+  template <class G>
+  void for_blocks(const Thread& thread, int64_t t, Range panels, const G& g) {
+    T* const tile = scratch + thread.worker * scratch_size + reader.scratch_size();
+    for_column_blocks(panels.begin, panels.end, [&](int64_t p, int64_t count) {
+      thread.for_tiles(seq.size[t], [&](int64_t b, int64_t rows) { g(b, rows, p, count, Block<T>{tile, count * kPanel}); });
+    });
+  }
+
+  void drop_layer(const Thread& thread, int64_t t, int64_t l) {
+    thread.for_tiles(seq.size[t], [&](int64_t begin, int64_t rows) {
+      const Range share = thread.of_unit_group(rows);
+      for (int64_t b = begin + share.begin; b < begin + share.end; b++) {
+        const T* const h = row(kept.hidden[l], d.H, t, b);
+        const T* const mask = f.dropped.layers + ((l * seq.T + t) * seq.B + b) * d.H;
+        T* const to = row(kept.dropped[l], d.H, t, b);
+        for (int64_t i = 0; i < d.H; i++) to[i] = mask[i] * h[i];
+      }
+    });
+    thread.barrier_group();
+  }
+
+  // y = mask * tanh(W_out [context, h] + b_out), and what is fed of it.
+  void put_output(const Thread& thread, int64_t t) {
+    T* const h = kept.hidden[d.L - 1];
+    for_blocks(thread, t, thread.of_unit_group(panels_of(d.H)), [&](int64_t b, int64_t rows, int64_t p, int64_t count, Block<T> tile) {
+      const int64_t first = p * kPanel, n = std::min(count * kPanel, d.H - first);
+      Block<const T> a{row(h, d.H, t, b) + first, d.H};
+      if (d.has_output) {
+        output.multiply(rows, p, count, {kept.row(kept.contexts, d.M, t, b), d.M}, {row(h, d.H, t, b), d.H}, tile);
+        if (d.tanh) tanh(tile.p, rows * count * kPanel);
+        a = constant(tile);
+        if (f.saved) convert<T, T>(rows, n, a, {row(kept.outputs, d.H, t, b) + first, d.H});
+      }
+      for (int64_t m = 0; m < rows; m++) {
+        T* const y = row(f.y, d.H, t, b + m) + first;
+        const T* const mask = f.dropped.output ? f.dropped.output + (t * seq.B + b + m) * d.H + first : nullptr;
+        for (int64_t i = 0; i < n; i++) y[i] = mask ? mask[i] * a.p[m * a.row + i] : a.p[m * a.row + i];
+        if (d.feed == Feed::attentional) feed(t, b + m, y, first, n, nullptr);
+      }
+    });
+    if (d.feed == Feed::attentional) thread.barrier_group();
+  }
+
+  // n values, from `first` on, to the next step, or to the final state of a sequence that ends.
+  void feed(int64_t t, int64_t b, const T* from, int64_t first, int64_t n, const T* mask) {
+    T* const to = (b < seq.size_after(t) ? row(kept.inputs, d.I + d.F, t + 1, b) + d.I : f.fed_n + b * d.F) + first;
+    for (int64_t i = 0; i < n; i++) to[i] = mask ? mask[first + i] * from[i] : from[i];
+  }
+
+  void fill_inputs(const Thread& thread) {
+    const Range rows = thread.mine(seq.B);
+    const int64_t n = d.I + d.F;
+    for (int64_t t = 0; t < seq.T; t++)
+      convert<T, T>(rows.size(), d.I, {f.x.at(seq, t, rows.begin), f.x.b_stride}, {row(kept.inputs, n, t, rows.begin), n});
+    if (!d.feeds()) return;
+    for (int64_t b = rows.begin; b < rows.end; b++)
+      std::copy_n(f.fed0 + b * d.F, d.F, seq.T > 0 && b < seq.size[0] ? row(kept.inputs, n, 0, b) + d.I : f.fed_n + b * d.F);
+  }
+
+  // Results, and what the backward multiplies over all rows.
+  void clear_skipped_rows(const Thread& thread) {
+    const Range steps = thread.mine(seq.T);
+    for (int64_t t = steps.begin; t < steps.end; t++) {
+      const auto clear = [&](T* rows, int64_t n) { std::fill(row(rows, n, t, seq.size[t]), row(rows, n, t, seq.B), T(0)); };
+      clear(f.y, d.H);
+      if (f.alignments) clear(f.alignments, d.S);
+      if (!f.saved) continue;
+      clear(kept.queries, d.A), clear(kept.weights, d.S), clear(kept.contexts, d.M);
+      for (T* dropped : kept.dropped) clear(dropped, d.H);
+    }
+  }
+
+  const DecoderForwardCall<T>& f;
+  const DecoderShape& d;
+  const Sequence& seq;
+  const MicroKernels<T>& micro;
+  Buffer<T> own_memory;
+  Kept<T> kept;
+  Reader<T> reader;
+  std::vector<ForwardCall<T>> calls;
+  std::vector<std::unique_ptr<LayerForward<T>>> layers;
+  std::optional<Team> team;
+  Linear<T> query, output;
+  Buffer<T> scratch;  // of each worker: the reader's, and a tile
+  int64_t scratch_size = 0;
+  void (*tanh)(T*, int64_t) = nullptr;
+};
+
+}  // namespace
+
+template <class T>
+void DecoderForwardCall<T>::run() {
+  DecoderForward<T>(*this).run();
+}
+
+template struct DecoderForwardCall<float>;
+template struct DecoderForwardCall<double>;
+
+}  // namespace fastlstm
