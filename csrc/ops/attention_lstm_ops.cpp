@@ -108,6 +108,7 @@ attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, O
   check_like(x, dy, "dy", {T, B, d.H});
   check_like(x, dh_n, "dh_n", {d.L, B, d.H});
   check_like(x, dc_n, "dc_n", {d.L, B, d.H});
+  if (!d.feeds()) dfed_n = std::nullopt;  // there is no such state: what comes has no elements
   check_like(x, dfed_n, "dfed_n", {B, d.F});
   check_like(x, dalignments, "dalignments", {T, B, d.S});
   const int64_t record = panels_of(d.H) * Record(a.variant, {d.I, d.H, d.H, false}).saved();
