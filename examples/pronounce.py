@@ -29,7 +29,7 @@ HELD_OUT, TESTS = 0.1, 5000
 LONGEST = 40  # phonemes that are said of a word
 SHOWN = ("knight", "psychology", "thoughtful", "schedule", "rhythm")
 EMBEDDING, HIDDEN, DROPOUT = 64, 128, 0.1
-BATCH, LR = 128, 4e-3
+BATCH, LR = 256, 5e-3
 SEARCHES = {"greedy": {}, "beam of 5": {"beam_size": 5, "length_penalty": 1.0}}
 
 Lexicon = dict[str, list[list[str]]]  # each word, and how it may be said
