@@ -38,6 +38,7 @@ class AttentionCase(Case):
     memory_lengths: tuple[int, ...] = ()  # B of them
     memory_gain: float = 1.0  # scale of the memory; a large one makes large keys
     weights: bool = True  # the alignments are asked for
+    least_draws: int = 1  # more where all but a few numbers are saturated, and those few are luck
     used: tuple[str, ...] = ("y", "h_n", "c_n", "fed_n", "alignments")
 
     @property
@@ -61,6 +62,10 @@ class AttentionCase(Case):
     @property
     def outputs(self) -> dict[str, int]:
         return {"y": self.H} | ({"alignments": self.S} if self.weights else {})
+
+    @property
+    def draws(self) -> int:
+        return max(self.least_draws, super().draws)
 
     @property
     def flat(self) -> Case | None:
@@ -269,9 +274,9 @@ DECODERS: dict[str, Case] = {
     "no_bias": AttentionCase(bias=False),
     "zero_state": AttentionCase(zero_state=True),
     "strided": AttentionCase(I=17, H=16, M=7, strided=True, memory_lengths=(4, 6, 1)),
-    "saturated": AttentionCase(T=12, B=16, I=16, H=16, gain=100.0),
-    "large_keys": AttentionCase(B=16, H=16, M=16, memory_gain=100.0),
-    "peaked": AttentionCase(B=16, H=16, M=16, attention="dot", memory_gain=8.0),
+    "saturated": AttentionCase(T=6, B=16, I=16, H=16, gain=100.0, least_draws=8),
+    "large_keys": AttentionCase(B=16, H=16, M=16, memory_gain=100.0, least_draws=8),
+    "peaked": AttentionCase(B=16, H=16, M=16, attention="dot", memory_gain=8.0, least_draws=4),
     "only_y": AttentionCase(used=("y",)),
     "only_h_n": AttentionCase(used=("h_n",), memory_lengths=(4, 6, 1)),
     "only_c_n": AttentionCase(used=("c_n",), layers=2),
