@@ -16,7 +16,7 @@ Plan plan_of(int64_t B, int64_t workers) { return {workers, 1, B, kTileRows, fal
 
 template <class T>
 void AttendCall<T>::run() {
-  Reader<T> reader(memory, false);
+  Reader<T> reader(memory, steps, false);
   std::optional<Team> team;
   Buffer<T> scratch;
   run_team(
@@ -40,7 +40,7 @@ void AttendCall<T>::run() {
 
 template <class T>
 void AttendBackwardCall<T>::run() {
-  Reader<T> reader(memory, true);
+  Reader<T> reader(memory, steps, true);
   const MicroKernels<T>& micro = micro_kernels<T>();
   const int64_t rows = steps * memory.B;
   Buffer<T> dcontext(rows * memory.M + kPanel), dscores(rows * memory.S + kPanel), scratch;

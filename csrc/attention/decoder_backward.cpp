@@ -12,7 +12,7 @@ class DecoderBackward {
  public:
   explicit DecoderBackward(const DecoderBackwardCall<T>& call)
       : f(call), d(call.shape), seq(call.seq), micro(micro_kernels<T>()),
-        kept(call.saved, d, seq, record_size(), call.dropped.layers, true), reader(call.memory, true), top(d.L - 1) {
+        kept(call.saved, d, seq, record_size(), call.dropped.layers, true), reader(call.memory, call.seq.T, true), top(d.L - 1) {
     const int64_t BH = seq.B * d.H, gates = f.variant.ih.gates * d.H, peepholes = f.variant.peepholes.size() * d.H;
     dz = rows_of(d.has_output ? d.H : 0), dcontexts = rows_of(d.M), dqueries = rows_of(d.A), dscores = rows_of(d.S);
     for (int64_t l = 0; l < d.L; l++) dy.push_back(States<T>::by_rows(seq.B, panels_of(d.H)));

@@ -12,7 +12,7 @@ class DecoderForward {
   explicit DecoderForward(const DecoderForwardCall<T>& call)
       : f(call), d(call.shape), seq(call.seq), micro(micro_kernels<T>()),
         own_memory(call.saved ? 0 : Kept<T>(nullptr, d, seq, 0, call.dropped.layers, false).size),
-        kept(call.saved ? call.saved : own_memory + 0, d, seq, record_size(), call.dropped.layers, call.saved), reader(call.memory, false) {
+        kept(call.saved ? call.saved : own_memory + 0, d, seq, record_size(), call.dropped.layers, call.saved), reader(call.memory, call.seq.T, false) {
     const int64_t BH = seq.B * d.H, gates = f.variant.ih.gates * d.H, peepholes = f.variant.peepholes.size() * d.H;
     for (int64_t l = 0; l < d.L; l++) {
       const auto of = [&](const T* p, int64_t n) { return p ? p + l * n : nullptr; };

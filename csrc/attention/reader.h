@@ -41,12 +41,14 @@ class Reader {
                         int64_t A, int64_t prepared, T* scratch, const T* dscores, int64_t dscore_stride, T* dkeys, T* dscore);
 
  public:
-  // Kernels are compiled now, if they are not yet: not where other threads wait.
-  Reader(const Memory<T>& memory, bool with_backward)
-      : memory(memory), prepared_(additive() ? memory.B * memory.S * memory.A : 0), is_prepared_(additive() ? memory.B : 0) {
+  // Keys that are read in one step only are not worth preparing. Kernels are compiled now, if they are not yet: not where other
+  // threads wait.
+  Reader(const Memory<T>& memory, int64_t steps, bool with_backward)
+      : memory(memory), prepares_(additive() && steps > 1), prepared_(prepares_ ? memory.B * memory.S * memory.A : 0),
+        is_prepared_(prepares_ ? memory.B : 0) {
     const Kernels& kernels = find_kernels(additive() ? "additive_attention" : "dot_attention");
     forward_ = reinterpret_cast<Forward>(kernels.address(Pass::forward, kDouble));
-    if (additive()) prepare_ = reinterpret_cast<Prepare>(kernels.address(Pass::prepare, kDouble));
+    if (prepares_) prepare_ = reinterpret_cast<Prepare>(kernels.address(Pass::prepare, kDouble));
     if (!with_backward) return;
     backward_ = reinterpret_cast<Backward>(kernels.address(Pass::backward, kDouble));
     if (additive()) keys_ = reinterpret_cast<Keys>(kernels.address(Pass::keys, kDouble));
@@ -59,7 +61,7 @@ class Reader {
 
   // Before any sequence is read: this thread's share of what is made of the keys.
   void set_up(const Range& sequences) {
-    for (int64_t b = sequences.begin; b < sequences.end && additive(); b++)
+    for (int64_t b = sequences.begin; b < sequences.end && prepares_; b++)
       is_prepared_[b] = memory.length(b) == 0 || prepare_(memory.keys.at(b), memory.keys.slot, memory.length(b), memory.A, prepared(b));
   }
 
@@ -92,10 +94,11 @@ class Reader {
 
  private:
   T* prepared(int64_t b) const { return prepared_ + b * memory.S * memory.A; }
-  const T* keys(int64_t b) const { return additive() ? prepared(b) : memory.keys.at(b); }
-  int64_t key_stride() const { return additive() ? memory.A : memory.keys.slot; }
-  int64_t is_prepared(int64_t b) const { return additive() ? is_prepared_[b] : 0; }
+  const T* keys(int64_t b) const { return prepares_ ? prepared(b) : memory.keys.at(b); }
+  int64_t key_stride() const { return prepares_ ? memory.A : memory.keys.slot; }
+  int64_t is_prepared(int64_t b) const { return prepares_ ? is_prepared_[b] : 0; }
 
+  const bool prepares_;
   Buffer<T> prepared_;  // (B, S, A)
   Buffer<int64_t> is_prepared_;
   Prepare prepare_ = nullptr;

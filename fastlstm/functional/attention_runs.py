@@ -35,6 +35,12 @@ class Plan(NamedTuple):
         """The dropout that is to be done on outputs, and on what is fed."""
         return self.more.output_dropout if self.call.training else 0.0
 
+    @property
+    def last_alone(self) -> bool:
+        """Whether only the last layer has to do with the attention, in a step, and the others come before it."""
+        attention = self.more.attention
+        return not attention.before and attention.feed != "context" and 0 < self.query_layer == len(self.layers) - 1
+
 
 class Run(NamedTuple):
     """Time-major, and in the order of the batch that was run."""
@@ -64,6 +70,8 @@ def run_steps(
 ) -> Run:
     """By the op that runs layers and attention of every step."""
     (T, B), L, H = x.shape[:2], len(plan.layers), plan.H
+    if T == 1 and batch_sizes is None and plan.last_alone:
+        return _run_step(plan, x, states, precomputed)
     attention, beside, more = plan.more.attention, plan.beside, plan.more
     p = plan.output_drop
     w_score, b_query = _score(plan)
@@ -84,6 +92,24 @@ def run_steps(
         backend=_chosen(plan, x),
     )  # fmt: skip
     return Run(y, h_n, c_n, fed_n if attention.feed else None, alignments)
+
+
+def _run_step(plan: Plan, x: Tensor, states: tuple[Tensor, Tensor, Tensor | None], precomputed: Precomputed) -> Run:
+    """One step, of whose layers the op runs the last: it takes the weights of several in one tensor, which costs a copy."""
+    h, c, fed = states
+    chosen = _chosen(plan, x)
+    below = x if fed is None else torch.cat([x, fed.unsqueeze(0)], -1)
+    h_n, c_n = [], []
+    for k, weights in enumerate(plan.layers[:-1]):
+        (below,), (h_k, c_k) = layer(plan.cell, below, None, None, (h[k], c[k]), weights, backend=chosen)
+        below = dropout(below, plan.call.drop) if plan.call.drop else below
+        h_n.append(h_k)
+        c_n.append(c_k)
+    more = plan.more._replace(attention=plan.more.attention._replace(feed=None))
+    last = plan._replace(layers=plan.layers[-1:], query_layer=0, more=more)
+    y, h_k, c_k, _, alignments = run_steps(last, below, None, (h[-1:], c[-1:], None), precomputed)
+    h_all, c_all = torch.stack([*h_n, h_k[0]]), torch.stack([*c_n, c_k[0]])
+    return Run(y, h_all, c_all, None if fed is None else y[0], alignments)
 
 
 def run_at_once(plan: Plan, batch: Batch, states: tuple[Tensor, Tensor], precomputed: Precomputed) -> Run:
