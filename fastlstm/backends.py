@@ -27,7 +27,6 @@ VARIANTS = {v.name: v for v in (LSTM, GRU, PEEPHOLE_LSTM, CIFG_LSTM, CIFG_PEEPHO
 CONVOLUTIONAL = {v.name: v for v in (CONV_LSTM, PEEPHOLE_CONV_LSTM, CIFG_CONV_LSTM, CIFG_PEEPHOLE_CONV_LSTM)}
 # Those with a memory to attend to: a cell of the LSTM family in each layer
 ATTENTION = {ATTENTION_LSTM.name: ATTENTION_LSTM}
-WITH_ATTENTION: tuple[str, ...] = ("numba",)  # which of "numba" and "triton" have kernels for these
 IN_PYTORCH = tuple(name for name, v in VARIANTS.items() if v.counterpart)
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -88,8 +87,6 @@ def explain(
         obstacle: str | None = f"its kernels run on {kind}, and the tensors are on {device}"
     else:
         obstacle = _gpu_obstacle(dtype) if on_gpu else _obstacle(device, dtype)
-    if obstacle is None and variant.name in ATTENTION and native not in WITH_ATTENTION:
-        obstacle = f"there are no {native.capitalize()} kernels for it yet"
     if obstacle is None and on_gpu and requested == "auto" and not RUN_ON_A_GPU:
         obstacle = "the Triton kernels have not been run on a GPU yet, only interpreted; backend='triton' runs them"
     if obstacle is None:

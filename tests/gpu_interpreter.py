@@ -9,11 +9,15 @@ import torch
 from fake_cuda import FakeCuda, parameters
 from torch import Tensor
 
+from fastlstm.gpu import attend as gpu_attend
+from fastlstm.gpu import attention_lstm as gpu_attention_lstm
 from fastlstm.gpu import conv_lstm as gpu_conv_lstm
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.gpu import launch, plan
 from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.kernels import gpu_compile
+from fastlstm.ops import attend as ops_attend
+from fastlstm.ops import attention_lstm as ops_attention_lstm
 from fastlstm.ops import conv_lstm as ops_conv_lstm
 from fastlstm.ops import gru as ops_gru
 from fastlstm.ops import lstm as ops_lstm
@@ -75,6 +79,8 @@ def interpreted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterato
         (ops_lstm.OPS, gpu_lstm.lstm_fwd, gpu_lstm.lstm_bwd),
         (ops_gru.OPS, gpu_gru.gru_fwd, gpu_gru.gru_bwd),
         (ops_conv_lstm.OPS, gpu_conv_lstm.conv_lstm_fwd, gpu_conv_lstm.conv_lstm_bwd),
+        (ops_attention_lstm.OPS, gpu_attention_lstm.attention_lstm_fwd, gpu_attention_lstm.attention_lstm_bwd),
+        (ops_attend.OPS, gpu_attend.attend_fwd, gpu_attend.attend_bwd),
     ):
         monkeypatch.setattr(ops, "fwd", fwd)
         monkeypatch.setattr(ops, "bwd", bwd)

@@ -107,7 +107,7 @@ def test_all_steps_at_once(dtype: torch.dtype, lengths: tuple[int, ...] | None, 
         )
     )
     context, alignments, saved = attend_fwd(*given.values(), True, True)
-    found = attend_bwd(*upstream, *given.values(), saved)
+    found = attend_bwd(*upstream, *given.values(), saved, True, True)
     names = ("context", "alignments", "query", "memory", "keys", "w_score")
     hold(dict(zip(names, [context, alignments, *found], strict=True)), peers, exact, dtype)
     assert [name for name, *_ in interpreter.launched] == ["attend_forward", "attend_backward", "attend_keys"]

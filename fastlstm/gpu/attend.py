@@ -119,9 +119,9 @@ def attend_fwd(
 @on_gpu
 def attend_bwd(
     dcontext: Tensor | None, dalignments: Tensor | None, query: Tensor, memory: Tensor, keys: Tensor,
-    memory_lengths: Tensor | None, w_score: Tensor, saved: Tensor,
+    memory_lengths: Tensor | None, w_score: Tensor, saved: Tensor, need_dx: bool, need_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """`(dquery, dmemory, dkeys, dw_score)`."""
+    """`(dquery, dmemory, dkeys, dw_score)`, all of them whatever is needed."""
     rows = Rows(query, None, None, query.shape[1], False)
     attention = Attention(rows, memory, keys, memory_lengths, w_score, query.shape[2], 1.0)
     scores, sums, context = saved_block(rows.N, attention.S, attention.M).split(saved)

@@ -71,5 +71,5 @@ def decoder_launched(decoder: Decoder, dtype: torch.dtype, precision: str, gpu: 
         if keys is not None and w_score is not None and not everything:
             query, of_keys = empty(T, B, keys.shape[2]), (memory, keys, lengths[1], w_score)
             context, weights, saved = attend_fwd(query, *of_keys, True, True)
-            attend_bwd(context, weights, query, *of_keys, saved)
+            attend_bwd(context, weights, query, *of_keys, saved, True, True)
     return [call.spec for call in calls]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
+from fastlstm.gpu import attention_lstm as gpu_attention_lstm
 from fastlstm.kernels.attention_lstm.reference import attention_lstm_reference
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable
@@ -135,30 +136,30 @@ def _reference(*args: Any) -> tuple[Tensor, ...]:
     return attention_lstm_reference(*args, return_alignments=True)
 
 
-def _fake_fwd(x, batch_sizes, h0, c0, fed0, memory, *others):
-    return_alignments = others[-2]
-    (T, B, _), H, S = x.shape, h0.shape[-1], memory.shape[0]
+def _fake_fwd(
+    x, batch_sizes, h0, c0, fed0, memory, keys, memory_lengths, dropped_layers, dropped_output, dropped_fed, w_ih, w_ih_above,
+    w_hh, b_ih, b_hh, w_peephole, w_query, b_query, w_score, w_out, b_out, coupled, before, feed, query_layer, tanh, scale,
+    return_alignments, save,
+):  # fmt: skip
+    (T, B, _), (L, _, H), (S, _, M) = x.shape, h0.shape, memory.shape
+    if x.is_cuda:
+        saved = gpu_attention_lstm.saved_like(x, h0, memory, w_hh, w_query, w_out, save)
+    else:  # what csrc/attention/decoder.h keeps of all steps, and a panel at its end
+        panel = backends.panel()
+        A = H if w_query is None else w_query.shape[0]
+        record = (H + panel - 1) // panel * panel * (5 - coupled)
+        layers = L * (H + record) + (0 if dropped_layers is None else (L - 1) * H)
+        row = w_ih.shape[1] + A + S + M + (0 if w_out is None else H) + layers
+        saved = x.new_empty(1 if save else 0, T * B * row + panel)
     alignments = x.new_empty((T, B, S) if return_alignments else (0,))
     fed_n = x.new_empty((0,) if fed0 is None else fed0.shape)
-    saved = x.new_empty(_saved_shape(x, h0, memory, *others))
     return x.new_empty(T, B, H), x.new_empty(h0.shape), x.new_empty(c0.shape), fed_n, alignments, saved
-
-
-def _saved_shape(
-    x, h0, memory, keys, memory_lengths, dropped_layers, dropped_output, dropped_fed, w_ih, w_ih_above, w_hh, b_ih, b_hh,
-    w_peephole, w_query, b_query, w_score, w_out, b_out, coupled, before, feed, query_layer, tanh, scale, return_alignments,
-    save,
-):  # fmt: skip
-    """What csrc/attention/decoder.h keeps of all steps, and a panel at its end."""
-    (T, B, _), (L, _, H), (S, _, M) = x.shape, h0.shape, memory.shape
-    panel = backends.panel()
-    A = H if w_query is None else w_query.shape[0]
-    record = (H + panel - 1) // panel * panel * (5 - coupled)
-    layers = L * (H + record) + (0 if dropped_layers is None else (L - 1) * H)
-    row = w_ih.shape[1] + A + S + M + (0 if w_out is None else H) + layers
-    return (1 if save else 0, T * B * row + panel)
 
 
 if backends.extension_status() == "built":
     OPS = OpPair("attention_lstm", _reference)
-    OPS.register(None, _fake_fwd, {"b": ("w_hh", 2), "b_query": ("w_query", 1), "b_out": ("w_out", 1)})
+    OPS.register(
+        (gpu_attention_lstm.attention_lstm_fwd, gpu_attention_lstm.attention_lstm_bwd),
+        _fake_fwd,
+        {"b": ("w_hh", 2), "b_query": ("w_query", 1), "b_out": ("w_out", 1)},
+    )
