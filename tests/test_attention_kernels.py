@@ -92,7 +92,7 @@ class Case:
         m = in_a_batch(self.m.to(self.dtype)) if memory is None else memory
         k = m if memory is not None else in_a_batch(self.k.to(self.dtype))
         w = self.w.to(self.dtype) if self.kind == "additive" else 0
-        scratch = q.new_full((2 * A,), nan)
+        scratch = q.new_full((3 * A,), nan)
         fits = 0
         if self.kind == "additive" and prepared != 0:
             own = q.new_full((S, A), nan)

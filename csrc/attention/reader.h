@@ -57,7 +57,7 @@ class Reader {
   const Memory<T>& memory;
 
   bool additive() const { return memory.score; }
-  int64_t scratch_size() const { return 2 * memory.A; }
+  int64_t scratch_size() const { return 3 * memory.A; }
 
   // Before any sequence is read: this thread's share of what is made of the keys.
   void set_up(const Range& sequences) {

@@ -3,7 +3,7 @@
     additive_attention    prepare  keys, key_stride, S, A -> prepared (S, A); whether they are e^2k      cpu_additive.py
                           fwd      "attend", below
                           bwd      "attend back", below
-                          keys     queries, query_stride, T, keys, key_stride, score, S, A, prepared, scratch (2 A),
+                          keys     queries, query_stride, T, keys, key_stride, score, S, A, prepared, scratch (3 A),
                                    dscores, dscore_stride -> dkeys (S, A), dscore (A)
     dot_attention         fwd, bwd                                                                       cpu_dot.py
     output                fwd      z, count: z = tanh z                                                  here
