@@ -23,16 +23,17 @@ void AttendCall<T>::run() {
       workers_for(memory, steps),
       [&](int64_t workers) {
         team.emplace(plan_of(memory.B, workers), workers, false);
-        scratch = Buffer<T>(workers * reader.scratch_size());
+        scratch = Buffer<T>(workers * (reader.scratch_size() + memory.S));
       },
       [&](int64_t worker) {
         const Thread thread(*team, worker);
         reader.set_up(thread.mine(memory.B));
         thread.barrier_all();
+        T* const own = scratch + worker * (reader.scratch_size() + memory.S);
         const Range rows = thread.mine(steps * memory.B);  // sequence by sequence, so that a worker reads few of them
         for (int64_t i = rows.begin; i < rows.end; i++) {
           const int64_t b = i / steps, row = i % steps * memory.B + b;
-          reader.read(b, queries + row * memory.A, scratch + worker * reader.scratch_size(), weights + row * memory.S,
+          reader.read(b, queries + row * memory.A, own, weights ? weights + row * memory.S : own + reader.scratch_size(),
                       contexts + row * memory.M);
         }
       });

@@ -9,7 +9,7 @@ struct AttendCall {
   int64_t steps;
   Memory<T> memory;
   const T* queries;          // (T, B, A), contiguous
-  T *contexts, *weights;     // (T, B, M), (T, B, S)
+  T *contexts, *weights;     // (T, B, M), (T, B, S) or null
   void run();
 };
 

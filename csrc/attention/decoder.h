@@ -4,6 +4,7 @@
 
 #include "attention/reader.h"
 #include "loop/call.h"
+#include "loop/plan.h"
 
 namespace fastlstm {
 
@@ -20,6 +21,11 @@ struct DecoderShape {
 
   bool feeds() const { return feed != Feed::none; }
   int64_t of_layer(int64_t l) const { return l ? H : I + F; }
+  // That of a step for a row, from layer 0's: products of other layers, of the output and the query, and a read of the memory.
+  Work work(Work first) const {
+    first.k_input += (L - 1) * 2 * H + (M + H + A) / 4 + S * (A + M) / (4 * H);
+    return first;
+  }
 };
 
 template <class T>

@@ -37,8 +37,7 @@ class DecoderBackward {
   }
 
   void run() {
-    Work work = layers[0]->work();
-    work.k_input += (d.L - 1) * 2 * d.H + (d.M + d.H + d.A) / 4;
+    const Work work = d.work(layers[0]->work());
     run_team(
         useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
         [&](int64_t worker) { loop(Thread(*team, worker)); });
@@ -64,7 +63,7 @@ class DecoderBackward {
     }
     dinputs = States<T>::by_rows(seq.B, panels_of(d.F));
     memory_gradients.emplace(reader, micro, seq.T, workers);
-    scratch_size = reader.scratch_size() + std::max(team->plan.tile_rows * kMaxBlock + d.M, WeightProduct<T>::kTile);
+    scratch_size = reader.scratch_size() + std::max(team->plan.tile_rows * kMaxBlock, WeightProduct<T>::kTile);
     scratch = Buffer<T>(workers * scratch_size);
   }
 

@@ -12,7 +12,8 @@ class DecoderForward {
   explicit DecoderForward(const DecoderForwardCall<T>& call)
       : f(call), d(call.shape), seq(call.seq), micro(micro_kernels<T>()),
         own_memory(call.saved ? 0 : Kept<T>(nullptr, d, seq, 0, call.dropped.layers, false).size),
-        kept(call.saved ? call.saved : own_memory + 0, d, seq, record_size(), call.dropped.layers, call.saved), reader(call.memory, call.seq.T, false) {
+        kept(call.saved ? call.saved : own_memory + 0, d, seq, record_size(), call.dropped.layers, call.saved),
+        reader(call.memory, call.seq.T, false) {
     const int64_t BH = seq.B * d.H, gates = f.variant.ih.gates * d.H, peepholes = f.variant.peepholes.size() * d.H;
     for (int64_t l = 0; l < d.L; l++) {
       const auto of = [&](const T* p, int64_t n) { return p ? p + l * n : nullptr; };
@@ -25,12 +26,11 @@ class DecoderForward {
                        .stepwise = true});
     }
     for (const ForwardCall<T>& layer : calls) layers.push_back(std::make_unique<LayerForward<T>>(layer));
-    if (d.has_output) tanh = reinterpret_cast<void (*)(T*, int64_t)>(find_kernels("output").address(Pass::forward, sizeof(T) == 8));
+    if (d.has_output && d.tanh) tanh = reinterpret_cast<void (*)(T*, int64_t)>(find_kernels("output").address(Pass::forward, sizeof(T) == 8));
   }
 
   void run() {
-    Work work = layers[0]->work();
-    work.k_input += (d.L - 1) * 2 * d.H + (d.M + d.H + d.A) / 4;
+    const Work work = d.work(layers[0]->work());
     run_team(
         useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
         [&](int64_t worker) { loop(Thread(*team, worker)); });
@@ -177,7 +177,8 @@ class DecoderForward {
       if (f.alignments) clear(f.alignments, d.S);
       if (!f.saved) continue;
       clear(kept.queries, d.A), clear(kept.weights, d.S), clear(kept.contexts, d.M);
-      for (T* dropped : kept.dropped) clear(dropped, d.H);
+      for (int64_t l = 0; l < d.L; l++)
+        if (kept.dropped[l] != kept.hidden[l]) clear(kept.dropped[l], d.H);
     }
   }
 

@@ -35,9 +35,8 @@ std::tuple<Tensor, Tensor, Tensor> attend_fwd(Tensor query, Tensor memory, Tenso
   const Tensor saved = new_saved(query, save ? T * B : 0, M + S, query.scalar_type());
   for_arithmetic_type(query.scalar_type(), [&]<class V>(V) {
     const int64_t rows = T * B;
-    Buffer<V> own(save || return_alignments ? 0 : rows * S);
     V* const kept = save ? out<V>(saved) : nullptr;
-    V* const weights = save ? kept + rows * M : return_alignments ? out<V>(alignments) : own + 0;
+    V* const weights = save ? kept + rows * M : return_alignments ? out<V>(alignments) : nullptr;
     AttendCall<V>{T, memory_of<V>(memory, keys, memory_lengths, w_score, A), data<V>(query), out<V>(context), weights}.run();
     if (!save) return;
     std::copy_n(data<V>(context), rows * M, kept);
@@ -63,7 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_bwd(Optional dcontext, Optiona
   for_arithmetic_type(query.scalar_type(), [&]<class V>(V) {
     const V* const kept = data<V>(saved);
     AttendBackwardCall<V>{T, memory_of<V>(memory, keys, memory_lengths, w_score, A), data<V>(queries), kept + T * B * M, kept,
-                          rows_of<V>(dcontext), rows_of<V>(dalignments), need_dx ? out<V>(dquery) : nullptr, out<V>(dmemory), out<V>(dkeys), need_dw ? out<V>(dscore) : nullptr}
+                          rows_of<V>(dcontext), rows_of<V>(dalignments), need_dx ? out<V>(dquery) : nullptr, out<V>(dmemory),
+                          out<V>(dkeys), need_dw ? out<V>(dscore) : nullptr}
         .run();
   });
   return {dquery, dmemory, dkeys, dscore};

@@ -21,6 +21,7 @@ Arguments make_arguments(const Tensor& x, const Optional& batch_sizes, const Ten
   check(h0.size(0) >= 1 && query_layer >= 0 && query_layer < h0.size(0), "query_layer must be one of the layers");
   const bool additive = w_score.has_value();
   check(additive == w_query.has_value() && (!additive || (w_query->dim() == 2 && keys)), "additive scores need w_query and keys");
+  check(h0.size(2) >= 1 && memory.size(2) >= 1, "hidden units and the memory's features must be 1 or more");
   check(w_out || feed != 1, "what is fed is an attentional vector: it needs w_out");
   const int64_t L = h0.size(0), B = h0.size(1), H = h0.size(2), T = x.size(0), I = x.size(2), S = memory.size(0), M = memory.size(2);
   const int64_t F = before || feed == 2 ? M : feed == 1 ? H : 0, A = additive ? w_query->size(0) : H;
@@ -41,6 +42,7 @@ Arguments make_arguments(const Tensor& x, const Optional& batch_sizes, const Ten
   check_like(x, dropped_layers, "dropped_layers", {L - 1, T, B, H});
   check_like(x, dropped_output, "dropped_output", {T, B, H});
   check_like(x, dropped_fed, "dropped_fed", {T, B, M});
+  check(!dropped_fed || feed == 2, "dropped_fed is of a context that is fed");
   check_like(x, w_ih, "w_ih", {gates, I + F});
   check_like(x, w_ih_above, "w_ih_above", {L - 1, gates, H});
   check(L == 1 || w_ih_above, "more than one layer needs w_ih_above");
@@ -64,6 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_lstm_fwd(
   check_like(x, b_ih, "b_ih", {d.L, gates});
   check_like(x, b_hh, "b_hh", {d.L, gates});
   check_like(x, b_query, "b_query", {d.A});
+  check((w_query || !b_query) && (w_out || !b_out), "b_query and b_out are biases of w_query and w_out");
   check_like(x, b_out, "b_out", {d.H});
   x = with_contiguous_rows(x), memory = with_contiguous_rows(memory);
   if (keys) keys = with_contiguous_rows(*keys);

@@ -6,8 +6,8 @@
 namespace fastlstm {
 
 // Lengths are read where the memory is: there may be no more slots than it has.
-inline void check_memory(const Tensor& x, const Tensor& memory, const Optional& keys, const Optional& lengths, const Optional& w_score, int64_t B,
-                         int64_t A) {
+inline void check_memory(const Tensor& x, const Tensor& memory, const Optional& keys, const Optional& lengths, const Optional& w_score,
+                         int64_t B, int64_t A) {
   const int64_t S = memory.size(0), M = memory.size(2);
   check_like(x, memory, "memory", {S, B, M});
   check_like(x, keys, "keys", {S, B, A});

@@ -31,6 +31,8 @@ def decode(
     """`(output, state)`, or `(output, state, alignments)`: what `fastlstm.functional.attention_lstm` describes."""
     checks.check_dense("input", input)
     checks.check_dense("memory", memory)
+    if memory is input and torch.compiler.is_compiling():  # no argument of a Function may be there twice
+        memory = memory.clone()
     plan, I = _plan(weights, beside, call, more)
     w_ih = plan.layers[0]["w_ih"]
     if hx is not None:
@@ -151,6 +153,7 @@ def _initial(plan: Plan, given: Sequence[Tensor | None], x: Tensor, batched: boo
     h, c, fed = (*given, None, None, None)[:3]
     checks.check_decoder_states((h, c, fed), x, batched, L, B, H, F)
     # Two tensors: PyTorch's compiler takes no Function of which two arguments are one
+    c = c.clone() if c is not None and c is h and torch.compiler.is_compiling() else c
     h = x.new_zeros(L, B, H) if h is None else h if batched else h.unsqueeze(1)
     c = x.new_zeros(L, B, H) if c is None else c if batched else c.unsqueeze(1)
     if fed is None:

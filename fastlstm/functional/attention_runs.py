@@ -109,7 +109,9 @@ def _run_step(plan: Plan, x: Tensor, states: tuple[Tensor, Tensor, Tensor | None
     last = plan._replace(layers=plan.layers[-1:], query_layer=0, more=more)
     y, h_k, c_k, _, alignments = run_steps(last, below, None, (h[-1:], c[-1:], None), precomputed)
     h_all, c_all = torch.stack([*h_n, h_k[0]]), torch.stack([*c_n, c_k[0]])
-    return Run(y, h_all, c_all, None if fed is None else y[0], alignments)
+    return Run(
+        y, h_all, c_all, None if fed is None else y[0].clone(), alignments
+    )  # a caller may edit the output in place
 
 
 def run_at_once(plan: Plan, batch: Batch, states: tuple[Tensor, Tensor], precomputed: Precomputed) -> Run:

@@ -159,9 +159,11 @@ class OpPair:
         """A gradient is like its argument, where it is needed and there is one, and empty elsewhere."""
         given = dict(zip(self.bwd_inputs, args, strict=True))
         x, shapes = given[self.inputs[0]], []
-        wanted = {"x": given["need_dx"], "w": given["need_dw"], "b": given["need_dw"]}
+        wanted = {self.inputs[0]: given["need_dx"]}
         for name in (gradient[1:] for gradient in self.gradients):
-            needed = wanted.get(name[0], not given.get("fresh", False))  # fresh states have no gradient
+            of_weights = name == "b" or name.startswith(("w_", "b_"))
+            # fresh states have no gradient
+            needed = given["need_dw"] if of_weights else wanted.get(name, not given.get("fresh", False))
             source, sizes = self.shapes.get(name, (name, None))
             like = given.get(source)
             shapes.append((0,) if like is None or not needed else like.shape[:sizes])
