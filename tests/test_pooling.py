@@ -131,6 +131,25 @@ def test_half_has_a_softmax_in_float32() -> None:
         torch.testing.assert_close(module.float()(x.float(), LENGTHS)[1].double(), expected[1], rtol=0.05, atol=0.02)
 
 
+def test_meta() -> None:
+    module = make(4, 2).to("meta")
+    pooled, weights = module(memory().to("meta"), LENGTHS)
+    assert pooled.shape == (B, 2 * M)
+    assert weights.shape == (B, 2, S)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(memory().to("meta"))[0].is_meta
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, torch.float64])
+def test_what_autocast_does_not_cast(dtype: torch.dtype) -> None:
+    module = make().float()
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match=f"dtype {dtype}, expected torch.float32"),
+    ):
+        module(memory().to(dtype))
+
+
 def test_pickled_and_loaded() -> None:
     module = make(4, 2)
     other = AttentionPooling(M, 4, 2, dtype=torch.float64)
@@ -147,6 +166,8 @@ def test_pickled_and_loaded() -> None:
         (lambda: AttentionPooling(3, heads=-1), ValueError, "heads is -1, expected at least 1"),
         (lambda: AttentionPooling(3, batch_first=1), TypeError, "batch_first should be of type bool, got: int"),
         (lambda: AttentionPooling(3, dtype=torch.int64), ValueError, "dtype is torch.int64, expected a floating-point"),
+        (lambda: AttentionPooling(3, dtype=torch.int8), ValueError, "torch.int8, expected a .* one: weights are fractions"),
+        (lambda: make()(memory().to_sparse()), RuntimeError, "memory has layout torch.sparse_coo, expected torch.strided"),
         (lambda: make()([memory()]), TypeError, r"memory is of type list, expected a Tensor \(S, B, M\)"),
         (lambda: make()(memory()[0]), ValueError, r"memory has shape \(5, 6\), expected \(S, B, M\) with M = 6"),
         (lambda: make(batch_first=True)(memory()[..., 1:]), ValueError, r"\(7, 5, 5\), expected \(B, S, M\) with M = 6"),

@@ -39,9 +39,9 @@ def positive(name: str, value: Any) -> int:
     return value
 
 
-def check_dtype(dtype: torch.dtype | None) -> None:
+def check_dtype(dtype: torch.dtype | None, why: str = "gates are of σ, from 0 to 1") -> None:
     if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
-        raise ValueError(f"dtype is {dtype}, expected a floating-point one: gates are of σ, from 0 to 1")
+        raise ValueError(f"dtype is {dtype}, expected a floating-point one: {why}")
 
 
 def check_geometry(stride: Any, padding: Any, dilation: Any, kernel: Sequence[int]) -> Geometry:

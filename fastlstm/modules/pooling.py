@@ -51,7 +51,7 @@ class AttentionPooling(nn.Module):
         )
         self.heads = checks.positive("heads", heads)
         checks.check_bool("batch_first", batch_first)
-        checks.check_dtype(dtype)
+        checks.check_dtype(dtype, "weights are fractions")
         self.batch_first = batch_first
         M, A = self.memory_size, self.attention_size
         self.weight_key = nn.Parameter(torch.empty(A, M, device=device, dtype=dtype))
@@ -92,8 +92,15 @@ class AttentionPooling(nn.Module):
                 f"memory has shape {tuple(memory.shape)}, expected {axes} with M = {self.memory_size}: "
                 "the module's memory_size, which of a bidirectional LSTM is 2 * hidden_size"
             )
-        if not torch.is_autocast_enabled(memory.device.type) and memory.dtype != self.weight_key.dtype:
-            raise ValueError(f"memory has dtype {memory.dtype}, expected {self.weight_key.dtype}: that of the weights")
+        if memory.layout is not torch.strided:
+            raise RuntimeError(f"memory has layout {memory.layout}, expected torch.strided: it is read as dense rows")
+        dtype, device = self.weight_key.dtype, memory.device.type
+        if memory.dtype == dtype:
+            return
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        # like PyTorch's, it leaves float64 and integers alone
+        if not casts or not memory.is_floating_point() or torch.float64 in (memory.dtype, dtype):
+            raise ValueError(f"memory has dtype {memory.dtype}, expected {dtype}: that of the weights")
 
     def extra_repr(self) -> str:
         more = ", batch_first=True" if self.batch_first else ""
