@@ -29,6 +29,7 @@ class Batch(NamedTuple):
     packed: bool
     batched: bool
     batch_first: bool
+    cpu_order: Tensor | None = None  # `order` on the CPU, of lengths that were given
 
     def sorted_states(self, states: Sequence[Tensor]) -> Sequence[Tensor]:
         return states if self.order is None else [s.index_select(1, self.order) for s in states]
@@ -72,16 +73,16 @@ def time_major(
         x = x.transpose(0, 1)
     T, B = x.shape[:2]
     checks.check_steps(T)
-    sizes = order = restore = None
+    sizes = order = restore = cpu_order = None
     if lengths is not None:
-        lengths, order = checks.check_lengths(lengths, T, B).sort(descending=True, stable=True)
+        lengths, cpu_order = checks.check_lengths(lengths, T, B).sort(descending=True, stable=True)
         sizes = (torch.arange(T, device="cpu")[:, None] < lengths).sum(1)
-        order = order.to(x.device)
+        order = cpu_order.to(x.device)
         restore = order.argsort()
         x = x.index_select(1, order)
     if reset is not None:
         reset = _reset(reset, T, B if batched else None, batch_first, order, x)
-    return Batch(x, sizes, reset, B, order, restore, False, batched, batch_first)
+    return Batch(x, sizes, reset, B, order, restore, False, batched, batch_first, cpu_order)
 
 
 def _reset(reset: Tensor, T: int, B: int | None, batch_first: bool, order: Tensor | None, x: Tensor) -> Tensor:

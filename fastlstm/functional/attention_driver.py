@@ -44,9 +44,9 @@ def decode(
     rows, lengths = _time_major(memory, memory_lengths, call.batch_first)
     checks.check_memory_fits(memory, rows.shape[1], x, batch.B)
     states = _initial(plan, given, batch.x, batch.batched)
-    if batch.order is not None:
+    if batch.order is not None and batch.cpu_order is not None:
         rows = rows.index_select(1, batch.order)
-        lengths = None if lengths is None else lengths.index_select(0, batch.order.cpu())
+        lengths = None if lengths is None else lengths.index_select(0, batch.cpu_order)
         states = AttentionState(*states).index_select(batch.order)
     with _without_autocast(x):
         precomputed = precompute(plan, rows, lengths)
