@@ -40,6 +40,8 @@ class AttentionState(NamedTuple):
         >>> state.index_select(torch.tensor([2, 2, 0, 1])).fed.shape
         torch.Size([4, 5])
         """
+        if self.h.dim() != 3:
+            raise ValueError(f"h has shape {tuple(self.h.shape)}, expected (L, B, H): an unbatched state has no rows")
         fed = None if self.fed is None else self.fed.index_select(0, rows)
         return AttentionState(self.h.index_select(1, rows), self.c.index_select(1, rows), fed)
 
