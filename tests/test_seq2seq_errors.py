@@ -62,6 +62,17 @@ ONES = torch.ones(4, 5, dtype=torch.int64)
             ValueError,
             "length_penalty is -1.0, expected 0",
         ),
+        (
+            lambda m: m.generate(SOURCES, None, 5, length_penalty=500.0),
+            ValueError,
+            "length_penalty is 500.0 and max_length 5",
+        ),
+        (
+            lambda m: m.generate(SOURCES, None, 5, length_penalty=60),
+            ValueError,
+            "length_penalty is 60 and max_length 5",
+        ),
+        (lambda m: m.generate(SOURCES, None, 5, length_penalty=10**400), ValueError, "which is too large a number"),
         (lambda m: m.generate(SOURCES, None, 5, length_penalty="a"), TypeError, "length_penalty should be a number"),
     ],
 )

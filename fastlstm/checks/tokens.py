@@ -1,5 +1,6 @@
 """The arguments of models of tokens."""
 
+import math
 from typing import Any
 
 import torch
@@ -42,10 +43,21 @@ def check_sentences(source: Tensor, target: Tensor) -> None:
         raise ValueError(f"target is of {target.shape[1]} sentences, expected {source.shape[1]}: those of source")
 
 
-def check_length_penalty(value: Any) -> None:
+def check_length_penalty(value: Any, max_length: int) -> float:
+    """As a float, which scores in float32 may be divided by, at any length."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"length_penalty should be a number, got: {type(value).__name__}")
     if not 0 <= value < float("inf"):
         raise ValueError(
             f"length_penalty is {value}, expected 0 or more: scores are divided by the length to this power"
         )
+    try:
+        divisor = max_length ** float(value)
+    except OverflowError:
+        divisor = math.inf
+    if divisor > torch.finfo(torch.float32).max:
+        raise ValueError(
+            f"length_penalty is {value} and max_length {max_length}, expected less: scores are divided by the length to "
+            "this power, which is too large a number"
+        )
+    return float(value)

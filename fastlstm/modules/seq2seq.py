@@ -134,7 +134,7 @@ class Seq2Seq(nn.Module):
         """
         checks.positive("max_length", max_length)
         checks.positive("beam_size", beam_size)
-        checks.check_length_penalty(length_penalty)
+        length_penalty = checks.check_length_penalty(length_penalty, max_length)
         source, lengths = self._checked(source, source_lengths)
         with evaluating(self), torch.no_grad():
             memory, (h, c) = self._encode(source, lengths)
