@@ -124,7 +124,6 @@ class AttentionLSTM(nn.Module):
         if attention_size is not None:
             checks.positive("attention_size", attention_size)
         self.attention_size = A = checks.check_attention_sizes(kind, hidden_size, memory_size, attention_size)
-        self._kind = kind
         shapes: dict[str, tuple[int, ...]] = {}
         self._all_weights: list[list[str]] = []
         cell = checks.CELLS[coupled, peephole]
@@ -210,7 +209,9 @@ class AttentionLSTM(nn.Module):
             batch_first=self.batch_first, dropout=self.dropout, training=self.training, lengths=lengths,
             backend=self.backend,
         )  # fmt: skip
-        return call, AttentionCall(self._kind, self.query_layer, self.coupled, self.output_dropout, need_weights)
+        # at each call: an attribute that was edited counts, and the repr does not lie
+        kind = Attention(self.attention, self.feed, self.attend, self.output)
+        return call, AttentionCall(kind, self.query_layer, self.coupled, self.output_dropout, need_weights)
 
     def extra_repr(self) -> str:
         shown = {name: getattr(self, name) for name, value in USUAL.items() if getattr(self, name) != value}
