@@ -271,6 +271,8 @@ ERRORS = {
     "no energy": (lambda: joeynmt(without(BAHDANAU, "attention.energy_layer.weight")), r"lacks \['attention.energy_layer.wei"),
     "unknown": (lambda: joeynmt(JOEY | {"pe.pe": draw(1)}), "weights has 'pe.pe', expected .* beside the layers: ours has not"),
     "key": (lambda: joeynmt(JOEY | {"attention.key_layer.weight": draw(5, 8)}), r"shape \(5, 8\), expected \(6, 8\): the hidd"),
+    "a key of none": (lambda: joeynmt(JOEY | {"attention.key_layer.weight": draw()}), r"shape \(\), expected \(H, M\)"),
+    "of fairseq": (lambda: fairseq(FAIRSEQ | {"attention.input_proj.weight": draw()}), r"shape \(\), expected \(M, H\)"),
     "query": (lambda: joeynmt(BAHDANAU | {"attention.query_layer.weight": draw(H, 5)}), r"query_layer.weight has shape \(6, 5"),
     "energy": (lambda: joeynmt(BAHDANAU | {"attention.energy_layer.weight": draw(H)}), r"shape \(6,\), expected \(1, 6\)"),
     "out": (lambda: joeynmt(JOEY | {"att_vector_layer.weight": draw(H, H)}), r"shape \(6, 6\), expected \(6, 14\): the hidden"),
@@ -285,6 +287,7 @@ ERRORS = {
     "mlp": (lambda: opennmt(MLP | {"attn.v.weight": draw(H)}), r"attn.v.weight has shape \(6,\), expected \(1, 6\)"),
     "mlp without": (lambda: opennmt(without(MLP, "attn.linear_out.bias")), r"weights lacks \['attn.linear_out.bias'\]"),
     "no cells": (lambda: tensorflow([], draw(8, H)), "cells is empty, expected the kernel and the bias of at least one"),
+    "a kernel alone": (lambda: tensorflow([CELL[0][:1]], draw(8, H)), r"cells\[0\] has 1 entries, expected 2 or 5: \(kernel"),
     "memory_kernel": (lambda: tensorflow(CELL, draw(8)), r"memory_kernel has shape \(8,\), expected \(M, A\)"),
     "luong": (lambda: tensorflow(CELL, draw(8, 5)), r"memory_kernel has shape \(8, 5\), expected \(8, 6\): its products with"),
     "luong's b": (lambda: tensorflow(CELL, draw(8, H), attention_b=draw(H)), "attention_b is given, expected None: only Bahda"),
@@ -312,6 +315,19 @@ def test_errors(case: str) -> None:
 def test_a_module_is_no_mapping(load: Callable) -> None:
     with pytest.raises(TypeError, match="weights is of type Linear, expected a mapping: the state_dict of a decoder"):
         load(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (None, "cells is of type NoneType, expected a list: of each layer"),
+        (CELL[0], r"cells\[0\] is of type Tensor, expected a tuple: \(kernel, bias\), or these and three peepholes"),
+        ([None], r"cells\[0\] is of type NoneType"),
+    ],
+)
+def test_what_are_no_cells(cells: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        tensorflow(cells, draw(8, H))
 
 
 @pytest.mark.parametrize(("load", "given"), [(joeynmt, BAHDANAU), (fairseq, FAIRSEQ), (opennmt, MLP)])

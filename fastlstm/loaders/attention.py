@@ -40,7 +40,7 @@ def from_joeynmt(weights: Mapping[str, Any]) -> Weights:
     out, out_bias = "att_vector_layer.weight", "att_vector_layer.bias"
     additive = query in rest or energy in rest
     tensors = _taken(rest, [key, *([query, energy] if additive else []), out, out_bias])
-    M = tensors[key].shape[-1]
+    _, M = _matrix(key, tensors[key], "(H, M)")
     check_shape(key, tensors[key], (H, M), "the hidden size, and M")
     if additive:
         check_shape(query, tensors[query], (H, H), "the hidden size")
@@ -69,7 +69,7 @@ def from_fairseq(weights: Mapping[str, Any]) -> Weights:
     found, H, rest = _layers(weights, "layers.{k}.{part}", unused, "fairseq")
     key, out = "attention.input_proj.weight", "attention.output_proj.weight"
     tensors = _taken(rest, [key, out])
-    M = tensors[key].shape[0]
+    M, _ = _matrix(key, tensors[key], "(M, H)")
     check_shape(key, tensors[key], (M, H), "(M, H), with the hidden size of layers")
     found["weight_key"] = tensors[key].T
     return _copied(found | _output(out, tensors[out], None, H, M))
@@ -135,7 +135,14 @@ def from_tensorflow_attention(
     Source: https://www.tensorflow.org/addons/api_docs/python/tfa/seq2seq/AttentionWrapper
     """
     found: Weights = {}
+    each = "(kernel, bias), or these and three peepholes"
+    if not isinstance(cells, Sequence) or isinstance(cells, str):
+        raise TypeError(f"cells is of type {type(cells).__name__}, expected a list: of each layer {each}")
     for k, cell in enumerate(cells):
+        if not isinstance(cell, Sequence) or isinstance(cell, str):
+            raise TypeError(f"cells[{k}] is of type {type(cell).__name__}, expected a tuple: {each}")
+        if len(cell) < 2:
+            raise ValueError(f"cells[{k}] has {len(cell)} entries, expected 2 or 5: {each}")
         kernel, bias, *peepholes = cell
         found |= from_tensorflow(kernel, bias, *([peepholes] if peepholes else []), forget_bias=forget_bias, layer=k)
     if not found:
@@ -198,6 +205,13 @@ def _taken(weights: Mapping[str, Any], names: list[str], alone: bool = True) -> 
     if alone and (others := sorted(weights.keys() - set(names))):
         raise ValueError(f"weights has {others[0]!r}, expected {names} beside the layers: ours has nothing for it")
     return {name: torch.as_tensor(tensor_of(weights[name])) for name in names}
+
+
+def _matrix(name: str, weight: Tensor, expected: str) -> torch.Size:
+    """Its shape."""
+    if weight.dim() != 2:
+        raise ValueError(f"{name} has shape {tuple(weight.shape)}, expected {expected}")
+    return weight.shape
 
 
 def _output(name: str, weight: Tensor, bias: Tensor | None, H: int, M: int, h_first: bool = False) -> Weights:
