@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlstm.backends import NAMES
+from fastlstm.backends import check_name
 from fastlstm.call import Call
 from fastlstm.functional.driver import recurrent
 from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM
@@ -122,5 +122,4 @@ def take_variant_of_old(module: nn.Module) -> None:
 
 
 def check_backend(backend: str) -> None:
-    if backend not in NAMES:
-        raise ValueError(f"backend is {backend!r}, expected one of {', '.join(map(repr, NAMES))}")
+    check_name(backend)
