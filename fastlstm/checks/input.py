@@ -1,7 +1,9 @@
 """What is run: the input, where its sequences end, where they are cut, and dropout."""
 
-from collections.abc import Sequence
-from numbers import Number
+from collections.abc import Mapping, Sequence, Set
+from numbers import Real
+from reprlib import repr as short_repr
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,8 +58,7 @@ def check_lengths(
     of: str = "input",
 ) -> Tensor:
     """`lengths` as an int64 tensor on the CPU."""
-    if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths, device="cpu")
+    lengths = lengths_tensor(name, lengths, counts)
     if lengths.shape != (B,):
         raise ValueError(
             f"{name} has shape {tuple(lengths.shape)}, expected {(B,)}: one length for each sequence of the batch"
@@ -70,6 +71,20 @@ def check_lengths(
             if not 0 <= n <= T:
                 raise ValueError(f"{name} holds {n}, expected values from 0 to {T}: the number of {counts} of {of}")
     return lengths
+
+
+def lengths_tensor(name: str, lengths: Any, counts: str) -> Tensor:
+    """What was given as lengths, as a tensor."""
+    if isinstance(lengths, Tensor):
+        return lengths
+    try:
+        if isinstance(lengths, (str, bytes, Mapping, Set)):
+            raise TypeError
+        return torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} is {short_repr(lengths)}, expected a Tensor or a list of integers: each is a number of {counts}"
+        ) from None
 
 
 def check_no_lengths(lengths: object, why: str) -> None:
@@ -91,7 +106,7 @@ def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool) -> None
 
 
 def check_dropout(dropout: float) -> None:
-    if not isinstance(dropout, Number) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+    if not isinstance(dropout, Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
         raise ValueError(
             "dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
             f"got {dropout!r}"
