@@ -39,6 +39,9 @@ ONES = torch.ones(4, 5, dtype=torch.int64)
             r"source is of type list, expected a Tensor of token ids \(S, B\)",
         ),
         (lambda m: m(SOURCES.float(), None, ONES), TypeError, "source has dtype torch.float32, expected torch.int64"),
+        (lambda m: m(SOURCES.to_sparse(), None, ONES), TypeError, "source has layout torch.sparse_coo, expected"),
+        (lambda m: m(SOURCES, None, ONES.to_sparse()), TypeError, "target has layout torch.sparse_coo, expected"),
+        (lambda m: m(SOURCES, "7", ONES), TypeError, "source_lengths is '7', expected a Tensor or a list of integers"),
         (lambda m: m(SOURCES[0], None, ONES), ValueError, r"source has shape \(5,\), expected \(S, B\)"),
         (lambda m: m(SOURCES[:0], None, ONES), ValueError, r"source has shape \(0, 5\), expected at least one token"),
         (

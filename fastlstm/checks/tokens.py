@@ -22,6 +22,8 @@ def check_tokens(name: str, tokens: Any, axes: str, size: int) -> None:
     """Two dimensions, not empty in time, of ids below `size`; on a GPU, PyTorch looks at these itself."""
     if not isinstance(tokens, Tensor):
         raise TypeError(f"{name} is of type {type(tokens).__name__}, expected a Tensor of token ids {axes}")
+    if tokens.layout is not torch.strided:
+        raise TypeError(f"{name} has layout {tokens.layout}, expected torch.strided: it holds token ids {axes}")
     if tokens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} has dtype {tokens.dtype}, expected torch.int64: it holds token ids")
     if tokens.dim() != 2:
