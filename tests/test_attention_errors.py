@@ -47,6 +47,7 @@ CONSTRUCTORS: list[tuple[dict, type[Exception], str]] = [
     ({"peephole": "channel"}, TypeError, "peephole should be of type bool, got: str"),
     ({"coupled": 0}, TypeError, "coupled should be of type bool, got: int"),
     ({"dropout": 2}, ValueError, "dropout should be a number in range [0, 1]"),
+    ({"dropout": 0.5j}, ValueError, "dropout should be a number in range [0, 1]"),
     ({"output_dropout": -0.5}, ValueError, "number in range [0, 1] representing the probability of an element being zeroed, "
         "got -0.5"),
     ({"dtype": torch.int64}, ValueError, "dtype is torch.int64, expected a floating-point one"),
@@ -102,6 +103,10 @@ def step(*changed, of: nn.Module | None = None):
 
 def precomputed(**options):
     return module(**options).precompute(zeros(S, B, options.get("memory_size", M)))
+
+
+def by_hand(**changed):
+    return step(("precomputed", precomputed()._replace(**changed)))
 
 
 # what is called; what is said
@@ -164,6 +169,12 @@ CALLS = {
         "memory_lengths has shape (5, 6), expected (6,)"),
     "unbatched memory lengths": (lambda: module()(x()[:, 0], memory()[:, 0], memory_lengths=[1, 2]), ValueError,
         "memory_lengths has shape (2,), expected (1,)"),
+    "weights that may be needed": (lambda: module()(x(), memory(), need_weights=1), TypeError,
+        "need_weights should be of type bool, got: int"),
+    "a step's weights that may be needed": (lambda: module().step(zeros(B, I), precomputed(), need_weights=None), TypeError,
+        "need_weights should be of type bool, got: NoneType"),
+    "a sparse state": (lambda: module()(x(), memory(), [state()[0], state()[1].to_sparse()]), RuntimeError,
+        "hx[1] has layout torch.sparse_coo, expected torch.strided"),
     "one state": (lambda: module()(x(), memory(), zeros(1, B, H)), RuntimeError,
         "hx is of type Tensor, expected a state (h, c, fed) or a pair (h0, c0)"),
     "four states": (lambda: module()(x(), memory(), state() + state()[:1]), RuntimeError,
@@ -209,10 +220,32 @@ CALLS = {
         of=module(memory_size=H, attention="dot")), ValueError, "keys of precomputed are a Tensor, expected None"),
     "another memory of a step": (lambda: step(("precomputed", precomputed(memory_size=9))), RuntimeError,
         "memory has 9 features in its shape (5, 6, 9), expected 4: memory_size"),
+    "a memory of hand": (lambda: by_hand(memory=None), TypeError,
+        "memory of precomputed is of type NoneType, expected a Tensor"),
+    "keys of hand": (lambda: by_hand(keys=[1.0]), TypeError, "keys of precomputed is of type list, expected a Tensor"),
+    "lengths of hand": (lambda: by_hand(memory_lengths=[S] * B), TypeError,
+        "memory_lengths of precomputed is of type list, expected a Tensor or None: call precompute"),
+    "int32 lengths of hand": (lambda: by_hand(memory_lengths=torch.ones(B, dtype=torch.int32)), ValueError,
+        "memory_lengths of precomputed is torch.int32 on cpu, expected torch.int64 on cpu: call precompute"),
+    "fewer lengths of hand": (lambda: by_hand(memory_lengths=torch.ones(2, dtype=torch.int64)), ValueError,
+        "memory_lengths of precomputed has shape (2,), expected (6,): the memory's batch"),
+    "long lengths of hand": (lambda: by_hand(memory_lengths=torch.full((B,), 9)), RuntimeError,
+        "memory_lengths must lie between 0 and the number of slots"),
     "no memory to precompute": (lambda: module().precompute([1.0]), TypeError, "memory is of type list, expected a Tensor"),
     "memory lengths to precompute": (lambda: module().precompute(memory(), [1]), ValueError,
         "memory_lengths has shape (1,), expected (6,)"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["abc", {"a": 1}, {1, 2}, [[1], [1, 2]], [None] * B])
+@pytest.mark.parametrize("name", ["lengths", "memory_lengths"])
+def test_what_are_no_lengths(name, given):
+    with pytest.raises(TypeError, match=f"^{name} is .*, expected a Tensor or a list of integers: each is a number of"):
+        module()(x(), memory(), **{name: given})
+    with pytest.raises(
+        TypeError, match=r"^lengths is .*, expected a Tensor or a list of integers: each is a number of"
+    ):
+        fastlstm.GRU(I, H)(x(), lengths=given)
 
 
 @pytest.mark.parametrize(("run", "kind", "said"), CALLS.values(), ids=CALLS)
@@ -298,6 +331,19 @@ TYPES = {
     "no attention weights": (lambda: (weights(), {"w_key": zeros(7, M)}),
         "attention_weights is of type dict, expected AttentionWeights"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "said"),
+    [
+        ({"coupled": 1}, TypeError, "coupled should be of type bool, got: int"),
+        ({"backend": None}, ValueError, "backend is None, expected one of 'auto'"),
+        ({"backend": ["auto"]}, ValueError, "backend is ['auto'], expected one of 'auto'"),
+    ],
+)
+def test_options_of_other_types(options, kind, said):
+    with pytest.raises(kind, match=re.escape(said)):
+        attention_lstm(x(), memory(), weights(), beside(), **options)
 
 
 @pytest.mark.parametrize(("given", "said"), TYPES.values(), ids=TYPES)

@@ -32,6 +32,7 @@ from fastlstm.checks.decoder import (
     check_memory_batch,
     check_memory_fits,
     check_memory_lengths,
+    check_precomputed,
     check_value,
 )
 from fastlstm.checks.input import (
@@ -83,6 +84,7 @@ __all__ = [
     "check_only",
     "check_packed",
     "check_peepholes",
+    "check_precomputed",
     "check_query_layer",
     "check_reset",
     "check_sentences",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm.checks.input import lengths_tensor
 from fastlstm.checks.states import check_state_fits
 from fastlstm.checks.weights import check_alike
 
@@ -69,8 +70,7 @@ def check_memory_batch(rows: int, batch: int) -> None:
 
 def check_memory_lengths(lengths: Any, S: int, B: int, batched: bool) -> Tensor:
     """`lengths` (B,) as an int64 tensor on the CPU."""
-    if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths, device="cpu")
+    lengths = lengths_tensor("memory_lengths", lengths, "slots")
     if lengths.shape != (B,) and (batched or lengths.shape != ()):
         raise ValueError(
             f"memory_lengths has shape {tuple(lengths.shape)}, expected {(B,)}: one length for each sequence of the batch"
@@ -93,6 +93,8 @@ def check_decoder_hx(hx: Any, feed: str | None) -> None:
     for k, s in enumerate(hx):
         if not isinstance(s, Tensor) and (k < 2 or s is not None):
             raise TypeError(f"hx[{k}] is of type {type(s).__name__}, expected a Tensor: hx is (h, c, fed) or (h0, c0)")
+        if s is not None and s.layout is not torch.strided:
+            raise RuntimeError(f"hx[{k}] has layout {s.layout}, expected torch.strided: it is read as dense rows")
     if feed is None and len(hx) == 3 and hx[2] is not None:
         raise ValueError("fed is given, expected None where feed is None: nothing is fed")
 
@@ -116,6 +118,24 @@ def check_decoder_states(
 def check_value(name: str, value: Any, kind: type, what: str) -> None:
     if not isinstance(value, kind):
         raise TypeError(f"{name} is of type {type(value).__name__}, expected {kind.__name__}: {what}")
+
+
+def check_precomputed(precomputed: Any, kind: type) -> None:
+    """A hand-made one holds what `precompute` gives. (The ops look at the values of lengths.)"""
+    check_value("precomputed", precomputed, kind, "what precompute returns")
+    memory, keys, lengths = precomputed
+    check_dense("memory of precomputed", memory)
+    if keys is not None:
+        check_dense("keys of precomputed", keys)
+    if lengths is None:
+        return
+    name = "memory_lengths of precomputed"
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"{name} is of type {type(lengths).__name__}, expected a Tensor or None: call precompute")
+    if memory.dim() == 3 and lengths.shape != memory.shape[1:2]:
+        raise ValueError(f"{name} has shape {tuple(lengths.shape)}, expected {(memory.shape[1],)}: the memory's batch")
+    if lengths.dtype is not torch.int64 or not lengths.is_cpu:
+        raise ValueError(f"{name} is {lengths.dtype} on {lengths.device}, expected torch.int64 on cpu: call precompute")
 
 
 def check_keys(keys: Tensor | None, memory: Tensor, w_key: Tensor | None) -> None:

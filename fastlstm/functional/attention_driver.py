@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm import checks, onnx
+from fastlstm import backends, checks, onnx
 from fastlstm.call import AttentionCall, Call
 from fastlstm.functional.attention_runs import Plan, precompute, run_at_once, run_steps
 from fastlstm.functional.attention_values import AttentionState, AttentionWeights, Precomputed
@@ -83,7 +83,7 @@ def decode_step(
 ) -> Any:
     """`(output, state)`, or `(output, state, alignments)`, of one step: a loop of a user's own runs this each step."""
     checks.check_dense("input", input)
-    checks.check_value("precomputed", precomputed, Precomputed, "what precompute returns")
+    checks.check_precomputed(precomputed, Precomputed)
     plan, I = _plan(weights, beside, call, more)
     w_ih = plan.layers[0]["w_ih"]
     if hx is not None:
@@ -115,6 +115,9 @@ def _plan(weights: Weights, beside: AttentionWeights, call: Call, more: Attentio
             "an AttentionLSTM is to be exported to ONNX, expected another module: ONNX has no such node; "
             "torch.export takes it"
         )
+    checks.check_bool("need_weights", more.need_weights)
+    checks.check_bool("coupled", more.coupled)
+    backends.check_name(call.backend)
     checks.check_dropout(call.dropout)
     checks.check_dropout(more.output_dropout)
     checks.check_value("attention_weights", beside, AttentionWeights, "those that are not recurrent, by name")
