@@ -56,7 +56,7 @@ def choose(
     `beyond_torch`: PyTorch's own op, where it has one, does not do what is asked. A fallback is logged, once. Raises
     ValueError for an unknown name and RuntimeError where the requested backend can't run, with the remedy.
     """
-    check_name(requested)
+    check_backend(requested)
     choice = explain(variant, device.type, dtype, requested, beyond_torch)
     if requested == "auto" and choice.backend in ("torch", "reference"):
         _log_fallback(variant if isinstance(variant, str) else variant.name, device.type, dtype, choice)
@@ -67,7 +67,7 @@ def choose(
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def check_name(backend: str) -> None:
+def check_backend(backend: str) -> None:
     """It is one of them; where it has no hash as well."""
     if backend not in NAMES:
         raise ValueError(f"backend is {backend!r}, expected one of {', '.join(map(repr, NAMES))}")
@@ -83,7 +83,7 @@ def explain(
         if variant not in known:
             raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, known))}")
         variant = known[variant]
-    check_name(requested)
+    check_backend(requested)
     if requested == "reference":
         return Choice("reference", "asked for")
     on_gpu = device == "cuda"

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from fastlstm import pasted, subclasses
+from fastlstm.backends import check_backend
 from fastlstm.modules import GRU, LSTM, GRUCell, LSTMCell
-from fastlstm.modules.base import Recurrent, check_backend
+from fastlstm.modules.base import Recurrent
 from fastlstm.modules.cells import Cell
 from fastlstm.modules.conv import Convolutional
 from fastlstm.subclasses import full_name, own_class

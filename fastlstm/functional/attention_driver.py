@@ -117,7 +117,7 @@ def _plan(weights: Weights, beside: AttentionWeights, call: Call, more: Attentio
         )
     checks.check_bool("need_weights", more.need_weights)
     checks.check_bool("coupled", more.coupled)
-    backends.check_name(call.backend)
+    backends.check_backend(call.backend)
     checks.check_dropout(call.dropout)
     checks.check_dropout(more.output_dropout)
     checks.check_value("attention_weights", beside, AttentionWeights, "those that are not recurrent, by name")

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm import checks
+from fastlstm.backends import check_backend
 from fastlstm.call import AttentionCall, Call
 from fastlstm.functional.attention_driver import decode, decode_step, project
 from fastlstm.functional.attention_lstm import AttentionLSTMResult, AttentionLSTMState
 from fastlstm.functional.attention_values import AttentionWeights, Precomputed
 from fastlstm.kernels.attention_lstm import PARAMETERS, Attention
 from fastlstm.kernels.variant import PARAMETERS as RECURRENT
-from fastlstm.modules.base import check_backend, weights_of
+from fastlstm.modules.base import weights_of
 from fastlstm.sequences import Lengths
 
 USUAL: dict[str, Any] = {

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastlstm.backends import check_name
+from fastlstm.backends import check_backend
 from fastlstm.call import Call
 from fastlstm.functional.driver import recurrent
 from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM
@@ -119,7 +119,3 @@ def take_variant_of_old(module: nn.Module) -> None:
     peepholes = vars(module).pop("peepholes", None)
     if peepholes is not None:
         module.variant = CIFG_PEEPHOLE_LSTM if peepholes else CIFG_LSTM
-
-
-def check_backend(backend: str) -> None:
-    check_name(backend)

@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlstm.backends import check_backend
 from fastlstm.checks import check_hx
 from fastlstm.functional.driver import step
 from fastlstm.kernels import gru, lstm
 from fastlstm.kernels.variant import Variant
-from fastlstm.modules.base import check_backend, own_repr, take_variant_of_old, weights_of
+from fastlstm.modules.base import own_repr, take_variant_of_old, weights_of
 from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 
 

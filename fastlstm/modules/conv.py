@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm import checks
-from fastlstm.backends import CONVOLUTIONAL
+from fastlstm.backends import CONVOLUTIONAL, check_backend
 from fastlstm.call import Call, ConvCall, Padding, Sizes
 from fastlstm.functional import ConvLSTMResult, ConvLSTMState
 from fastlstm.functional.conv_driver import convolutional
 from fastlstm.kernels.conv_lstm import Geometry
 from fastlstm.kernels.variant import PARAMETERS, Variant
-from fastlstm.modules.base import check_backend, weights_of
+from fastlstm.modules.base import weights_of
 from fastlstm.sequences import Lengths
 
 Device = torch.device | str | int | None
