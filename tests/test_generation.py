@@ -229,6 +229,25 @@ def test_begin_is_end() -> None:
     assert found.tokens[0, -1] == END
 
 
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_logits_that_tell_nothing(value: float, beam_size: int) -> None:
+    """Of one sentence: the others are as they were."""
+
+    def spoilt(tokens: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
+        logits, after, alignments = step(tokens, state)
+        return logits.masked_fill((state.sentence == 4).unsqueeze(1), value), after, alignments
+
+    rows = torch.tensor([4, 5]).repeat_interleave(beam_size)
+    state = State(torch.empty(len(rows), 0, dtype=torch.int64), rows)
+    found = beam_search(spoilt, state, 2, 6, begin=BEGIN, end=END, pad=PAD, beam_size=beam_size)
+    alone = search([5], 6, beam_size)
+    assert said(found.tokens[1]) == said(alone.tokens[0])
+    assert found.scores[1] == alone.scores[0]
+    assert found.scores[0] == -torch.inf
+    assert (found.tokens[0, 1:] == PAD).all()
+
+
 def test_no_sentence() -> None:
     def none(tokens: Tensor, state: State) -> tuple[Tensor, State, Tensor]:
         return torch.zeros(0, V), state, torch.zeros(0, S)

@@ -129,8 +129,11 @@ class Seq2Seq(nn.Module):
         beyond a source's length.
 
         `beam_size=1` is greedy: the most probable token at each step. What the search does, and how ties end, is described
-        under `fastlstm.generation.beam_search`; `pad` and `begin` are never generated. No result depends on the other sources
-        of the batch. Everything is as in `eval()`, without gradients; what was in training is so again afterwards.
+        under `fastlstm.generation.beam_search`; `pad` and `begin` are never generated. Whoever else is in the batch, scores and
+        alignments of a sentence are the same up to rounding, and its tokens too, but for ties within rounding. Where any logit
+        of a step is NaN, or all are minus infinity, a sentence is given up: unless one of its hypotheses had ended before, its
+        score is minus infinity, and its tokens, one alone, mean nothing. Everything is as in `eval()`, without gradients; what
+        was in training is so again afterwards.
         """
         checks.positive("max_length", max_length)
         checks.positive("beam_size", beam_size)
