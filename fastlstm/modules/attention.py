@@ -58,8 +58,9 @@ class AttentionLSTM(nn.Module):
     `forward(input, memory, hx=None)`: `input` (T, B, I), `memory` (S, B, M), (B, T, I) and (B, S, M) with `batch_first`, or
     (T, I) and (S, M); `hx` an `AttentionState` or a pair (h0, c0), zeros where None. It gives `output` (T, B, H) and the state,
     a named tuple: `h`, `c` (L, B, H), `fed` (B, F) or None. By keyword only: `memory_lengths` and `lengths` (B,), zeros
-    allowed; and `need_weights`, for `alignments` (T, B, S), or (B, T, S), as a third result. Everything is described
-    under `fastlstm.functional.attention_lstm`.
+    allowed; and `need_weights`, for `alignments` (T, B, S), or (B, T, S), as a third result. A second derivative, with
+    feed=None, "after" and products as scores, needs `need_weights=True` or backend="reference". Everything is described under
+    `fastlstm.functional.attention_lstm`.
 
     >>> decoder = AttentionLSTM(10, 20, memory_size=30)
     >>> output, state = decoder(torch.randn(7, 3, 10), torch.randn(5, 3, 30), memory_lengths=[5, 2, 0])
