@@ -162,23 +162,6 @@ def test_state_and_precomputed_are_values():
     assert_same(pickle.loads(pickle.dumps(state)), state)
 
 
-def test_an_unbatched_state_has_no_rows():
-    ours = some("fed")
-    x, memory, _ = given(ours)
-    _, state = ours(x[:, 0], memory[:, 0])
-    with pytest.raises(ValueError, match=r"h has shape \(1, 3\), expected \(L, B, H\): an unbatched state has no rows"):
-        state.index_select(torch.tensor([0]))
-
-
-@each_case
-def test_meta_with_both_lengths(case):
-    ours = some(case).to("meta")
-    x, memory, _ = given(ours)
-    output, _, alignments = ours(x.to("meta"), memory.to("meta"), need_weights=True, **USES["both"])
-    assert output.shape == (4, 3, 3)
-    assert alignments.shape == (4, 3, 5)
-
-
 def first(t: Tensor, dim: int) -> Tensor:
     return t.select(dim, 0)
 
@@ -299,18 +282,3 @@ def test_results_may_be_edited_before_the_backward(case):
         for t in results[1:-1] if case.startswith("at once") else results:
             t.zero_()
     assert_same(gradients(goal, leaves), expected)
-
-
-def test_edited_options_count():
-    ours, edited = some("fed"), module("additive", ("attentional", "after", "linear"))
-    x, memory, _ = given(ours)
-    edited.load_state_dict(ours.state_dict())
-    edited.output = "tanh"
-    assert_same(edited(x, memory)[0], ours(x, memory)[0])
-    edited.feed = None
-    assert "feed=None" in repr(edited)
-    with pytest.raises(RuntimeError, match=r"input_size. Expected 5, got 2"):
-        edited(x, memory)
-    edited.attention = "dot"
-    with pytest.raises(ValueError, match="w_query is given, expected None where attention is 'dot'"):
-        edited(x, memory)
