@@ -191,9 +191,9 @@ def additive_keys(dtype, stamp=SOURCE_STAMP):
         w, d = carray(score, A, dtype), carray(dscores, (T, dscore_stride), dtype)
         dk, dw = carray(dkeys, (S, A), dtype), carray(dscore, A, dtype)
         e, f = carray(scratch, A, dtype), carray(scratch, 2 * A, dtype)[A:]
-        part = carray(scratch, 3 * A, dtype)[2 * A :]  # of dw, of a pair of steps: one sum of all would round too often
+        sums = carray(scratch, 3 * A, dtype)[2 * A :]  # of dw, which holds a pair of steps: one sum of all would round too often
         for a in range(A):
-            dw[a] = zero
+            dw[a] = sums[a] = zero
         for s in range(S):
             for a in range(A):
                 dk[s, a] = zero
@@ -203,15 +203,13 @@ def additive_keys(dtype, stamp=SOURCE_STAMP):
                     e[a] = exp(two * within(q[t, a], end))
                 for a in range(A):
                     f[a] = exp(two * within(q[t + 1, a], end))
-                for a in range(A):
-                    part[a] = zero
                 for s in range(0, S - S % 2, 2):
                     d0, d1 = d[t, s], d[t + 1, s]
                     d2, d3 = d[t, s + 1], d[t + 1, s + 1]
                     for a in range(A):
                         r0, r1 = reciprocal(one + e[a] * k[s, a]), reciprocal(one + f[a] * k[s, a])
                         r2, r3 = reciprocal(one + e[a] * k[s + 1, a]), reciprocal(one + f[a] * k[s + 1, a])
-                        part[a] += d0 * (half - r0) + d1 * (half - r1) + d2 * (half - r2) + d3 * (half - r3)
+                        dw[a] += d0 * (half - r0) + d1 * (half - r1) + d2 * (half - r2) + d3 * (half - r3)
                         dk[s, a] += d0 * (r0 - r0 * r0) + d1 * (r1 - r1 * r1)
                         dk[s + 1, a] += d2 * (r2 - r2 * r2) + d3 * (r3 - r3 * r3)
                 for s in range(S - S % 2, S):
@@ -219,10 +217,12 @@ def additive_keys(dtype, stamp=SOURCE_STAMP):
                     for a in range(A):
                         r0 = reciprocal(one + e[a] * k[s, a])
                         r1 = reciprocal(one + f[a] * k[s, a])
-                        part[a] += d0 * (half - r0) + d1 * (half - r1)
+                        dw[a] += d0 * (half - r0) + d1 * (half - r1)
                         dk[s, a] += d0 * (r0 - r0 * r0) + d1 * (r1 - r1 * r1)
                 for a in range(A):
-                    dw[a] += part[a]
+                    sums[a] += dw[a]
+                for a in range(A):
+                    dw[a] = zero
             for t in range(T - T % 2, T):
                 for a in range(A):
                     e[a] = exp(two * within(q[t, a], end))
@@ -235,20 +235,22 @@ def additive_keys(dtype, stamp=SOURCE_STAMP):
                 for a in range(A):
                     dk[s, a] *= four * w[a]
             for a in range(A):
-                dw[a] += dw[a]
+                dw[a] = two * (sums[a] + dw[a])
         else:
             for t in range(T):
-                for a in range(A):
-                    part[a] = zero
                 for s in range(S):
                     for a in range(A):
                         y = tanh(q[t, a] + k[s, a])
-                        part[a] += d[t, s] * y
+                        dw[a] += d[t, s] * y
                         dk[s, a] += d[t, s] * (one - y * y)
                 for a in range(A):
-                    dw[a] += part[a]
+                    sums[a] += dw[a]
+                for a in range(A):
+                    dw[a] = zero
             for s in range(S):
                 for a in range(A):
                     dk[s, a] *= w[a]
+            for a in range(A):
+                dw[a] = sums[a]
 
     return kernel
