@@ -56,7 +56,8 @@ class LayerForward {
       if (!o.size.project && seq.rows() <= (seq.T == 1 ? kUnpackedStepRows : kUnpackedRows)) return std::make_unique<UnpackedForward<S>>(o);
     if constexpr (Context<S>::kBf16)
       if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false);
-    return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input && !f.stepwise);
+    if (f.stepwise) return std::make_unique<PackedForward<S, T>>(o, false, kStepwiseBlock);
+    return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input);
   }
 
   // States that no step changes are final at once: those of sequences of length zero.

@@ -6,6 +6,9 @@
 
 namespace fastlstm {
 
+// Terms of a sum at a time, where its result is fed back: PyTorch's products of a single step's rows round as seldom.
+constexpr int64_t kStepwiseBlock = 128;
+
 template <class S>
 class ForwardProducts {
  public:
@@ -82,8 +85,9 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   static constexpr bool kReadsX = kPaired<A> || std::is_same_v<S, A>;  // inputs are factors as they are
 
  public:
-  PackedForward(const Context<S>& context, bool precompute_input)
-      : Base(context), precompute_(!kReadsX || (precompute_input && !kPaired<A>)), packed_(o.n_panels * panel()) {
+  // `block`: how many terms are summed up before they join the total.
+  PackedForward(const Context<S>& context, bool precompute_input, int64_t block = Gemm<T, A>{}.block)
+      : Base(context), block_(block), precompute_(!kReadsX || (precompute_input && !kPaired<A>)), packed_(o.n_panels * panel()) {
     if (!precompute_) return;
     inputs_ = Buffer<T>(o.chunk_rows * o.I);
     products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
@@ -127,10 +131,11 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (o.v.joint()) {
       if (precompute_)
         return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
-                                 .b_rows = packed(hh).rows, .b_first = first_hh(), .init = product(tile.p, tile.row), .init_m = ih.width(), .c = records, .c_m = c_m});
+                                 .b_rows = packed(hh).rows, .b_first = first_hh(), .init = product(tile.p, tile.row),
+                                 .init_m = ih.width(), .c = records, .c_m = c_m, .block = block_});
       if constexpr (kReadsX)
         o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
-                          .k2 = k2, .b = packed_ih(tile.p), .init = bias_of(tile.p), .c = records, .c_m = c_m});
+                          .k2 = k2, .b = packed_ih(tile.p), .init = bias_of(tile.p), .c = records, .c_m = c_m, .block = block_});
       return;
     }
     // Some slots are fed by x alone, others by h alone
@@ -160,6 +165,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   T* product(int64_t p, int64_t row) const { return products_ + (p * o.chunk_rows + row) * ih.width(); }
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
+  const int64_t block_;
   const bool precompute_;
   Buffer<A> packed_;
   Buffer<T> inputs_, products_;

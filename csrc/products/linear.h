@@ -1,6 +1,6 @@
 // A linear layer within a step: y = [a, a2] W^T + bias, and the gradients of its inputs.
 #pragma once
-#include "products/pack.h"
+#include "products/forward.h"
 
 namespace fastlstm {
 
@@ -31,7 +31,8 @@ class Linear {
     const T* const bias = bias_ + p * kPanel;
     if (packed_)
       return micro_->gemm({.m = rows, .n = count * kPanel, .k = K_, .a = a.p, .a_m = a.row, .a2 = a2.p, .a2_m = a2.row, .k2 = K2_,
-                           .b = packed_ + p * kPanel * (K_ + K2_), .init = bias, .c = y.p, .c_m = y.row});
+                           .b = packed_ + p * kPanel * (K_ + K2_), .init = bias, .c = y.p, .c_m = y.row,
+                           .block = kStepwiseBlock});
     micro_->copy(rows, count * kPanel, {bias, 0}, y);
     for (int64_t i = 0; i < count; i++) {
       const T* const w = w_ + (p + i) * kPanel * (K_ + K2_);
