@@ -191,7 +191,8 @@ def additive_keys(dtype, stamp=SOURCE_STAMP):
         w, d = carray(score, A, dtype), carray(dscores, (T, dscore_stride), dtype)
         dk, dw = carray(dkeys, (S, A), dtype), carray(dscore, A, dtype)
         e, f = carray(scratch, A, dtype), carray(scratch, 2 * A, dtype)[A:]
-        sums = carray(scratch, 3 * A, dtype)[2 * A :]  # of dw, which holds a pair of steps: one sum of all would round too often
+        # of dw, which holds a pair of steps at a time: one sum of all would round too often
+        sums = carray(scratch, 3 * A, dtype)[2 * A :]
         for a in range(A):
             dw[a] = sums[a] = zero
         for s in range(S):
