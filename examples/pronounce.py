@@ -129,7 +129,7 @@ def main(
     """Learn how words are said, and show what is looked at."""
     prepare(out, steps=steps)
     check_seed(seed)
-    steps = steps or (40 if short else 4000)
+    steps = steps or (40 if short else 2500)
     words, draw = lexicon(), random.Random(seed)
     shown = chosen(words, word or [])
     seen, held_out = split(words, shown, draw)
