@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from fastlstm.ops.derivatives import gradients, gradients_of_gradients
 from fastlstm.ops.vmap import vmap_by_loop
 
-BIASES = {"b": ("w_ih", 1)}
+BIASES = dict.fromkeys(("b", "b_ih", "b_hh"), ("w_ih", 1))
 
 
 class OpPair:
