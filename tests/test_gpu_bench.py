@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from fastlstm import backends
 from fastlstm.benchmarks import floor, runner
-from fastlstm.benchmarks.cases import CONV_CASES, CPU_CASES, GPU_CASES, default_cases
+from fastlstm.benchmarks.cases import ATTENTION_CASES, CONV_CASES, CPU_CASES, GPU_CASES, default_cases
 from fastlstm.cli import app
 from fastlstm.gpu import ahead, launch
 from fastlstm.kernels import gpu_compile
@@ -25,8 +25,8 @@ built = pytest.mark.skipif(backends.extension_status() != "built", reason="the l
 
 
 def test_a_gpu_has_cases_of_its_own() -> None:
-    assert default_cases("cpu") == CPU_CASES | CONV_CASES
-    assert default_cases("cuda") == default_cases("cuda:1") == GPU_CASES | CONV_CASES
+    assert default_cases("cpu") == CPU_CASES | CONV_CASES | ATTENTION_CASES
+    assert default_cases("cuda") == default_cases("cuda:1") == GPU_CASES | CONV_CASES | ATTENTION_CASES
     assert not CPU_CASES.keys() & GPU_CASES.keys()
     for name in ("b16-h256", "b64-h768", "b128-h1024"):
         B, H = (int(part[1:]) for part in name.split("-"))
