@@ -277,7 +277,7 @@ DECODERS: dict[str, Case] = {
     "strided": AttentionCase(I=17, H=16, M=7, strided=True, memory_lengths=(4, 6, 1)),
     "saturated": AttentionCase(T=6, B=16, I=16, H=16, gain=30.0, least_draws=8),
     "large_keys": AttentionCase(B=16, H=16, M=16, memory_gain=100.0, least_draws=8),
-    "peaked": AttentionCase(B=16, H=16, M=16, attention="dot", feed=None, memory_gain=8.0, least_draws=4),
+    "peaked": AttentionCase(B=16, H=16, M=16, attention="dot", feed=None, memory_gain=4.0, least_draws=8),
     "only_y": AttentionCase(used=("y",)),
     "only_h_n": AttentionCase(used=("h_n",), memory_lengths=(4, 6, 1)),
     "only_c_n": AttentionCase(used=("c_n",), layers=2),
