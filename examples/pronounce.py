@@ -5,7 +5,7 @@ GPL (version 3 or later) and an extra of these examples: you install it, nothing
 never imports it. Stress is left out, as is usual: that makes 39 phonemes. A tenth of the words is held out, and what is said of
 one is right if it is any of the pronunciations listed.
 
-    python examples/pronounce.py                     # on a CPU, under four minutes; Ctrl-C: with what was learned until then
+    python examples/pronounce.py                     # some minutes on a CPU; Ctrl-C: with what was learned until then
     python examples/pronounce.py --word colonel      # a word for the picture, which is held out then
     python examples/pronounce.py --short             # a few seconds
 """
