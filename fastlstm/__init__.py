@@ -21,6 +21,7 @@ from fastlstm.modules import (
     PeepholeLSTMCell,
     Seq2Seq,
 )
+from fastlstm.report import report
 from fastlstm.version import __version__
 
 __all__ = [
@@ -46,5 +47,6 @@ __all__ = [
     "functional",
     "loaders",
     "patch",
+    "report",
     "to_torch",
 ]

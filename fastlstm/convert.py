@@ -1,6 +1,7 @@
 """PyTorch's recurrent modules made ours, and back: those of a model that exists, or those that a library is about to build."""
 
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ from torch.nn.utils import parametrize
 
 from fastlstm import pasted, subclasses
 from fastlstm.backends import check_backend
-from fastlstm.modules import GRU, LSTM, GRUCell, LSTMCell
+from fastlstm.modules import GRU, LSTM, AttentionLSTM, GRUCell, LSTMCell
 from fastlstm.modules.base import Recurrent
 from fastlstm.modules.cells import Cell
 from fastlstm.modules.conv import Convolutional
+from fastlstm.modules.conv_adapter import PastedConvLSTM
 from fastlstm.subclasses import full_name, own_class
 
 __all__ = ["Conversion", "convert", "patch", "to_torch"]
@@ -26,6 +28,7 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
 TORCHS = {ours: torchs for torchs, ours in OURS.items()}
 KINDS = {cls.__name__ for cls in OURS}
 NAMESPACES = (nn, nn.modules, nn.modules.rnn)
+Reasons = dict[nn.Module, str | None]  # why a module is left as it is; None: it is not
 
 
 class Conversion(NamedTuple):
@@ -36,13 +39,16 @@ class Conversion(NamedTuple):
     new_parameters: list[str]  # names of Parameters that weren't there: an optimizer needs to be made anew for them
 
 
-def convert(model: nn.Module, *, ConvLSTM: type[nn.Module] | None = None, backend: str = "auto") -> Conversion:
+def convert(
+    model: nn.Module, *, ConvLSTM: type[nn.Module] | None = None, backend: str = "auto", strict: bool = False
+) -> Conversion:
     """Make every `nn.LSTM`, `nn.GRU`, `nn.LSTMCell` and `nn.GRUCell` of `model` ours, in place.
 
     Each stays the same object, only of another class: its Parameters, hooks, attributes, parametrizations and every reference
     to it are untouched, so an optimizer made before goes on, and there is nothing to assign; Parameters that modules share stay
     shared. What can't be converted is left as it was, and told under `skipped` with the reason: modules whose `forward` was
-    replaced, `nn.RNN`, quantized and scripted ones. What is ours already is in neither list.
+    replaced, `nn.RNN`, quantized and scripted ones. What is ours already is in neither list. Where something was skipped, or
+    nothing was found, there is a UserWarning; `fastlstm.report(model)` says what is ours and what is not, at any time.
 
     A subclass is converted if it adds construction alone: `__init__`, `reset_parameters`, attributes, methods of other names.
     It becomes a class of the same name that derives from ours and from the subclass, whose methods and `super()` work on. It is
@@ -67,38 +73,39 @@ def convert(model: nn.Module, *, ConvLSTM: type[nn.Module] | None = None, backen
 
     ConvLSTM: a class, or None for none of this.
     backend: "auto", or the name of the one that must run, for all of them; as in `fastlstm.LSTM`.
+    strict: raise a ValueError where there would be a warning.
     Raises TypeError if `model` is no module or `ConvLSTM` no class of one, and ValueError for an unknown backend, and for a
-    `ConvLSTM` that is PyTorch's or ours; nothing is converted then.
+    `ConvLSTM` that is PyTorch's or ours; nothing is converted then, nor where `strict` raises.
 
-    >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.LSTM(3, 5), torch.nn.RNN(5, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.LSTM(3, 5), torch.nn.Linear(5, 2))
     >>> convert(model)
-    Conversion(converted=['1'], skipped={'2': 'torch.nn.modules.rnn.RNN has no counterpart in fastlstm'}, new_parameters=[])
+    Conversion(converted=['1'], skipped={}, new_parameters=[])
     >>> model[1]
-    LSTM(3, 5)
+    fastlstm.LSTM(3, 5)
     """
     check_backend(backend)
     if ConvLSTM is not None:
         pasted.check_class(ConvLSTM)
-    reasons: dict[nn.Module, str | None] = {}
-    for module in _modules(model):
-        if _is_recurrent(module) and not isinstance(module, (Recurrent, Cell)):
-            reasons[module] = _why_not_ours(module)
-            if reasons[module] is None:
-                _change_class(module, _ours(own_class(module)))
-                module.backend = backend  # type: ignore[assignment]
-                if isinstance(module, Cell):
-                    module.weight_peephole = None
-    made = [] if ConvLSTM is None else _replace(model, ConvLSTM, backend, reasons)
-    return _report(model, reasons, made)
+    modules = registered(model)
+    replaced = {m: pasted.why_not(model, m, ConvLSTM) for m in modules if ConvLSTM and isinstance(m, ConvLSTM)}
+    reasons = {m: why_not_ours(m) for m in modules if is_recurrent(m) and not is_ours(m) and m not in replaced}
+    _tell(_nothing_found(model, reasons | replaced, ConvLSTM) or _left(model, "convert", reasons | replaced), strict)
+    for module in [m for m, why in reasons.items() if why is None]:
+        _change_class(module, _ours(own_class(module)))
+        module.backend = backend  # type: ignore[assignment]
+        if isinstance(module, Cell):
+            module.weight_peephole = None
+    made = _replace(model, [m for m, why in replaced.items() if why is None], backend)
+    return _conversion(model, reasons | replaced | dict.fromkeys(made), made)
 
 
-def to_torch(model: nn.Module) -> Conversion:
+def to_torch(model: nn.Module, *, strict: bool = False) -> Conversion:
     """The way back: every `fastlstm.LSTM`, `GRU`, `LSTMCell` and `GRUCell` of `model` becomes PyTorch's, in place.
 
     For what takes PyTorch's modules only, such as `torch.jit.script`. As with `convert`, objects and Parameters stay the same;
     subclasses that it took become what they were. Subclasses of ours, and variants that PyTorch lacks, are left and told under
-    `skipped`. Keyword arguments that only ours have (`lengths`, `reset`, `return_cells`) raise TypeError afterwards.
-    Raises TypeError if `model` is no module.
+    `skipped` and by a UserWarning; with `strict`, by a ValueError before anything is changed. Keyword arguments that only ours
+    have (`lengths`, `reset`, `return_cells`) raise TypeError afterwards. Raises TypeError if `model` is no module.
 
     >>> model = torch.nn.ModuleDict({"a": LSTM(3, 5), "b": torch.nn.Linear(5, 2)})
     >>> to_torch(model)
@@ -106,15 +113,13 @@ def to_torch(model: nn.Module) -> Conversion:
     >>> type(model["a"])
     <class 'torch.nn.modules.rnn.LSTM'>
     """
-    reasons: dict[nn.Module, str | None] = {}
-    for module in _modules(model):
-        if isinstance(module, (Recurrent, Cell, Convolutional)):
-            reasons[module] = _why_not_torchs(module)
-            if reasons[module] is None:
-                _change_class(module, _torchs(own_class(module)))
-                for name in ("backend", "weight_peephole", "_forget_bias"):
-                    vars(module).pop(name, None)
-    return _report(model, reasons)
+    reasons = {m: _why_not_torchs(m) for m in registered(model) if is_ours(m)}
+    _tell(_left(model, "to_torch", reasons), strict)
+    for module in [m for m, why in reasons.items() if why is None]:
+        _change_class(module, _torchs(own_class(module)))
+        for name in ("backend", "weight_peephole", "_forget_bias"):
+            vars(module).pop(name, None)
+    return _conversion(model, reasons)
 
 
 _patching = threading.Lock()
@@ -156,30 +161,54 @@ def patch() -> Iterator[None]:
                 _originals.clear()
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
+def registered(model: nn.Module) -> list[nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model is of type {type(model).__name__}, expected an nn.Module: its submodules are changed in place"
+            f"model is of type {type(model).__name__}, expected an nn.Module, whose submodules are looked at"
         )
-    return model.modules()
+    return [*model.modules()]
 
 
-def _replace(
-    model: nn.Module, cls: type[nn.Module], backend: str, reasons: dict[nn.Module, str | None]
-) -> list[nn.Module]:
-    """A new module for each of `cls`, in the place of the old one."""
-    found = [module for module in model.modules() if isinstance(module, cls)]
-    reasons |= {module: pasted.why_not(model, module, cls) for module in found}
-    new = {module: pasted.replacement(module, backend) for module in found if reasons[module] is None}
+def _nothing_found(model: nn.Module, reasons: Reasons, ConvLSTM: type[nn.Module] | None) -> str | None:
+    """One sentence where there is nothing to convert, and nothing that is ours already."""
+    if not reasons and not any(map(is_ours, model.modules())):
+        hint = "" if ConvLSTM else "; a ConvLSTM that was pasted into the model is named by ConvLSTM="
+        return (
+            f"convert found no recurrent module in {type(model).__name__}: it sees registered submodules, not those in a "
+            f"plain list or dict, nor what is built later, which is for fastlstm.patch{hint}"
+        )
+    if ConvLSTM and not any(isinstance(m, (ConvLSTM, PastedConvLSTM)) for m in model.modules()):
+        return f"convert found no {full_name(ConvLSTM)} in {type(model).__name__}"
+    return None
+
+
+def _left(model: nn.Module, by: str, reasons: Reasons) -> str | None:
+    """Which modules are left as they are, and why."""
+    converted, skipped, _ = _conversion(model, reasons)
+    if not skipped:
+        return None
+    each = "".join(f"\n  {name or 'the model itself'}: {why}" for name, why in skipped.items())
+    return f"{by} leaves {len(skipped)} of {len(converted) + len(skipped)} recurrent modules as they are:{each}"
+
+
+def _tell(what: str | None, strict: bool) -> None:
+    if what and strict:
+        raise ValueError(f"{what}\nNothing was changed, since strict is True")
+    if what:
+        warnings.warn(what, UserWarning, stacklevel=3)
+
+
+def _replace(model: nn.Module, found: Iterable[nn.Module], backend: str) -> list[nn.Module]:
+    """A new module for each of those found, in the place of the old one."""
+    new = {module: pasted.replacement(module, backend) for module in found}
     for parent in [*model.modules()]:
         for name, child in parent._modules.items():
             if child in new:
                 parent._modules[name] = new[child]
-    reasons |= dict.fromkeys(new.values())
     return [*new.values()]
 
 
-def _report(model: nn.Module, reasons: dict[nn.Module, str | None], made: Iterable[nn.Module] = ()) -> Conversion:
+def _conversion(model: nn.Module, reasons: Reasons, made: Iterable[nn.Module] = ()) -> Conversion:
     """`reasons` by name: None for what was converted. A module in two places has two names."""
     new = {id(parameter) for module in made for parameter in module.parameters()}
     named = [(name, reasons[m]) for name, m in model.named_modules(remove_duplicate=False) if m in reasons]
@@ -190,14 +219,18 @@ def _report(model: nn.Module, reasons: dict[nn.Module, str | None], made: Iterab
     )
 
 
-def _is_recurrent(module: nn.Module) -> bool:
+def is_ours(module: nn.Module) -> bool:
+    return isinstance(module, (Recurrent, Cell, Convolutional, AttentionLSTM))
+
+
+def is_recurrent(module: nn.Module) -> bool:
     """Whether `module` is a recurrent one of PyTorch's or ours, of any kind; not one that only has such a name or parts."""
     cls = type(module)
     of_torch = cls.__module__.startswith("torch.") and KINDS & {cls.__name__, getattr(module, "original_name", "")}
     return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or bool(of_torch)
 
 
-def _why_not_ours(module: nn.Module) -> str | None:
+def why_not_ours(module: nn.Module) -> str | None:
     cls = own_class(module)
     if isinstance(module, torch.jit.ScriptModule):
         return f"{module.original_name} was compiled by torch.jit: convert before that"

@@ -1,7 +1,7 @@
 """Subclasses of PyTorch's modules that only add construction, with our forward in front: for `convert`.
 
 The class that is made derives from ours and from the user's, in this order. Our forward runs; the user's methods are there, and
-their `super()` works, since our classes hand on what they don't do themselves: `reset_parameters`, `extra_repr`.
+their `super()` works, since our classes hand on what they don't do themselves: `reset_parameters`, `extra_repr`, `_get_name`.
 """
 
 import types
@@ -20,7 +20,7 @@ HELPERS = {
     "__reduce__", "__reduce_ex__",
 }  # fmt: skip
 # What ours hand on to the next class
-HANDED_ON = {"reset_parameters", "extra_repr"}
+HANDED_ON = {"reset_parameters", "extra_repr", "_get_name"}
 
 
 def own_class(module: nn.Module) -> type[nn.Module]:

@@ -93,15 +93,15 @@ def test_initial_weights_are_uniform_within_their_bounds():
 
 
 def test_repr_says_what_is_not_usual():
-    assert repr(fastlstm.AttentionLSTM(3, 5, 7)) == "AttentionLSTM(3, 5, 7)"
+    assert repr(fastlstm.AttentionLSTM(3, 5, 7)) == "fastlstm.AttentionLSTM(3, 5, 7)"
     ours = fastlstm.AttentionLSTM(
         3, 5, 7, 2, False, True, 0.5, attention="normalized_additive", attention_size=9, feed=None, attend="before",
         query_layer=0, output="linear", output_dropout=0.25, peephole=True, coupled=True, backend="reference",
     )  # fmt: skip
     assert repr(ours) == (
-        "AttentionLSTM(3, 5, 7, num_layers=2, bias=False, batch_first=True, dropout=0.5, attention='normalized_additive', "
-        "feed=None, attend='before', query_layer=0, output='linear', output_dropout=0.25, peephole=True, coupled=True, "
-        "backend='reference', attention_size=9)"
+        "fastlstm.AttentionLSTM(3, 5, 7, num_layers=2, bias=False, batch_first=True, dropout=0.5, "
+        "attention='normalized_additive', feed=None, attend='before', query_layer=0, output='linear', output_dropout=0.25, "
+        "peephole=True, coupled=True, backend='reference', attention_size=9)"
     )
 
 

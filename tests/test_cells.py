@@ -157,7 +157,7 @@ def test_state_dict_loads_both_ways_and_seeds_agree(kind):
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(B, I)
     torch.testing.assert_close(ours(x), theirs(x))
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"fastlstm.{theirs!r}"
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "PeepholeLSTMCell", "CIFGLSTMCell"])
@@ -167,7 +167,7 @@ def test_constructor_takes_what_pytorch_takes(name):
     theirs = inspect.signature(nn.LSTMCell).parameters.values()
     assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs]
     made = cls(3, 5, False, "meta", torch.bfloat16, backend="reference")
-    assert repr(made) == f"{name}(3, 5, bias=False, backend='reference')"
+    assert repr(made) == f"fastlstm.{name}(3, 5, bias=False, backend='reference')"
     assert {(w.device.type, w.dtype) for w in made.parameters()} == {("meta", torch.bfloat16)}
 
 

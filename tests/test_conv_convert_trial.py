@@ -71,7 +71,8 @@ OTHERS = {
 def test_it_stays_and_draws_nothing(cls: type[Pasted], training: bool) -> None:
     model = Model(cls(C, 4, (3, 3))).train(training)
     before = torch.get_rng_state()
-    converted, skipped, _ = convert(model, ConvLSTM=cls)
+    with pytest.warns(UserWarning, match="encoder: "):
+        converted, skipped, _ = convert(model, ConvLSTM=cls)
     assert converted == []
     assert re.search(OTHERS[cls], skipped["encoder"])
     assert type(model.encoder) is cls

@@ -76,13 +76,13 @@ def test_initial_weights_are_uniform_within_the_bound():
 
 
 def test_repr_says_what_is_not_usual():
-    assert repr(KINDS[1](3, 5, 3)) == "ConvLSTM1d(3, 5, kernel_size=3)"
+    assert repr(KINDS[1](3, 5, 3)) == "fastlstm.ConvLSTM1d(3, 5, kernel_size=3)"
     assert repr(KINDS[2](3, [5, 6], [3, (1, 2)], 2, stride=2, checkpoint=True, backend="reference")) == (
-        "ConvLSTM2d(3, [5, 6], kernel_size=[3, (1, 2)], num_layers=2, checkpoint=True, stride=2, backend='reference')"
+        "fastlstm.ConvLSTM2d(3, [5, 6], kernel_size=[3, (1, 2)], num_layers=2, checkpoint=True, stride=2, "
+        "backend='reference')"
     )
-    assert (
-        repr(CELLS[3](3, 5, 3, False, coupled=True)) == "ConvLSTM3dCell(3, 5, kernel_size=3, bias=False, coupled=True)"
-    )
+    shown = repr(CELLS[3](3, 5, 3, False, coupled=True))
+    assert shown == "fastlstm.ConvLSTM3dCell(3, 5, kernel_size=3, bias=False, coupled=True)"
 
 
 @pytest.mark.parametrize("case", ONE_LAYER)

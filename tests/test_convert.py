@@ -3,6 +3,7 @@
 import copy
 import doctest
 import pickle
+import re
 import threading
 import types
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def test_there_and_back(kind: str, options: str) -> None:
     assert convert(module) == Conversion([""], {}, [])
     assert type(module) is getattr(fastlstm, kind)
     assert_same(module, x, before)
-    assert repr(module) == repr(getattr(nn, kind)(3, 5, **OPTIONS[options]))
+    assert repr(module) == f"fastlstm.{getattr(nn, kind)(3, 5, **OPTIONS[options])!r}"
     fresh = getattr(fastlstm, kind)(3, 5, **OPTIONS[options])
     assert vars(module).keys() == vars(fresh).keys()
 
@@ -91,7 +92,10 @@ def test_a_model_trains_on_with_its_optimizer() -> None:
         optimizer = torch.optim.Adam(m.parameters(), lr=0.1)
         for step in range(4):
             if step == 2 and m is model:
-                report = convert(m, backend="reference")
+                with pytest.warns(
+                    UserWarning, match=r"convert leaves 1 of 5 recurrent modules as they are:\n  rnn: torch"
+                ):
+                    report = convert(m, backend="reference")
             optimizer.zero_grad()
             m(x).square().sum().backward()
             optimizer.step()
@@ -100,7 +104,11 @@ def test_a_model_trains_on_with_its_optimizer() -> None:
     assert model.inner["again"] is model.encoder
     assert model.inner["gru"].backend == "reference"
     torch.testing.assert_close(model.state_dict(), twin.state_dict())
-    assert convert(model) == Conversion([], report.skipped, [])
+    with pytest.warns(
+        UserWarning, match=r"convert leaves 1 of 1 recurrent modules as they are:\n  rnn: torch"
+    ) as caught:
+        assert convert(model) == Conversion([], report.skipped, [])
+    assert caught[0].filename == __file__
     assert model.encoder.backend == "reference"
 
 
@@ -229,7 +237,8 @@ def test_what_is_left_is_told(case: str) -> None:
     make, reason = LEFT[case]
     model = nn.ModuleDict({"it": make()})
     kind = type(model["it"])
-    converted, skipped, _ = convert(model)
+    with pytest.warns(UserWarning, match=re.escape(reason)):
+        converted, skipped, _ = convert(model)
     assert not [name for name in converted if name == "it"]
     assert reason in skipped["it"]
     assert type(model["it"]) is kind
@@ -253,7 +262,8 @@ BACK = {
 def test_what_has_no_way_back_is_told(case: str) -> None:
     make, reason = BACK[case]
     module = make()
-    converted, skipped, _ = fastlstm.to_torch(module)
+    with pytest.warns(UserWarning, match=re.escape(reason)):
+        converted, skipped, _ = fastlstm.to_torch(module)
     assert converted == []
     assert reason in skipped[""]
     assert convert(module) == Conversion([], {}, [])
@@ -269,8 +279,8 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="backend is 'gpu', expected one of 'auto', "):
         convert(lstm, backend="gpu")
     assert type(lstm) is nn.LSTM
-    for function in (convert, fastlstm.to_torch):
-        with pytest.raises(TypeError, match=r"model is of type list, expected an nn\.Module: its submodules"):
+    for function in (convert, fastlstm.to_torch, fastlstm.report):
+        with pytest.raises(TypeError, match=r"model is of type list, expected an nn\.Module, whose submodules"):
             function([lstm])
 
 

@@ -26,7 +26,7 @@ def outcome(kind: type, *args, **kwargs) -> str:
     """What a constructor says: its exception's class and words, or the module it built."""
     torch.manual_seed(0)
     with pytest.raises(Exception) as error:  # noqa: PT011
-        raise Built(repr(kind(*args, **kwargs)))
+        raise Built(repr(kind(*args, **kwargs)).removeprefix("fastlstm."))
     return f"{error.type.__name__}: {error.value}"
 
 

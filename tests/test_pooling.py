@@ -58,7 +58,7 @@ def test_values_and_gradients(attention_size: int | None, heads: int) -> None:
 def test_sizes_and_first_weights() -> None:
     sizes = {name: tuple(p.shape) for name, p in make(9, 4).named_parameters()}
     assert sizes == {"weight_key": (9, M), "bias_key": (9,), "weight_score": (4, 9)}
-    assert repr(make(batch_first=True)) == "AttentionPooling(6, 6, heads=1, batch_first=True)"
+    assert repr(make(batch_first=True)) == "fastlstm.AttentionPooling(6, 6, heads=1, batch_first=True)"
     module = AttentionPooling(100, 400, 3)
     for weight, sums in ((module.weight_key, 100), (module.bias_key, 100), (module.weight_score, 400)):
         assert 0.9 < weight.abs().max() * sums**0.5 <= 1

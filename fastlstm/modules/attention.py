@@ -15,7 +15,7 @@ from fastlstm.functional.attention_lstm import AttentionLSTMResult, AttentionLST
 from fastlstm.functional.attention_values import AttentionWeights, Precomputed
 from fastlstm.kernels.attention_lstm import PARAMETERS, Attention
 from fastlstm.kernels.variant import PARAMETERS as RECURRENT
-from fastlstm.modules.base import weights_of
+from fastlstm.modules.base import shown_name, weights_of
 from fastlstm.sequences import Lengths
 
 USUAL: dict[str, Any] = {
@@ -214,6 +214,9 @@ class AttentionLSTM(nn.Module):
         # at each call: an attribute that was edited counts, and the repr does not lie
         kind = Attention(self.attention, self.feed, self.attend, self.output)
         return call, AttentionCall(kind, self.query_layer, self.coupled, self.output_dropout, need_weights)
+
+    def _get_name(self) -> str:
+        return shown_name(self, super()._get_name())
 
     def extra_repr(self) -> str:
         shown = {name: getattr(self, name) for name, value in USUAL.items() if getattr(self, name) != value}

@@ -98,8 +98,17 @@ class Recurrent(nn.RNNBase):
         )  # fmt: skip
         return recurrent(self.variant, input, self.all_weights, hx, call)
 
+    def _get_name(self) -> str:
+        return shown_name(self, super()._get_name())
+
     def extra_repr(self) -> str:
         return super().extra_repr() + own_repr(self._forget_bias, self.backend)
+
+
+def shown_name(module: nn.Module, name: str) -> str:
+    """What a module is called where a model is printed: `fastlstm.LSTM` tells ours from PyTorch's; `Theirs[fastlstm.LSTM]`."""
+    ours = next(cls for cls in type(module).__mro__ if cls.__module__.startswith("fastlstm."))
+    return f"fastlstm.{name}" if type(module) is ours else f"{name}[fastlstm.{ours.__name__}]"
 
 
 def own_repr(forget_bias: float, backend: str) -> str:

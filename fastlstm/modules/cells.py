@@ -10,7 +10,7 @@ from fastlstm.checks import check_hx
 from fastlstm.functional.driver import step
 from fastlstm.kernels import gru, lstm
 from fastlstm.kernels.variant import Variant
-from fastlstm.modules.base import own_repr, take_variant_of_old, weights_of
+from fastlstm.modules.base import own_repr, shown_name, take_variant_of_old, weights_of
 from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 
 
@@ -53,6 +53,9 @@ class Cell(nn.RNNCellBase):
     def _step(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         weights = weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         return step(self.variant, x, states, (*weights, self.weight_peephole), self.backend)
+
+    def _get_name(self) -> str:
+        return shown_name(self, super()._get_name())
 
     def extra_repr(self) -> str:
         return super().extra_repr() + own_repr(self._forget_bias, self.backend)

@@ -15,7 +15,7 @@ from fastlstm.functional import ConvLSTMResult, ConvLSTMState
 from fastlstm.functional.conv_driver import convolutional
 from fastlstm.kernels.conv_lstm import Geometry
 from fastlstm.kernels.variant import PARAMETERS, Variant
-from fastlstm.modules.base import weights_of
+from fastlstm.modules.base import shown_name, weights_of
 from fastlstm.sequences import Lengths
 
 Device = torch.device | str | int | None
@@ -86,6 +86,9 @@ class Convolutional(nn.Module):
         bound = 1 / math.sqrt(H * math.prod(kernel))
         for name in names:
             nn.init.uniform_(getattr(self, name), -bound, bound)
+
+    def _get_name(self) -> str:
+        return shown_name(self, super()._get_name())
 
     def _own_repr(self) -> str:
         shown = {name: getattr(self, name) for name, usual in SHOWN.items() if getattr(self, name) != usual}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm import checks
+from fastlstm.modules.base import shown_name
 from fastlstm.sequences import Lengths
 
 
@@ -101,6 +102,9 @@ class AttentionPooling(nn.Module):
         # like PyTorch's, it leaves float64 and integers alone
         if not casts or not memory.is_floating_point() or torch.float64 in (memory.dtype, dtype):
             raise ValueError(f"memory has dtype {memory.dtype}, expected {dtype}: that of the weights")
+
+    def _get_name(self) -> str:
+        return shown_name(self, super()._get_name())
 
     def extra_repr(self) -> str:
         more = ", batch_first=True" if self.batch_first else ""

@@ -152,7 +152,7 @@ def build(variant: str, *args: Any, **options: Any) -> nn.RNNBase:
     """The module of a variant by its name in `fastlstm.backends.VARIANTS`, from the arguments that it takes.
 
     >>> build("cifg_peephole_lstm", 3, 5)
-    CIFGLSTM(3, 5, peephole=True)
+    fastlstm.CIFGLSTM(3, 5, peephole=True)
     """
     if variant == lstm.CIFG_PEEPHOLE_LSTM.name:
         return CIFGLSTM(*args, peephole=True, **options)
