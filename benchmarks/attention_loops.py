@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from fastlstm.benchmarks.cases import AttentionCase
-from fastlstm.benchmarks.work import Work
+from fastlstm.benchmarks.work import Work, refuse
+from fastlstm.case import AttentionCase
 from fastlstm.loaders import from_joeynmt
 
 CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+NOT_LOOPED = ("bias", "A", "attend", "output", "query_layer", "peephole", "coupled")
 OTHERS = ("weight_query", "weight_key", "weight_score", "weight_out", "bias_out")
 
 
@@ -21,9 +22,11 @@ class Weights(nn.Module):
 
     def __init__(self, work: Work, case: AttentionCase) -> None:
         super().__init__()
+        refuse(case, "this peer", NOT_LOOPED)
         if case.attention not in ("additive", "dot", "general"):
             raise NotImplementedError(f"{case.attention} scores are not measured")
-        self.attention, self.feed, self.lengths = case.attention, case.feed, case.memory_lengths
+        self.attention, self.feed = case.attention, case.feed
+        self.lengths = torch.tensor(case.memory_lengths) if case.memory_lengths else None
         self.order = [name for name, _ in work.module.named_parameters()]
         for name, weight in work.module.named_parameters():
             self.register_parameter(name, nn.Parameter(weight.detach().clone()) if name in OTHERS else None)
@@ -144,13 +147,14 @@ class JoeyDecoder(nn.Module):
 
     def __init__(self, work: Work, case: AttentionCase) -> None:
         super().__init__()
-        if case.attention == "dot" or case.feed == "context":
+        refuse(case, "JoeyNMT, as it is measured here,", NOT_LOOPED)
+        if case.attention not in ("additive", "general") or case.feed == "context":
             raise NotImplementedError(
                 "JoeyNMT has additive and general scores, and feeds the attentional vector or nothing"
             )
         if case.layout == "step":
             raise NotImplementedError("JoeyNMT projects the keys at every step that it is called for")
-        self.lengths = case.memory_lengths if case.shortest_memory else torch.full((case.B,), case.S)
+        self.lengths = torch.tensor(case.memory_lengths or [case.S] * case.B)
         attention = {"additive": "bahdanau", "general": "luong"}[case.attention]
         self.decoder = load_joeynmt().RecurrentDecoder(
             rnn_type="lstm", emb_size=case.I, hidden_size=case.H, encoder=SimpleNamespace(output_size=case.M),

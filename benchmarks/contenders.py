@@ -3,6 +3,7 @@
 import dataclasses
 import time
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,19 +11,22 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastlstm.benchmarks.attention_loops import AttentionLoop, JoeyDecoder, LSTMThenAttention
-from fastlstm.benchmarks.cases import AttentionCase, Case, ConvCase
 from fastlstm.benchmarks.conv_loops import ConvLoop, KerasLayers
 from fastlstm.benchmarks.loops import CellLoop, Cutting
 from fastlstm.benchmarks.work import (
     Contender,
+    Forward,
     Work,
+    as_hx,
     as_tuple,
     forward_of_ours,
     make_work,
     module_of,
     packing,
+    refuse,
     step,
 )
+from fastlstm.case import AttentionCase, Case, ConvCase
 from fastlstm.kernels.conv_lstm import CONV_LSTM
 from fastlstm.kernels.lstm import LSTM
 
@@ -48,10 +52,10 @@ def reference(work: Work) -> Contender:
 def dense(work: Work) -> Contender:
     """Ours on a dense batch of as many sequences and, to within one step each, as many valid steps."""
     case = work.case
-    if case.lengths is None:
+    if not case.lengths:
         raise NotImplementedError("the case is dense itself")
-    equal = dataclasses.replace(case, layout="dense", T=round(case.rows / case.B))
-    return ours(make_work(equal, work.variant, work.mode, work.dtype, str(work.x.device)))
+    equal = dataclasses.replace(case, layout="dense", lengths=(), T=round(case.rows / case.B))
+    return ours(make_work(equal, str(work.x.device)))
 
 
 def our_lstm(work: Work) -> Contender:
@@ -61,8 +65,8 @@ def our_lstm(work: Work) -> Contender:
         raise NotImplementedError("it is the LSTM itself")
     if isinstance(case, AttentionCase):
         shared = {field.name: getattr(case, field.name) for field in dataclasses.fields(Case)}
-        case = Case(**shared | {"layout": "dense"})
-    return ours(make_work(case, plain, work.mode, work.dtype, str(work.x.device)))
+        case = Case(**shared | {"layout": "dense", "variant": plain.name})
+    return ours(make_work(dataclasses.replace(case, variant=plain.name), str(work.x.device)))
 
 
 def checkpointed(work: Work) -> Contender:
@@ -92,14 +96,14 @@ def torch_module(work: Work) -> Contender:
     name = work.variant.counterpart or "LSTM"
     options = {"dtype": work.dtype, "device": work.x.device}
     if case.layout == "cell":
-        module: nn.Module = getattr(nn, f"{name}Cell")(case.I, case.H, **options)
+        module: nn.Module = getattr(nn, f"{name}Cell")(case.I, case.H, bias=case.bias, **options)
     else:
-        module = getattr(nn, name)(case.I, case.H, **case.options(), **options)
+        module = getattr(nn, name)(case.I, case.H, **case.options, **options)
     if work.variant.counterpart:
         module.load_state_dict(work.module.state_dict())
 
     def forward(x: PackedSequence | Tensor, *states: Tensor) -> tuple:
-        results = module(x, states[0] if len(states) == 1 else states)
+        results = module(x, as_hx(states))
         if case.layout == "cell":
             return as_tuple(results)
         return results[0], *as_tuple(results[1])
@@ -119,10 +123,10 @@ def cutting(work: Work) -> Contender:
     if not work.variant.counterpart:
         raise NotImplementedError("PyTorch has no such module to run between cuts")
     kind = getattr(nn, work.variant.counterpart)
-    module = kind(work.case.I, work.case.H, **work.case.options(), dtype=work.dtype, device=work.x.device)
+    module = kind(work.case.I, work.case.H, **work.case.options, dtype=work.dtype, device=work.x.device)
     module.load_state_dict(work.module.state_dict())
     cut = Cutting(work, module)
-    return Contender(work, step(work, cut, cut))
+    return Contender(work, step(work, from_zeros(work, cut), cut))
 
 
 def cell_loop(work: Work) -> Contender:
@@ -131,7 +135,7 @@ def cell_loop(work: Work) -> Contender:
     if isinstance(work.case, AttentionCase):
         return as_module(work, AttentionLoop(work, work.case))
     loop = CellLoop(work)
-    return Contender(work, step(work, packing(work.case, loop), loop))
+    return Contender(work, step(work, from_zeros(work, packing(work.case, loop)), loop))
 
 
 def channels_last_loop(work: Work) -> Contender:
@@ -159,16 +163,21 @@ def at_once(work: Work) -> Contender:
 
 
 def as_module(work: Work, module: AsOurs) -> Contender:
-    return Contender(work, step(work, module, module, module.as_ours))
+    return Contender(work, step(work, from_zeros(work, module), module, module.as_ours))
+
+
+def from_zeros(work: Work, forward: Callable[..., tuple]) -> Forward:
+    """Zeros for those who must be given states, where the case gives none."""
+    return lambda *inputs: forward(*inputs, *work.zeros)
 
 
 def compiled_loop(work: Work) -> Contender:
     if isinstance(work.case, (ConvCase, AttentionCase)):
         other = ConvLoop(work) if isinstance(work.case, ConvCase) else AttentionLoop(work, work.case)
-        run = step(work, torch.compile(other), other, other.as_ours)
+        run = step(work, from_zeros(work, torch.compile(other)), other, other.as_ours)
     else:
         loop = CellLoop(work)
-        run = step(work, packing(work.case, torch.compile(loop)), loop)
+        run = step(work, from_zeros(work, packing(work.case, torch.compile(loop))), loop)
     start = time.perf_counter()
     run()
     return Contender(work, run, compile_s=time.perf_counter() - start)
@@ -193,6 +202,7 @@ def onnx_runtime(work: Work) -> Contender:
         raise NotImplementedError("ONNX has no ConvLSTM")
     if isinstance(case, AttentionCase):
         raise NotImplementedError("ONNX has no decoder with attention")
+    refuse(case, "our export of one", ("bias",))
     if case.P or case.resets or case.layout in ("packed", "cell"):
         raise NotImplementedError("ONNX knows no projection, no resets, no packed input and no cells")
     try:
@@ -209,8 +219,8 @@ def onnx_runtime(work: Work) -> Contender:
     # Its threads would otherwise spin on into the time of the others.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    lengths = torch.full((case.B,), case.T) if case.lengths is None else case.lengths
-    feeds = {"x": work.x, "lengths": lengths.int()} | dict(zip(("h0", "c0"), work.states, strict=False))
+    lengths = torch.tensor(case.lengths or [case.T] * case.B, dtype=torch.int32)
+    feeds = {"x": work.x, "lengths": lengths} | dict(zip(("h0", "c0"), work.states + work.zeros, strict=False))
     arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
     return Contender(work, lambda: [torch.from_numpy(array) for array in session.run(None, arrays)])
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from fastlstm.benchmarks.loops import gates
-from fastlstm.benchmarks.work import Work
+from fastlstm.benchmarks.work import Work, refuse
 from fastlstm.kernels.conv_lstm import CONV_LSTM
+
+NOT_LOOPED = ("bias", "bidirectional", "lengths", "resets", "hadamard")
 
 
 class ConvLoop(nn.Module):
@@ -20,6 +22,7 @@ class ConvLoop(nn.Module):
     def __init__(self, work: Work, channels_last: bool = False) -> None:
         super().__init__()
         case = work.case
+        refuse(case, "this loop", NOT_LOOPED)
         self.variant, self.format = work.variant, torch.contiguous_format
         if channels_last:
             self.format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(work.x.dim() - 1)
@@ -69,6 +72,7 @@ class KerasLayers(nn.Module):
     def __init__(self, work: Work) -> None:
         super().__init__()
         case = work.case
+        refuse(case, "Keras, as it is measured here,", NOT_LOOPED)
         if work.variant != CONV_LSTM:
             raise NotImplementedError("Keras has no peepholes and no coupled gates")
         if work.dtype not in (torch.float32, torch.float64) or work.x.is_cuda:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.benchmarks.work import Work
+from fastlstm.benchmarks.work import Work, refuse
 from fastlstm.kernels.variant import Variant
 
 
@@ -62,6 +62,7 @@ class CellLoop(nn.Module):
             raise NotImplementedError("resets are measured against cutting")
         if work.case.layout == "cell":
             raise NotImplementedError("one step is no loop")
+        refuse(work.case, "this loop", ("bias",))
         self.directions = work.case.directions
         self.cells = nn.ModuleList([cell_of(work, weights) for weights in work.module.all_weights])
 

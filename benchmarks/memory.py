@@ -1,6 +1,6 @@
 """Peak memory of one training step, in a process of its own: all memory, whoever allocates it.
 
-`python -m fastlstm.benchmarks.memory '{"case": ..., "variant": ..., "contender": ..., "dtype": ..., "threads": ...}'` prints
+`python -m fastlstm.benchmarks.memory '{"case": ..., "contender": ..., "threads": ...}'` prints
 bytes.
 """
 
@@ -13,25 +13,24 @@ from pathlib import Path
 
 import torch
 
-from fastlstm.benchmarks.cases import CASES, KINDS
 from fastlstm.benchmarks.contenders import contender
-from fastlstm.benchmarks.work import DTYPES, make_work
+from fastlstm.benchmarks.work import make_work
+from fastlstm.case import Case, parse
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_memory(case: str, variant: str, name: str, dtype: str, threads: int) -> int:
+def peak_memory(case: Case, name: str, threads: int) -> int:
     """Bytes that a training step of the contender takes at its peak, beyond the batch and the weights."""
-    job = {"case": case, "variant": variant, "contender": name, "dtype": dtype, "threads": threads}
+    job = {"case": str(case), "contender": name, "threads": threads}
     command = [sys.executable, "-m", "fastlstm.benchmarks.memory", json.dumps(job)]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
-def measure(case: str, variant: str, contender_name: str, dtype: str) -> int:
+def measure(case: Case, contender_name: str) -> int:
     # A small batch first: what is loaded or compiled once is not the step's.
-    kind = KINDS[variant]
-    contender(contender_name, make_work(CASES[case].small(), kind, "train", DTYPES[dtype])).step()
-    work = make_work(CASES[case], kind, "train", DTYPES[dtype])
+    contender(contender_name, make_work(case.small())).step()
+    work = make_work(case)
     # The peak so far, that of imports and compilers, is forgotten where the system can do that (Linux).
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")
@@ -52,4 +51,4 @@ def peak() -> int:
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
-    print(measure(job["case"], job["variant"], job["contender"], job["dtype"]))
+    print(measure(parse(job["case"]), job["contender"]))

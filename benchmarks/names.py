@@ -1,7 +1,8 @@
 """What variants, modes and peers are called in tables."""
 
 from fastlstm.backends import IN_PYTORCH
-from fastlstm.benchmarks.cases import CASES, AttentionCase, ConvCase
+from fastlstm.benchmarks.cases import find
+from fastlstm.case import AttentionCase, ConvCase
 
 MODULES = {
     "lstm": "LSTM",
@@ -37,9 +38,14 @@ PURPOSES = {
 }
 
 
+def called(row: dict) -> str:
+    """What a row's case is called in tables: its name, or all that it says."""
+    return row.get("name") or row["case"]
+
+
 def peer(row: dict) -> str:
     """Who a row is measured against, in words."""
-    variant, case = row["variant"], CASES[row["case"]]
+    variant, case = row["variant"], find(row["case"])
     own, cell = MODULES[variant] if variant in IN_PYTORCH else "LSTM", "Cell" if case.layout == "cell" else ""
     if isinstance(case, ConvCase):
         loop = "loop over one convolution"
@@ -66,7 +72,7 @@ def peer(row: dict) -> str:
 
 
 def module(row: dict) -> str:
-    case, name = CASES[row["case"]], MODULES[row["variant"]]
+    case, name = find(row["case"]), MODULES[row["variant"]]
     if isinstance(case, ConvCase):
         name = name.replace("2d", f"{len(case.S)}d")
     return f"fastlstm.{name}" + {"cell": "Cell", "step": ".step"}.get(case.layout, "")
@@ -74,5 +80,5 @@ def module(row: dict) -> str:
 
 def plain(row: dict) -> str:
     """Our own that a row's variant is shown beside."""
-    case = CASES[row["case"]]
+    case = find(row["case"])
     return f"ConvLSTM{len(case.S)}d" if isinstance(case, ConvCase) else "LSTM"

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from fastlstm.backends import IN_PYTORCH
-from fastlstm.benchmarks.cases import CASES
+from fastlstm.benchmarks.cases import find
+from fastlstm.benchmarks.names import called
 from fastlstm.benchmarks.spread import spread
 
 TICKS = (0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
@@ -21,13 +22,14 @@ def plot(result: dict, file: Path) -> None:
         raise ValueError("the result has no row against torch, expected at least one: the picture shows those")
     variants = [v for v in IN_PYTORCH if any(row["variant"] == v for row in rows)] or [rows[0]["variant"]]
     rows = [row for row in rows if row["variant"] in variants]
-    names = list(dict.fromkeys(row["case"] for row in rows))
+    cases = {called(row): find(row["case"]) for row in rows}
+    names = list(cases)
     figure = Figure(figsize=(2 + 4.5 * len(variants), 1.4 + 0.4 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
     for axes, variant in zip(panels, variants, strict=True):
         draw(axes, [row for row in rows if row["variant"] == variant], names)
         axes.set_title(f"fastlstm.{variant.upper()} over nn.{variant.upper()}", fontsize=10)
-    panels[0].set_yticks(range(len(names)), [f"{name}\n{CASES[name].shape()}" for name in names], fontsize=7)
+    panels[0].set_yticks(range(len(names)), [f"{name}\n{case.shape()}" for name, case in cases.items()], fontsize=7)
     panels[0].invert_yaxis()
     panels[0].legend(loc="best", fontsize=8)
     m = result["machine"]
@@ -46,7 +48,7 @@ def draw(axes: Any, rows: list[dict], names: list[str]) -> None:
         chosen = [row for row in rows if row["mode"] == mode]
         spreads = [spread(row) for row in chosen]
         axes.barh(
-            [names.index(row["case"]) + (m - (len(MODES) - 1) / 2) * height for row in chosen],
+            [names.index(called(row)) + (m - (len(MODES) - 1) / 2) * height for row in chosen],
             [s.median - 1 for s in spreads],
             left=1,
             height=height,

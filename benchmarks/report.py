@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, IN_PYTORCH
-from fastlstm.benchmarks.cases import CASES, main_peer
-from fastlstm.benchmarks.names import MODES, MODULES, PURPOSES, module, peer
+from fastlstm.benchmarks.cases import STANDS_FOR, find, main_peer
+from fastlstm.benchmarks.names import MODES, MODULES, PURPOSES, called, module, peer
 from fastlstm.benchmarks.plot import plot
 from fastlstm.benchmarks.spread import down, spread
 
@@ -79,7 +79,7 @@ def cost(result: dict, variant: str, mode: str) -> str | None:
     rows = [
         r
         for r in chosen(result, variant, mode, "lstm")
-        if "ratios" in r and CASES[r["case"]].layout not in ("cell", "step")
+        if "ratios" in r and find(r["case"]).layout not in ("cell", "step")
     ]
     if not rows:
         return None
@@ -100,7 +100,7 @@ def mean_and_lowest(rows: list[dict]) -> str:
         return down(spread(rows[0]).median)
     mean = statistics.geometric_mean(spread(row).median for row in rows)
     lowest = min(rows, key=lambda row: spread(row).median)
-    return f"{down(mean)} ({lowest['case']}: {down(spread(lowest).median)})"
+    return f"{down(mean)} ({called(lowest)}: {down(spread(lowest).median)})"
 
 
 def main_table(result: dict, variant: str, mode: str) -> Tables:
@@ -108,14 +108,14 @@ def main_table(result: dict, variant: str, mode: str) -> Tables:
     headers = ["case", "L x H", "I", "T", "B", "PyTorch's is", "ms", "speed-up", "GFLOP/s"]
     lines = []
     for row in chosen(result, variant, mode, main_peer(variant)):
-        case = CASES[row["case"]]
+        case = find(row["case"])
         if "reason" in row and not row.get("miss"):
             continue
         path = row.get("path") or "–"
-        line = [row["case"], case.shape(), str(case.I), case.time(), case.batch(), path, *timing(row)]
+        line = [called(row), case.shape(), str(case.I), case.time(), case.batch(), path, *timing(row)]
         if mode == "train":
             line.append(" / ".join(map(megabytes, row.get("memory", {}).values())) or "–")
-        lines.append([*line, case.stands_for])
+        lines.append([*line, STANDS_FOR.get(called(row), "–")])
     return Tables([*headers, *(["peak MB"] if mode == "train" else []), "stands for"], lines)
 
 
@@ -136,7 +136,7 @@ def peer_table(result: dict) -> Tables:
         if row["against"] != main_peer(row["variant"]) and "ratios" in row:
             compiled = f"{row['compile_s']:.0f}" if row["compile_s"] else "–"
             times, ratio, _ = timing(row)
-            lines.append([module(row), row["case"], MODES[row["mode"]], peer(row), times, ratio, compiled])
+            lines.append([module(row), called(row), MODES[row["mode"]], peer(row), times, ratio, compiled])
     return Tables(["module", "case", "work", "peer", "ms", "speed-up", "compile s"], lines)
 
 
@@ -164,7 +164,7 @@ def notes(result: dict) -> list[str]:
     if "l2" in m:
         lines.append(f"The GPU's L2 cache: {m['l2']}.")
     return lines + [
-        f"Not timed: {module(row)}, {row['case']}, {MODES[row['mode']]}, {peer(row)}: {row['reason']}."
+        f"Not timed: {module(row)}, {called(row)}, {MODES[row['mode']]}, {peer(row)}: {row['reason']}."
         for row in result["rows"]
         if row.get("miss")
     ]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,30 +21,33 @@ from torch.utils.benchmark import Timer
 
 import fastlstm
 from fastlstm.backends import CONVOLUTIONAL
-from fastlstm.benchmarks.cases import CASES, KINDS, AttentionCase, Case, main_peer
+from fastlstm.benchmarks.cases import main_peer
 from fastlstm.benchmarks.contenders import OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
-from fastlstm.benchmarks.work import DTYPES, Contender, make_work
+from fastlstm.benchmarks.work import Contender, make_work
+from fastlstm.case import AttentionCase, Case, even
 from fastlstm.gpu import ahead
 from fastlstm.parity import difference
 
 BLOCK_S = 0.05  # a block of runs is timed as one, and lasts about this long
 
 
-def measure(name: str, variant: str, mode: str, against: str, *, dtype: str, pairs: int, device: str) -> dict:
+def measure(case: Case, against: str, *, name: str | None = None, pairs: int, device: str) -> dict:
     """One row of the result: the contenders' times, their ratios, and what bounds them. Losses are rows like any other.
 
-    A row with "reason" was not timed: the contender can't do the work, or doesn't agree with the oracle.
+    `case` has its variant, dtype and mode, `name` is what it is called, if anything. A row with "reason" was not timed: the
+    contender can't do the work, or doesn't agree with the oracle.
     """
-    row = {"case": name, "variant": variant, "mode": mode, "against": against}
-    case = CASES[name]
+    row: dict[str, Any] = {"case": str(case), "variant": case.variant, "mode": case.mode, "against": against}
+    if name:
+        row["name"] = name
     try:
-        work = make_work(case, KINDS[variant], mode, DTYPES[dtype], device)
+        work = make_work(case, device)
         theirs = contender(against, work)
     except NotImplementedError as error:
         return row | {"reason": str(error)}
     mine = contender("ours", work)
-    same_work = against not in OTHER_WORK and not (against == "torch" and not KINDS[variant].counterpart)
+    same_work = against not in OTHER_WORK and not (against == "torch" and not case.kind.counterpart)
     for one, label in ((mine, "ours"), (theirs, against)):
         reason = disagreement(one, strict=label == "ours") if one is mine or same_work else None
         if reason:
@@ -56,23 +60,23 @@ def measure(name: str, variant: str, mode: str, against: str, *, dtype: str, pai
         "ratios": [their / my for my, their in times],
         "ours_s": ours_s,
         "theirs_s": theirs_s,
-        "gflops": case.gflop(variant, mode) / ours_s,
-        "gemm_gflops": gemm_rate(case, variant, DTYPES[dtype], device),
+        "gflops": case.gflop(work.mode) / ours_s,
+        "gemm_gflops": gemm_rate(case, work.dtype, device),
         "compile_s": theirs.compile_s,
     }
     if isinstance(case, AttentionCase) and case.F:
-        read = case.read(DTYPES[dtype].itemsize)
-        passes = 2 if mode == "train" else 1  # a step back reads them once more
+        read = case.read(work.dtype.itemsize)
+        passes = 2 if work.mode == "train" else 1  # a step back reads them once more
         row |= {
             "read_mb": 1e-6 * read,
             "read_gbs": 1e-9 * passes * case.T * read / ours_s,
-            "sum_gbs": read_rate(read, DTYPES[dtype], device),
+            "sum_gbs": read_rate(read, work.dtype, device),
         }
-    if mode == "train" and against == main_peer(variant) and same_work:
+    if work.mode == "train" and against == main_peer(case.kind.name) and same_work:
         if device == "cpu":
             threads = torch.get_num_threads()
-            who = ("ours", *(("checkpoint",) if variant in CONVOLUTIONAL else ()), against)
-            row["memory"] = {one: peak_memory(name, variant, one, dtype, threads) for one in who}
+            who = ("ours", *(("checkpoint",) if case.kind.name in CONVOLUTIONAL else ()), against)
+            row["memory"] = {one: peak_memory(case, one, threads) for one in who}
         else:
             row["memory"] = {one: allocated(run.step, device) for one, run in (("ours", mine), (against, theirs))}
     return row
@@ -86,15 +90,16 @@ def allocated(step: Callable[[], object], device: str) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def compile_ahead(rows: list[tuple[str, str, str, str]], dtype: str, device: str) -> None:
-    """Compile the GPU kernels of all rows, (variant, case, mode, against); T does not matter for that."""
+def compile_ahead(rows: list[tuple[Case, str]], device: str) -> None:
+    """Compile the GPU kernels of all rows, (case, against); T does not matter for that."""
 
     def steps() -> Iterator[Callable[[], object]]:
-        for variant, name, mode, against in rows:
-            case = dataclasses.replace(CASES[name], T=min(CASES[name].T, 2), shortest=min(CASES[name].shortest, 1))
+        for case, against in rows:
+            T = min(case.T, 2)
+            short = dataclasses.replace(case, T=T, lengths=even(1, T, case.B) if case.lengths else ())
             for one in ("ours", against)[: 1 + (against in OTHER_WORK)]:
                 try:
-                    yield contender(one, make_work(case, KINDS[variant], mode, DTYPES[dtype], device)).step
+                    yield contender(one, make_work(short, device)).step
                 except NotImplementedError:
                     continue  # `measure` gives the reason
 
@@ -112,14 +117,10 @@ def disagreement(one: Contender, strict: bool) -> str | None:
     oracle = contender("reference", work.to(torch.float64)).step()
     in_pytorch = work.variant.counterpart and work.reset is None
     torchs = contender("torch" if in_pytorch else "reference", work).step()
-    states = ["h", "c", "fed"][: len(work.states)]
+    states = ["h", "c", "fed"][: len(work.states + work.zeros)]
     names = ["y", *(f"{s}_n" for s in states)] if work.case.layout != "cell" else states
-    names += [
-        "dx",
-        *(["dmemory"] if work.memory is not None else []),
-        *(f"d{s}0" for s in states),
-        *(f"d{key}" for key, _ in work.module.named_parameters()),
-    ]
+    names += [f"d{key}" for key in work.named if key not in work.case.frozen]
+    names += [f"d{key}" for key, _ in work.module.named_parameters()]
     for key, result, exact, peer in zip(names, one.step(), oracle, torchs, strict=False):
         allowed = 2 * difference(peer, exact) + eps
         if not strict or work.dtype == torch.float64:
@@ -137,13 +138,13 @@ def interleaved(a: Callable[[], object], b: Callable[[], object], pairs: int) ->
     return [tuple(timer.timeit(n).mean for timer, n in zip(timers, runs, strict=True)) for _ in range(pairs)]
 
 
-def gemm_rate(case: Case, variant: str, dtype: torch.dtype, device: str) -> float:
+def gemm_rate(case: Case, dtype: torch.dtype, device: str) -> float:
     """GFLOP/s of PyTorch's faster GEMM on the forward's matrix products alone, weights warm: what an LSTM could reach.
 
     A step of a single row multiplies a vector: there the rate is the memory's.
     """
-    seconds = sum(count * gemm_seconds(*size, dtype, device) for count, *size in case.gemms(variant))
-    return case.gflop(variant, "infer") / seconds
+    seconds = sum(count * gemm_seconds(*size, dtype, device) for count, *size in case.gemms())
+    return case.gflop("infer") / seconds
 
 
 @lru_cache

@@ -1,7 +1,7 @@
 """One batch of a case with the weights of a variant, and one step on it: what every contender gets and does."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from fastlstm.benchmarks.cases import CELLS, AttentionCase, Case
+from fastlstm.case import AttentionCase, Case
 from fastlstm.kernels.variant import Variant
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -21,29 +21,44 @@ Forward = Callable[..., tuple[Tensor, ...]]
 class Work:
     """One batch, the weights in a module of ours, and a random gradient of the output. `x` is (N, I) where it is packed."""
 
-    case: Case
-    variant: Variant
-    mode: str  # "train": forward and backward; "infer": forward, no gradients
-    dtype: torch.dtype
+    case: Case  # with its variant, dtype and mode
     module: nn.Module
     x: Tensor
     states: tuple[Tensor, ...]
     dy: Tensor
     reset: Tensor | None
     memory: Tensor | None = None  # (S, B, M)
+    zeros: tuple[Tensor, ...] = ()  # in the place of states, where the case gives none: for those who need them
+
+    @property
+    def variant(self) -> Variant:
+        return self.case.kind
+
+    @property
+    def mode(self) -> str | None:
+        return self.case.mode
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """What a forward gets, in its order."""
+        states = dict(zip(("h0", "c0", "fed0"), self.states, strict=False))
+        return {"x": self.x, **({} if self.memory is None else {"memory": self.memory}), **states}
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """What a forward gets, and what gradients are wanted of."""
-        return (self.x, *self.states) if self.memory is None else (self.x, self.memory, *self.states)
+        return tuple(self.named.values())
 
     def to(self, dtype: torch.dtype) -> "Work":
         """The same numbers in another dtype."""
         module = module_of(self, dtype=dtype)
         x, dy = self.x.detach().to(dtype), self.dy.to(dtype)
-        states = tuple(s.detach().to(dtype) for s in self.states)
+        states, zeros = (tuple(s.detach().to(dtype) for s in given) for given in (self.states, self.zeros))
         memory = None if self.memory is None else self.memory.detach().to(dtype)
-        return dataclasses.replace(self, dtype=dtype, module=module, x=x, states=states, dy=dy, memory=memory)
+        return dataclasses.replace(self, module=module, x=x, states=states, dy=dy, memory=memory, zeros=zeros)
 
 
 @dataclass(frozen=True)
@@ -57,42 +72,59 @@ class Contender:
     compile_s: float | None = None
 
 
-def make_work(case: Case, variant: Variant, mode: str, dtype: torch.dtype, device: str = "cpu") -> Work:
-    """A random batch of the case: the same numbers for every contender.
+# What no contender is measured with
+NOT_MEASURED = (
+    "reverse", "gain", "strided", "loss", "return_cells", "stride", "dilation", "padding", "unequal", "blind", "memory_gain",
+    "need_weights",
+)  # fmt: skip
+
+
+def make_work(case: Case, device: str = "cpu") -> Work:
+    """A random batch of a case that has a variant, a dtype and a mode: the same numbers for every contender.
 
     Raises NotImplementedError, with the reason, where there is no such work.
     """
-    if variant not in case.variants.values():
-        raise NotImplementedError(f"a case of other variants than {variant.name}")
-    if case.P and not variant.projects:
-        raise NotImplementedError(f"a {variant.op.upper()} has no projection")
-    if case.layout == "cell" and variant not in CELLS:
-        raise NotImplementedError("measured as a layer only")
-    if case.layout == "step" and mode == "train":
+    refuse(case, "the benchmark", NOT_MEASURED)
+    if set(case.frozen) - {"x", "memory", "h0", "c0", "fed0"}:
+        raise NotImplementedError("of what is frozen, the benchmark knows x, memory, h0, c0 and fed0")
+    if 0 in case.lengths:
+        raise NotImplementedError("the benchmark knows no sequence of no steps")
+    if isinstance(case, AttentionCase) and case.lengths:
+        raise NotImplementedError("decoders are measured with targets of one length")
+    if case.layout == "step" and case.mode == "train":
         raise NotImplementedError("single steps are for inference: training knows the whole target")
-    random = torch.Generator().manual_seed(0)
+    assert case.dtype is not None
+    dtype, random = DTYPES[case.dtype], torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random).to(device, dtype)
 
     leading = {"packed": (case.rows,), "cell": (case.B,), "step": (case.B,)}.get(case.layout, (case.T, case.B))
-    stack = () if case.layout == "cell" else (case.layers * case.directions,)
-    x = normal(*leading, *case.row(case.I))
-    states = tuple(normal(*stack, case.B, *case.row(width)) for width in variant.widths(case.H, case.outputs))
-    dy = normal(*leading, *case.row(case.directions * case.outputs))
+    x = normal(*leading, *case.input[2:])
+    shapes = list(case.states.values())
+    first = shapes[:2]
+    states = tuple(normal(*(shape[1:] if case.layout == "cell" else shape)) for shape in first)
+    dy = normal(*leading, *case.row(case.outputs["y"]))
     reset = (torch.rand(case.T, case.B, generator=random) < case.resets).to(device) if case.resets else None
-    module, memory = case.module(variant, dtype=dtype, device=device), None
+    module, memory = case.module(dtype=dtype, device=device), None
     if isinstance(case, AttentionCase):
         memory = normal(case.S, case.B, case.M)
-        if case.layout == "step" and case.F:
-            states = *states, normal(case.B, case.F)
-    return Work(case, variant, mode, dtype, module, x, states, dy, reset, memory)
+        if case.layout == "step":
+            states = *states, *(normal(*shape) for shape in shapes[2:])
+    zeros = tuple(torch.zeros_like(s) for s in states) if case.zero_state else ()
+    return Work(case, module, x, () if zeros else states, dy, reset, memory, zeros)
+
+
+def refuse(case: Case, who: str, fields: Sequence[str]) -> None:
+    """Raises NotImplementedError where the case says what `who` doesn't know."""
+    if words := case.said(*fields):
+        raise NotImplementedError(f"{who} knows no {', '.join(words)}")
 
 
 def module_of(work: Work, **options: Any) -> nn.Module:
     """A module of ours with the work's weights; on a GPU by our kernels there."""
     chosen = {"dtype": work.dtype, "device": work.x.device, "backend": "triton" if work.x.is_cuda else "auto"} | options
-    module = work.case.module(work.variant, **chosen)
+    module = work.case.module(**chosen)
     module.load_state_dict(work.module.state_dict())
     return module
 
@@ -102,16 +134,17 @@ def forward_of_ours(work: Work, module: nn.Module) -> Forward:
     case = work.case
     if isinstance(case, AttentionCase):
         return decoding(work, case, module)
+    lengths, sizes = lengths_of(case), batch_sizes(case)
 
     def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        hx = states[0] if len(states) == 1 else states
+        hx = as_hx(states)
         if case.layout == "cell":
             results = module(x, hx)
             return as_tuple(results)
         if case.layout == "packed":
-            y, finals = module(PackedSequence(x, batch_sizes(case)), hx)
+            y, finals = module(PackedSequence(x, sizes), hx)
             return y.data, *as_tuple(finals)
-        y, finals = module(x, hx, lengths=case.lengths, reset=work.reset)
+        y, finals = module(x, hx, lengths=lengths, reset=work.reset)
         return y, *as_tuple(finals)
 
     return forward
@@ -119,38 +152,51 @@ def forward_of_ours(work: Work, module: nn.Module) -> Forward:
 
 def decoding(work: Work, case: AttentionCase, module: nn.Module) -> Forward:
     """A call of a decoder, or a single step of it, with the keys that are computed here."""
-    lengths = case.memory_lengths
+    lengths = torch.tensor(case.memory_lengths) if case.memory_lengths else None
+    kept = len(work.states + work.zeros)
     if case.layout == "step":
         with torch.no_grad():
             precomputed = module.precompute(work.memory, lengths)
 
     def forward(x: Tensor, memory: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         if case.layout == "step":
-            y, finals = module.step(x, precomputed, states)
+            y, finals = module.step(x, precomputed, states or None)
         else:
-            y, finals = module(x, memory, states, memory_lengths=lengths)
-        return y, *finals[: len(states)]
+            y, finals = module(x, memory, states or None, memory_lengths=lengths)
+        return y, *finals[:kept]
 
     return forward
 
 
 def packing(case: Case, run: Callable[..., tuple]) -> Forward:
     """PyTorch's way with variable length: `run` gets and gives a PackedSequence; a padded batch is packed and padded again."""
+    lengths, sizes = lengths_of(case), batch_sizes(case)
 
     def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         if case.layout in ("dense", "cell"):
             return run(x, *states)
         if case.layout == "packed":
-            y, *finals = run(PackedSequence(x, batch_sizes(case)), *states)
+            y, *finals = run(PackedSequence(x, sizes), *states)
             return y.data, *finals
-        y, *finals = run(pack_padded_sequence(x, case.lengths), *states)
+        y, *finals = run(pack_padded_sequence(x, lengths), *states)
         return pad_packed_sequence(y, total_length=case.T)[0], *finals
 
     return forward
 
 
-def batch_sizes(case: Case) -> Tensor:
-    return (torch.arange(case.T)[:, None] < case.lengths).sum(1)
+def lengths_of(case: Case) -> Tensor | None:
+    return torch.tensor(case.lengths) if case.lengths else None
+
+
+def batch_sizes(case: Case) -> Tensor | None:
+    """Of a packed batch, whose steps end with the longest sequence."""
+    lengths = lengths_of(case)
+    return None if lengths is None else (torch.arange(case.lengths[0])[:, None] < lengths).sum(1)
+
+
+def as_hx(states: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...] | None:
+    """States as a module takes them, None where there are none."""
+    return states[0] if len(states) == 1 else states or None
 
 
 def as_tuple(finals: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -170,7 +216,7 @@ def step(
 
         return infer
 
-    inputs = [tensor.requires_grad_() for tensor in work.inputs]
+    inputs = [tensor.requires_grad_() for name, tensor in work.named.items() if name not in work.case.frozen]
     wanted = inputs + [weight for weight in module.parameters() if weight.requires_grad]
 
     def train() -> list[Tensor]:

@@ -1,5 +1,6 @@
 """The benchmark's decoders with attention: contenders that do the same work, and their limits in tables. Never how fast."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -7,24 +8,24 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from fastlstm.benchmarks import attention_loops, cases, contenders, memory, report, runner, work
+from fastlstm.case import parse
 from fastlstm.cli import app
 
-SIZES = {"I": 3, "H": 5, "S": 6, "T": 4, "B": 3, "stands_for": "a test"}
 TINY = {
-    "fed": cases.AttentionCase(M=4, **SIZES),
-    "general": cases.AttentionCase(M=4, layers=2, shortest_memory=2, attention="general", **SIZES),
-    "dot": cases.AttentionCase(M=5, attention="dot", shortest_memory=1, **SIZES),
-    "context": cases.AttentionCase(M=4, feed="context", **SIZES),
-    "unfed": cases.AttentionCase(M=5, attention="dot", feed=None, shortest_memory=2, **SIZES),
-    "unfed general": cases.AttentionCase(M=4, attention="general", feed=None, layers=2, **SIZES),
-    "unfed additive": cases.AttentionCase(M=4, feed=None, **SIZES),
-    "step": cases.AttentionCase(M=4, layout="step", layers=2, shortest_memory=2, **SIZES | {"T": 1}),
-    "step unfed": cases.AttentionCase(M=4, layout="step", feed=None, **SIZES | {"T": 1}),
+    "fed": parse("T4 B3 I3 H5 S6 M4"),
+    "general": parse("T4 B3 I3 H5 L2 S6 M4 general memory:2-6"),
+    "dot": parse("T4 B3 I3 H5 S6 M5 dot memory:1-6"),
+    "context": parse("T4 B3 I3 H5 S6 M4 feed:context"),
+    "unfed": parse("T4 B3 I3 H5 S6 M5 dot feed:None memory:2-6"),
+    "unfed general": parse("T4 B3 I3 H5 L2 S6 M4 general feed:None"),
+    "unfed additive": parse("T4 B3 I3 H5 S6 M4 feed:None"),
+    "step": parse("B3 I3 H5 L2 S6 M4 step memory:2-6"),
+    "step unfed": parse("B3 I3 H5 S6 M4 step feed:None"),
 }
+TINY = {name: dataclasses.replace(case, variant="attention_lstm", dtype="fp32") for name, case in TINY.items()}
 WHOLE = [name for name in TINY if not name.startswith("step")]
 MODES = ("train", "infer")
 # per peer: the cases that it does
@@ -85,7 +86,7 @@ RESULT = {
 
 
 def contender(name: str, mode: str, peer: str) -> work.Contender:
-    return contenders.contender(peer, work.make_work(TINY[name], cases.KINDS["attention_lstm"], mode, torch.float32))
+    return contenders.contender(peer, work.make_work(dataclasses.replace(TINY[name], mode=mode)))
 
 
 @pytest.mark.parametrize(("name", "mode", "peer"), WORK)
@@ -115,9 +116,7 @@ def test_contenders_say_what_they_cannot_do(words: str, row: tuple[str, str, str
 
 @pytest.mark.parametrize("peer", ["joeynmt", "sdpa"])
 def test_peers_of_decoders_only(peer: str) -> None:
-    other = work.make_work(
-        cases.Case(I=3, H=5, T=4, B=2, stands_for="a test"), cases.KINDS["lstm"], "train", torch.float32
-    )
+    other = work.make_work(parse("lstm T4 B2 I3 H5 fp32 train"))
     with pytest.raises(NotImplementedError, match=r"JoeyNMT is a decoder|there is nothing to attend to"):
         contenders.contender(peer, other)
 
@@ -129,9 +128,15 @@ def test_joeynmt_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_other_scores_are_measured() -> None:
-    case = cases.AttentionCase(M=5, attention="scaled_dot", **SIZES)
+    given = work.make_work(parse("attention_lstm T4 B3 I3 H5 S6 M5 scaled_dot fp32 infer"))
     with pytest.raises(NotImplementedError, match="scaled_dot scores are not measured"):
-        contenders.contender("cell", work.make_work(case, cases.KINDS["attention_lstm"], "infer", torch.float32))
+        contenders.contender("cell", given)
+
+
+def test_what_a_loop_does_not_know_is_refused() -> None:
+    given = work.make_work(parse("attention_lstm T4 B3 I3 H5 S6 M4 A7 output:linear peephole fp32 infer"))
+    with pytest.raises(NotImplementedError, match="this peer knows no A7, output:linear, peephole"):
+        contenders.contender("cell", given)
 
 
 def test_a_wrong_gradient_of_the_memory_is_seen() -> None:
@@ -145,16 +150,16 @@ def test_a_wrong_gradient_of_the_memory_is_seen() -> None:
 def test_gflop_counts_products_with_weights() -> None:
     rows, gates = 4 * 3, 4 * 5
     fed = rows * gates * (3 + 5 + 5) + 6 * 3 * 4 * 5 + rows * 5 * 5 + rows * (4 + 5) * 5
-    assert TINY["fed"].gflop("attention_lstm", "infer") == pytest.approx(2e-9 * fed)
+    assert TINY["fed"].gflop("infer") == pytest.approx(2e-9 * fed)
     unfed = rows * gates * (3 + 5) + rows * (5 + 5) * 5
-    assert TINY["unfed"].gflop("attention_lstm", "train") == pytest.approx(3 * 2e-9 * unfed)
+    assert TINY["unfed"].gflop("train") == pytest.approx(3 * 2e-9 * unfed)
     step = 3 * gates * (3 + 5 + 5 + 5 + 5) + 3 * 5 * 5 + 3 * (4 + 5) * 5  # the keys are there before it
-    assert TINY["step"].gflop("attention_lstm", "infer") == pytest.approx(2e-9 * step)
+    assert TINY["step"].gflop("infer") == pytest.approx(2e-9 * step)
 
 
 def test_bytes_are_those_within_lengths() -> None:
     assert TINY["fed"].read(4) == 6 * 3 * (4 + 5) * 4
-    assert TINY["general"].memory_lengths.tolist() == [6, 4, 2]
+    assert TINY["general"].memory_lengths == (6, 4, 2)
     assert TINY["general"].read(2) == (6 + 4 + 2) * (4 + 5) * 2
     assert TINY["dot"].slots == 6 + 4 + 1  # of which nothing but the memory is read
     assert TINY["dot"].read(4) == 11 * 5 * 4
@@ -162,34 +167,30 @@ def test_bytes_are_those_within_lengths() -> None:
 
 def test_a_small_case_is_of_the_same_kind() -> None:
     small = cases.CASES["bilingual"].small()
-    assert (small.T, small.B, small.S, small.shortest_memory, small.M, small.layers) == (2, 2, 3, 1, 1024, 2)
+    assert (small.T, small.B, small.S, small.memory_lengths, small.M, small.layers) == (2, 2, 3, (3, 1), 1024, 2)
 
 
 def test_memory_is_that_of_the_step() -> None:
     """Gates, states and outputs of every step, at least."""
-    assert 60 * 8 * 256 * 6 * 4 < memory.peak_memory("long-memory", "attention_lstm", "cell", "fp32", threads=1) < 1e9
+    case = parse("attention_lstm T60 B8 I256 H256 S400 M256 fp32 train")
+    assert 60 * 8 * 256 * 6 * 4 < memory.peak_memory(case, "cell", threads=1) < 1e9
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "peak_memory", lambda case, variant, who, *rest: len(who))
-    monkeypatch.setitem(cases.CASES, "pronounce", TINY["fed"])
+    monkeypatch.setattr(runner, "peak_memory", lambda case, who, threads: len(who))
     file = tmp_path / "speed.json"
     options = [
-        "--case",
-        "pronounce",
-        "--case",
-        "decode-step-1",
-        "--variant",
-        "attention_lstm",
-        "--pairs",
-        "1",
-        "--threads",
-        "1",
+        *("--case", "T4 B3 I3 H5 S6 M4"),
+        *("--case", "decode-step-1"),
+        *("--variant", "attention_lstm"),
+        *("--pairs", "1"),
+        *("--threads", "1"),
     ]
     result = CliRunner().invoke(app, ["bench", *options, "--json", str(file)], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    rows = {(row["case"], row["mode"]): row for row in json.loads(file.read_text())["rows"]}
-    fed = rows["pronounce", "train"]
+    rows = {(row.get("name"), row["mode"]): row for row in json.loads(file.read_text())["rows"]}
+    fed = rows[None, "train"]
+    assert fed["case"] == "attention_lstm T4 B3 I3 H5 S6 M4 fp32 train"
     assert fed["memory"] == {"ours": 4, "cell": 4}
     assert fed["read_mb"] == pytest.approx(1e-6 * TINY["fed"].read(4))
     assert fed["read_gbs"] == pytest.approx(2 * 4 * TINY["fed"].read(4) / fed["ours_s"] * 1e-9)
@@ -201,8 +202,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memories_are_an_attention_lstms() -> None:
     result = CliRunner().invoke(app, ["bench", "--case", "decode", "--variant", "gru"], env={"COLUMNS": "300"})
     assert result.exit_code == 2
-    assert "--case is decode, expected one that gru can run" in result.output
-    assert "memories an AttentionLSTM's" in result.output
+    assert "decode: gru has no such input, expected one of attention_lstm" in result.output
 
 
 def test_report() -> None:

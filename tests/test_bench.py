@@ -1,5 +1,6 @@
 """The benchmark measures what it says: right contenders, in turn, and tables made from the numbers. Never how fast."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -13,20 +14,21 @@ import torch
 from typer.testing import CliRunner
 
 from fastlstm.backends import IN_PYTORCH, VARIANTS
-from fastlstm.benchmarks import cases, contenders, memory, report, runner, work
+from fastlstm.benchmarks import contenders, memory, report, runner, work
+from fastlstm.case import CaseError, parse
 from fastlstm.cli import app
 
 ROOT = Path(__file__).parents[1]
 TINY = {
-    "dense": cases.Case(I=3, H=5, T=4, B=2, stands_for="a test"),
-    "stack": cases.Case(I=3, H=5, T=4, B=2, layers=2, directions=2, stands_for="a test"),
-    "packed": cases.Case(I=3, H=5, T=6, shortest=2, B=4, layers=2, directions=2, layout="packed", stands_for="a test"),
-    "lengths": cases.Case(
-        I=3, H=5, T=6, shortest=2, B=4, layers=2, directions=2, layout="lengths", stands_for="a test"
-    ),
-    "proj": cases.Case(I=3, H=5, P=2, T=4, B=2, stands_for="a test"),
-    "resets": cases.Case(I=3, H=5, T=9, B=2, resets=0.3, stands_for="a test"),
-    "step": cases.Case(I=3, H=5, T=1, B=2, layout="cell", stands_for="a test"),
+    "dense": parse("T4 B2 I3 H5"),
+    "stack": parse("T4 B2 I3 H5 L2 bi"),
+    "packed": parse("B4 I3 H5 L2 bi packed:2-6"),
+    "lengths": parse("B4 I3 H5 L2 bi lengths:2-6"),
+    "proj": parse("T4 B2 I3 H5 P2"),
+    "resets": parse("T9 B2 I3 H5 resets:0.3"),
+    "step": parse("B2 I3 H5 cell"),
+    "bare": parse("T4 B2 I3 H5 zero_state frozen:x"),
+    "no_bias": parse("T4 B2 I3 H5 L2 no_bias"),
 }
 RESULT = {
     "machine": {
@@ -67,13 +69,13 @@ DOES = {
     "ours": (TINY, VARIANTS, MODES),
     "reference": (TINY, VARIANTS, MODES),
     "torch": ([name for name in TINY if name != "resets"], VARIANTS, MODES),
-    "cell": (["dense", "stack", "packed", "lengths"], VARIANTS, MODES),
-    "onnx": (["dense", "stack", "lengths"], VARIANTS, ["infer"]),
+    "cell": (["dense", "stack", "packed", "lengths", "bare"], VARIANTS, MODES),
+    "onnx": (["dense", "stack", "lengths", "bare"], VARIANTS, ["infer"]),
     "dense": (["packed", "lengths"], VARIANTS, MODES),
     "lstm": (TINY, OTHERS, MODES),
     "cut": (["resets"], IN_PYTORCH, MODES),
 }
-# beyond them: what no contender does
+# beyond them: what there is not
 NOBODY = [("proj", "gru"), ("step", "cifg_peephole_lstm")]
 WORK = [
     (name, variant, mode, peer)
@@ -83,8 +85,6 @@ WORK = [
 ]
 # one of each reason: case, variant, mode, peer
 REASONS = {
-    "a GRU has no projection": ("proj", "gru", "train", "ours"),
-    "measured as a layer only": ("step", "cifg_peephole_lstm", "infer", "ours"),
     "the case is dense itself": ("stack", "gru", "train", "dense"),
     "PyTorch knows no resets": ("resets", "lstm", "train", "torch"),
     "cells know no projection": ("proj", "lstm", "train", "cell"),
@@ -92,6 +92,7 @@ REASONS = {
     "one step is no loop": ("step", "lstm", "infer", "cell"),
     "measured in inference only": ("dense", "lstm", "train", "onnx"),
     "no projection, no resets, no packed input and no cells": ("packed", "lstm", "infer", "onnx"),
+    "this loop knows no no_bias": ("no_bias", "gru", "train", "cell"),
     "it is the LSTM itself": ("dense", "lstm", "train", "lstm"),
     "there is nothing to cut": ("dense", "gru", "train", "cut"),
     "no such module to run between cuts": ("resets", "cifg_lstm", "train", "cut"),
@@ -99,16 +100,18 @@ REASONS = {
 
 
 def contender(name: str, variant: str, mode: str, peer: str) -> work.Contender:
-    return contenders.contender(peer, work.make_work(TINY[name], VARIANTS[variant], mode, torch.float32))
+    case = dataclasses.replace(TINY[name], variant=variant, mode=mode, dtype="fp32")
+    return contenders.contender(peer, work.make_work(case))
 
 
 @pytest.mark.parametrize(("name", "variant", "mode", "peer"), WORK)
 def test_contenders_do_the_same_work(name: str, variant: str, mode: str, peer: str) -> None:
     one = contender(name, variant, mode, peer)
     given, results = one.work, one.step()
-    outputs = 1 + len(given.states) - (name == "step")
+    outputs = 1 + len(given.states + given.zeros) - (name == "step")
     if mode == "train" and peer not in ("cell", "lstm", "torch"):
-        assert len(results) == outputs + 1 + len(given.states) + len(list(given.module.parameters()))
+        wanted = len(given.named.keys() - set(given.case.frozen)) + len(list(given.module.parameters()))
+        assert len(results) == outputs + wanted
     assert not any(result.requires_grad for result in results)
     if peer not in contenders.OTHER_WORK and not (peer == "torch" and variant not in IN_PYTORCH):
         assert runner.disagreement(one, strict=False) is None
@@ -122,23 +125,36 @@ def test_contenders_say_what_they_cannot_do(words: str, row: tuple[str, str, str
 
 def test_contenders_do_nothing_else() -> None:
     for row in set(itertools.product(TINY, VARIANTS, MODES, DOES)) - set(WORK):
-        with pytest.raises(NotImplementedError):
+        with pytest.raises((NotImplementedError, CaseError)):
             contender(*row)
 
 
+WORDS = {
+    "reverse": "T4 B2 I3 H5 reverse",
+    "return_cells, gain:2": "T4 B2 I3 H5 return_cells gain:2",
+    "stride:2": "T4 B2 I3 H5 S6 k3 stride:2",
+    "H4,5": "T4 B2 I3 H4,5 S6 k3",
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_what_a_case_says_is_measured_or_refused(words: str) -> None:
+    case = parse(WORDS[words])
+    case = dataclasses.replace(case, variant=next(iter(case.family)), dtype="fp32", mode="train")
+    with pytest.raises(NotImplementedError, match=f"the benchmark knows no {words}"):
+        work.make_work(case)
+    assert "the benchmark knows no" in runner.measure(case, "ours", pairs=1, device="cpu")["reason"]
+
+
 def test_half_precision_is_measured_against_ours() -> None:
-    half = work.make_work(TINY["dense"], VARIANTS["gru"], "train", torch.bfloat16)
+    half = work.make_work(parse("gru T4 B2 I3 H5 bf16 train"))
     assert contenders.contender("fp32", half).step()[0].dtype == torch.float32
     with pytest.raises(NotImplementedError, match="in float32 itself"):
         contenders.contender("fp32", half.to(torch.float32))
 
 
 def test_the_path_that_pytorch_took_is_seen() -> None:
-    dense = {
-        name: contenders.contender("torch", work.make_work(TINY[name], VARIANTS["lstm"], "train", torch.float32)).path
-        for name in TINY
-        if name != "resets"
-    }
+    dense = {name: contender(name, "lstm", "train", "torch").path for name in TINY if name != "resets"}
     assert {dense["packed"], dense["lengths"], dense["proj"]} == {"op chain"}
     if torch.backends.mkldnn.is_available():
         assert dense["dense"] == "oneDNN"
@@ -146,10 +162,10 @@ def test_the_path_that_pytorch_took_is_seen() -> None:
 
 def test_gflop_counts_valid_rows_only() -> None:
     case = TINY["packed"]
-    assert case.lengths.tolist() == [6, 5, 3, 2]
+    assert case.lengths == (6, 5, 3, 2)
     assert case.rows == 16
-    assert TINY["dense"].gflop("lstm", "train") == pytest.approx(3 * 2e-9 * 8 * 4 * 5 * (3 + 5))
-    assert TINY["dense"].gflop("gru", "infer") == pytest.approx(2e-9 * 8 * 3 * 5 * (3 + 5))
+    assert parse("lstm T4 B2 I3 H5").gflop("train") == pytest.approx(3 * 2e-9 * 8 * 4 * 5 * (3 + 5))
+    assert parse("gru T4 B2 I3 H5").gflop("infer") == pytest.approx(2e-9 * 8 * 3 * 5 * (3 + 5))
 
 
 def test_pairs_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +194,7 @@ def test_a_peer_that_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_memory_is_that_of_the_step() -> None:
     """PyTorch keeps about 8 numbers per step, sequence and hidden unit of an LSTM: 24 x 32 x 25 of them, of 4 bytes."""
-    assert 24 * 32 * 25 * 4 * 3 < memory.peak_memory("darts", "lstm", "torch", "fp32", threads=1) < 50e6
+    assert 24 * 32 * 25 * 4 * 3 < memory.peak_memory(parse("lstm T24 B32 I8 H25 fp32 train"), "torch", threads=1) < 50e6
 
 
 def test_the_command_measures_and_writes(tmp_path: Path) -> None:
@@ -190,13 +206,14 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     written = json.loads(file.read_text())
     (row,) = written["rows"]
     assert len(row["ratios"]) == 2
+    assert (row["name"], row["case"]) == ("darts", "gru T24 B32 I8 H25 fp32 infer")
     assert {"torch", "commit", "threads", "cpu", "vectors"} <= written["machine"].keys()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "geometric mean of inference" in result.output
 
-    more = ["--case", "darts", "--variant", "lstm", "--mode", "infer", "--pairs", "2", "--threads", "1", "--add"]
+    more = ["--case", "lstm T24 B32 I8 H25 infer", "--pairs", "2", "--threads", "1", "--add"]
     assert CliRunner().invoke(app, ["bench", *more, "--json", str(tmp_path)]).exit_code == 0
-    assert [row["variant"] for row in json.loads(file.read_text())["rows"]] == ["gru", "lstm"]
+    assert [row["case"].split()[0] for row in json.loads(file.read_text())["rows"]] == ["gru", "lstm"]
     more[more.index("--pairs") + 1] = "1"
     refused = CliRunner().invoke(app, ["bench", *more, "--json", str(tmp_path)], env={"COLUMNS": "300"})
     assert refused.exit_code == 2
@@ -207,6 +224,13 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--case", "nothing"], "--case is 'nothing', expected one of darts, deepar"),
+        (["--case", "lstm T5"], "it lacks B (batch), I (input features), H (hidden features)"),
+        (
+            ["--case", "proj", "--variant", "gru"],
+            "for gru, fp32, train, infer: proj: P is 256, and a gru has",
+        ),
+        (["--case", "lstm T5 B3 I4 H8", "--variant", "gru"], "lstm T5 B3 I4 H8: it says lstm"),
+        (["--case", "lstm T5 B3 I4 H8 bf16", "--dtype", "fp32"], "--dtype and --case say bf16 and fp32"),
         (["--variant", "rnn"], "--variant is 'rnn', expected one of lstm, gru"),
         (["--against", "jax"], "--against is 'jax', expected one of torch, cell"),
         (["--mode", "both"], "--mode is 'both', expected one of train, infer"),

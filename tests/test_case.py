@@ -73,7 +73,7 @@ def test_the_family_is_told_by_the_variant_or_by_the_sizes() -> None:
         ("cifg_peephole_lstm B3 I4 H5 cell", "there is no cell of a cifg_peephole_lstm"),
         ("T3 B3 I4 H5 S5x5 k3x3x3", "kernel is of 3 dimensions, expected 2, those of S"),
         ("T3 B3 I4 H5 S5x5 k7 padding:0", "finds no room in an image"),
-        ("T3 B3 I4 H5,4 L2 S5x5 k3", "H gives the channels of each layer, expected no L"),
+        ("T3 B3 I4 H5,4 L2 S5x5 k3", "H gives the channels of each layer, expected no other H and no L"),
         ("conv_lstm T3 B3 I4 H5 S5x5 k3 hadamard", "hadamard is of peepholes, and a conv_lstm has none"),
         ("T3 B3 I4 H5 S5 M5 memory:2-7", "the memory's lengths are 2 to 7, expected 0 to 5, its slots"),
         ("attention_lstm T3 B3 I4 H5 S5 M6 dot", "memory_size is 6, expected 5, the hidden_size"),

@@ -1,5 +1,6 @@
 """The benchmark's ConvLSTMs: contenders that do the same work, and rows of their own in tables. Never how fast."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -11,12 +12,13 @@ from typer.testing import CliRunner
 
 from fastlstm.backends import CONVOLUTIONAL
 from fastlstm.benchmarks import cases, contenders, conv_loops, memory, names, report, runner, work
+from fastlstm.case import parse
 from fastlstm.cli import app
 
 TINY = {
-    "1d": cases.ConvCase(I=3, H=5, T=4, B=2, S=(7,), kernel=5, stands_for="a test"),
-    "2d": cases.ConvCase(I=3, H=5, T=3, B=2, S=(4, 6), layers=2, stands_for="a test"),
-    "3d": cases.ConvCase(I=3, H=5, T=2, B=1, S=(3, 4, 2), stands_for="a test"),
+    "1d": parse("T4 B2 I3 H5 S7 k5"),
+    "2d": parse("T3 B2 I3 H5 L2 S4x6 k3"),
+    "3d": parse("T2 B1 I3 H5 S3x4x2 k3"),
 }
 MODES = ("train", "infer")
 # per peer: the cases and variants that it does
@@ -36,7 +38,6 @@ REASONS = {
     "no peepholes and no coupled gates": ("cifg_conv_lstm", "infer", "keras"),
     "the case is dense itself": ("conv_lstm", "train", "dense"),
     "there is nothing to cut": ("conv_lstm", "train", "cut"),
-    "a case of other variants than lstm": ("lstm", "train", "ours"),
 }
 RESULT = {
     "machine": {
@@ -64,7 +65,8 @@ RESULT = {
 
 
 def contender(name: str, variant: str, mode: str, peer: str) -> work.Contender:
-    return contenders.contender(peer, work.make_work(TINY[name], cases.KINDS[variant], mode, torch.float32))
+    case = dataclasses.replace(TINY[name], variant=variant, mode=mode, dtype="fp32")
+    return contenders.contender(peer, work.make_work(case))
 
 
 @pytest.mark.parametrize(("name", "variant", "mode", "peer"), WORK)
@@ -104,12 +106,11 @@ def test_ours_of_other_gates_is_beside_the_plain_one() -> None:
 
 def test_gflop_counts_taps_and_pixels() -> None:
     forward = 2e-9 * 3 * 2 * 24 * 9 * 4 * 5 * (3 + 5 + 5 + 5)
-    assert TINY["2d"].gflop("conv_lstm", "infer") == pytest.approx(forward)
-    assert TINY["2d"].gflop("conv_lstm", "train") == pytest.approx(3 * forward)
-    assert TINY["2d"].gflop("cifg_conv_lstm", "infer") == pytest.approx(0.75 * forward)
-    assert (3, 48, 45, 20) in TINY["2d"].gemms(
-        "conv_lstm"
-    )  # a step's recurrent product: pixels x taps and channels x gates
+    plain, coupled = (dataclasses.replace(TINY["2d"], variant=name) for name in ("conv_lstm", "cifg_conv_lstm"))
+    assert plain.gflop("infer") == pytest.approx(forward)
+    assert plain.gflop("train") == pytest.approx(3 * forward)
+    assert coupled.gflop("infer") == pytest.approx(0.75 * forward)
+    assert (3, 48, 45, 20) in plain.gemms()  # a step's recurrent product: pixels x taps and channels x gates
 
 
 def test_a_small_case_is_of_the_same_kind() -> None:
@@ -120,17 +121,21 @@ def test_a_small_case_is_of_the_same_kind() -> None:
 
 def test_memory_is_that_of_the_step() -> None:
     """Four gates of 32 channels for each pixel, at least, of 4 bytes."""
-    assert 96 * 64 * 4 * 32 * 4 < memory.peak_memory("frame", "conv_lstm", "checkpoint", "fp32", threads=1) < 100e6
+    assert (
+        96 * 64 * 4 * 32 * 4
+        < memory.peak_memory(parse("conv_lstm T1 B1 I5 H32 S96x64 k3 fp32 train"), "checkpoint", threads=1)
+        < 100e6
+    )
 
 
 def test_the_command_measures_time_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "peak_memory", lambda case, variant, who, *rest: len(who))
+    monkeypatch.setattr(runner, "peak_memory", lambda case, who, threads: len(who))
     file = tmp_path / "speed.json"
     options = ["--case", "frame", "--case", "darts", "--variant", "conv_lstm", "--mode", "train", "--pairs", "1"]
     result = CliRunner().invoke(app, ["bench", *options, "--threads", "1", "--json", str(file)])
     assert result.exit_code == 0, result.output
     (row,) = json.loads(file.read_text())["rows"]
-    assert (row["case"], row["against"]) == ("frame", "cell")
+    assert (row["name"], row["against"]) == ("frame", "cell")
     assert row["memory"] == {"ours": 4, "checkpoint": 10, "cell": 4}
     assert "ConvLSTM2d, training" in result.output
 
@@ -139,7 +144,10 @@ def test_images_are_a_conv_lstms() -> None:
     command = ["bench", "--case", "radar", "--variant", "gru"]
     result = CliRunner().invoke(app, command, env={"COLUMNS": "300"})
     assert result.exit_code == 2
-    assert "--case is radar, expected one that gru can run: images are a ConvLSTM's" in result.output
+    assert (
+        "--case has nothing for gru, fp32, train, infer: radar: gru has no such input, expected one of conv_lstm"
+        in result.output
+    )
 
 
 def test_report() -> None:

@@ -38,12 +38,12 @@ def test_bench_takes_the_cases_of_the_device(monkeypatch: pytest.MonkeyPatch, tm
     compiled = []
     monkeypatch.setattr(importlib.import_module("fastlstm.cli.bench"), "check_device", lambda device: None)
     monkeypatch.setattr(runner, "machine", lambda device: MACHINE | {"device": device})
-    monkeypatch.setattr(runner, "compile_ahead", lambda rows, dtype, device: compiled.extend(rows))
+    monkeypatch.setattr(runner, "compile_ahead", lambda rows, device: compiled.extend(rows))
     monkeypatch.setattr(
         runner,
         "measure",
-        lambda name, variant, mode, against, **_: {
-            "case": name, "variant": variant, "mode": mode, "against": against, "reason": "no GPU",
+        lambda case, against, name, **_: {
+            "case": str(case), "name": name, "variant": case.variant, "mode": case.mode, "against": against, "reason": "no GPU",
         },
     )  # fmt: skip
     file = tmp_path / "result.json"
@@ -51,8 +51,9 @@ def test_bench_takes_the_cases_of_the_device(monkeypatch: pytest.MonkeyPatch, tm
     result = CliRunner().invoke(app, ["bench", *options])
     assert result.exit_code == 0, result.output
     written = json.loads(file.read_text())
-    assert [row["case"] for row in written["rows"]] == list(GPU_CASES)
-    assert compiled == [("lstm", name, "train", "torch") for name in GPU_CASES]
+    assert [row["name"] for row in written["rows"]] == list(GPU_CASES)
+    assert [(case.dtype, case.mode, peer) for case, peer in compiled] == [("bf16", "train", "torch")] * len(GPU_CASES)
+    assert [(case.T, case.B, case.H) for case, _ in compiled] == [(c.T, c.B, c.H) for c in GPU_CASES.values()]
 
 
 @pytest.fixture

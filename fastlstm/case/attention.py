@@ -1,8 +1,8 @@
 """A decoder with attention, and the memory that it attends to, as a case."""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -51,10 +51,9 @@ class AttentionCase(Case):
                 raise CaseError(f"the memory's lengths are {span}, expected 0 to {self.S}, its slots")
         super().check()
 
-    def small(self) -> Self:
-        small = replace(super().small(), memory_lengths=())
-        S = min(self.S, 3)
-        return replace(small, S=S, memory_lengths=even(1, S, small.B) if self.memory_lengths else ())
+    def smaller(self) -> dict[str, Any]:
+        values, S = super().smaller(), min(self.S, 3)
+        return values | {"S": S, "memory_lengths": even(1, S, values["B"]) if self.memory_lengths else ()}
 
     @property
     def family(self) -> dict[str, Variant]:

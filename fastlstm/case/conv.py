@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,10 @@ class ConvCase(Case):
             value = getattr(self, name)
             if value and value != "same" and len(value) != D:
                 raise CaseError(f"{name} is of {len(value)} dimensions, expected {D}, those of S")
+        if self.unequal and (len(self.unequal), self.unequal[-1]) != (self.layers, self.H):
+            raise CaseError(
+                f"unequal is {self.unequal}, expected {self.layers} of them, the last of which is H, {self.H}"
+            )
         if min(*self.S, *self.kernel, *self.stride, *self.dilation, *self.unequal) < 1:
             raise CaseError("a size of the image, the kernel, the stride, the dilation or the channels is below 1")
         if min(self.image) < 1:
@@ -53,8 +57,8 @@ class ConvCase(Case):
             raise CaseError(f"hadamard is of peepholes, and a {self.variant} has none")
         super().check()
 
-    def small(self) -> Self:
-        return replace(super().small(), S=tuple(min(size, 4) for size in self.S))
+    def smaller(self) -> dict[str, Any]:
+        return super().smaller() | {"S": tuple([min(size, 4) for size in self.S])}
 
     @property
     def family(self) -> dict[str, Variant]:

@@ -55,6 +55,10 @@ def _parse(said: list[str]) -> Case:
             some = values[of]
             values[of] = even(*some, values["B"]) if isinstance(some, Even) else some
             values.setdefault(size, max(values[of]))
+    if "unequal" in values:
+        if "H" in values or "layers" in values:
+            raise CaseError("H gives the channels of each layer, expected no other H and no L")
+        values |= {"H": values["unequal"][-1], "layers": len(values["unequal"])}
     lacking = [f.name for f in fields(kind) if f.default is MISSING and f.name not in values]
     if lacking:
         starts = [f"{word.start} ({word.means.split(';')[0]})" for word in kind.words if word.field in lacking]
@@ -63,11 +67,6 @@ def _parse(said: list[str]) -> Case:
         for field in ("kernel", "stride", "dilation", "padding"):
             if len(values.get(field, ())) == 1:
                 values[field] *= len(values["S"])
-        *others, values["H"] = values["H"]
-        if others:
-            if "layers" in values:
-                raise CaseError("H gives the channels of each layer, expected no L")
-            values |= {"unequal": (*others, values["H"]), "layers": len(others) + 1}
     return kind(**values)
 
 
@@ -89,13 +88,16 @@ def understood(text: str, kind: type[Case]) -> tuple[str, Any]:
         return "dtype", LONG.get(text, text)
     if text in MODES:
         return "mode", text
-    word = next((word for word in kind.words if word.begins(text)), None)
-    if word is None:
+    words = [word for word in kind.words if word.begins(text)]
+    if not words:
         raise CaseError(f"{text!r} is no word of such a case, {expected(text, kind, variants)}")
-    try:
-        return word.field, word.read(text.removeprefix(word.start)) if word.read else word.value
-    except ValueError:
-        raise CaseError(f"{text!r} was not understood, expected it as {word.written!r}: {word.means}") from None
+    for word in words:
+        try:
+            return word.field, word.read(text.removeprefix(word.start)) if word.read else word.value
+        except ValueError:
+            continue
+    forms = " or ".join(f"{word.written!r}: {word.means}" for word in words)
+    raise CaseError(f"{text!r} was not understood, expected it as {forms}")
 
 
 def expected(text: str, kind: type[Case], variants: list[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fastlstm
 from fastlstm.backends import VARIANTS
-from fastlstm.case.words import ROWWISE, CaseError, Word, even, spelled
+from fastlstm.case.words import ROWWISE, CaseError, Word, even, said
 from fastlstm.kernels.variant import Variant
 from fastlstm.modules import build
 
@@ -60,7 +60,7 @@ class Case:
         self.check()
 
     def __str__(self) -> str:
-        return spelled(self)
+        return " ".join(said(self).values())
 
     def __repr__(self) -> str:
         return f"parse({str(self)!r})"
@@ -95,8 +95,15 @@ class Case:
 
     def small(self) -> Self:
         """The same of next to no work."""
+        return replace(self, **self.smaller())
+
+    def smaller(self) -> dict[str, Any]:
         T, B = min(self.T, 2), min(self.B, 2)
-        return replace(self, T=T, B=B, lengths=even(1, T, B) if self.lengths else ())
+        return {"T": T, "B": B, "lengths": even(1, T, B) if self.lengths else ()}
+
+    def said(self, *fields: str) -> list[str]:
+        """Those of its words that are of these fields."""
+        return [word for field, word in said(self).items() if field in fields]
 
     # what it is of
 

@@ -73,6 +73,12 @@ def numbers(separator: str) -> Callable[[str], tuple[int, ...]]:
     return lambda text: tuple([number(part) for part in text.split(separator)])
 
 
+def several(text: str) -> tuple[int, ...]:
+    if "," not in text:
+        raise ValueError
+    return numbers(",")(text)
+
+
 def lengths(text: str) -> Even | tuple[int, ...]:
     """ "20-80", from the shortest to the longest, or all of them: "9,9,6,1"."""
     if "-" not in text:
@@ -173,7 +179,8 @@ ROWWISE = (
 )  # fmt: skip
 CONV = (
     *SIZES,
-    Word("H64", "channels of the states; of each layer, where they differ: `H5,17,3`", "H", numbers(","), show_all),
+    Word("H64", "channels of the states", "H", number),
+    Word("H5,17,3", "of each layer, where they differ, in the place of H and L", "unequal", several, show_all),
     LAYERS,
     Word("S32x32", "size of the images, of one to three dimensions", "S", numbers("x"), show_image),
     Word("k3", "size of the kernel; in each dimension, where it differs: `k3x5`", "kernel", numbers("x"), show_each),
@@ -211,19 +218,16 @@ ATTENTION = (
 )  # fmt: skip
 
 
-def spelled(case: Any) -> str:
-    """A case's line: its words in the order of the tables, without those that say what is so anyway."""
+def said(case: Any) -> dict[str, str]:
+    """The words of a case by their fields, in the order of the tables, without those that say what is so anyway."""
     values = {f.name: getattr(case, f.name) for f in fields(case)}
     values = {f.name: values[f.name] for f in fields(case) if values[f.name] != f.default}
     if "lengths" in values:
         values[values.pop("layout")] = values.pop("lengths")
     if "unequal" in values:
-        values["H"] = values.pop("unequal")
-        del values["layers"]
-    elif isinstance(values["H"], int) and hasattr(case, "unequal"):
-        values["H"] = (case.H,)
-    said = [values.get("variant")]
+        del values["H"], values["layers"]
+    found = {"variant": values["variant"]} if "variant" in values else {}
     for word in case.words:
         if word.field in values and (word.read or values[word.field] == word.value):
-            said.append(word.start + (word.show(values[word.field]) if word.read else ""))
-    return " ".join(filter(None, [*said, values.get("dtype"), values.get("mode")]))
+            found[word.field] = word.start + (word.show(values[word.field]) if word.read else "")
+    return found | {field: values[field] for field in ("dtype", "mode") if field in values}

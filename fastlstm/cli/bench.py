@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
+from fastlstm.cli.cases import complete, named
 from fastlstm.cli.checks import MOST_THREADS, check_device, check_writable, known
 
 if TYPE_CHECKING:
@@ -28,13 +29,15 @@ DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
 
 def bench(
-    case: Annotated[list[str] | None, typer.Option(help="Cases to measure; all of the device's.")] = None,
+    case: Annotated[
+        list[str] | None, typer.Option(help="Cases to measure, by name or as docs/cases.md says; all of the device's.")
+    ] = None,
     variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(KINDS)}; all.")] = None,
     against: Annotated[
         list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch, or cell where it lacks it.")
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="train, infer; both.")] = None,
-    dtype: Annotated[str, typer.Option(help=", ".join(DTYPES))] = "fp32",
+    dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; what the cases say, or fp32.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, max=MOST_THREADS, help="PyTorch's threads; as many as PyTorch takes.")
     ] = None,
@@ -64,7 +67,7 @@ def bench(
     results disagree.
     """
     from fastlstm.benchmarks import report, runner
-    from fastlstm.benchmarks.cases import CASES, default_cases, main_peer
+    from fastlstm.benchmarks.cases import default_cases, main_peer
     from fastlstm.benchmarks.names import MODES as MODE_NAMES
     from fastlstm.benchmarks.names import MODULES
 
@@ -75,17 +78,15 @@ def bench(
             raise typer.BadParameter(f"--readme is {readme}, expected a result written by --json: {error}") from error
         return
 
-    names = known("--case", case or list(default_cases(device)), CASES)
     variants = known("--variant", variant, KINDS)
     peers = known("--against", against, AGAINST) if against else []
     modes = known("--mode", mode, MODES)
-    known("--dtype", [dtype], DTYPES)
-    fitting = [(v, name) for v, name in product(variants, names) if v in CASES[name].variants]
-    if not fitting:
-        raise typer.BadParameter(
-            f"--case is {', '.join(names)}, expected one that {', '.join(variants)} can run: images are a ConvLSTM's, "
-            "memories an AttentionLSTM's"
-        )
+    known("--dtype", [dtype] if dtype else None, DTYPES)
+    given = [named(text) for text in case or default_cases(device)]
+    dtypes = list(dict.fromkeys(filter(None, [*(one.dtype for _, one in given), dtype]))) or ["fp32"]
+    if len(dtypes) > 1:
+        raise typer.BadParameter(f"--dtype and --case say {' and '.join(dtypes)}, expected one dtype at a time")
+    measured = complete(given, variant=variants, dtype=dtypes, mode=modes)
     check_device(device)
     if json_file and not json_file.is_dir():
         check_writable("--json", json_file)
@@ -93,21 +94,21 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     machine = runner.machine(device)
-    result = {"machine": machine, "dtype": dtype, "pairs": pairs, "rows": []}
+    result = {"machine": machine, "dtype": dtypes[0], "pairs": pairs, "rows": []}
     if json_file and json_file.is_dir():
-        json_file = json_file / f"{machine['name']}{'' if dtype == 'fp32' else f'-{dtype}'}.json"
+        json_file = json_file / f"{machine['name']}{'' if dtypes == ['fp32'] else f'-{dtypes[0]}'}.json"
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        work = [(v, name, m, peer) for (v, name), m in product(fitting, modes) for peer in peers or [main_peer(v)]]
-        result["rows"] = kept_rows(json_file, result, set(work)) if add else []
+        work = [(name, one, peer) for name, one in measured for peer in peers or [main_peer(one.kind.name)]]
+        result["rows"] = kept_rows(json_file, result, {(str(one), peer) for _, one, peer in work}) if add else []
         task = progress.add_task("compiling" if device != "cpu" else "", total=len(work))
         if device != "cpu":
-            runner.compile_ahead(work, dtype, device)
-        for v, name, m, peer in work:
-            progress.update(task, description=f"{v}, {name}, {MODE_NAMES[m]}, against {peer}")
-            result["rows"].append(runner.measure(name, v, m, peer, dtype=dtype, pairs=pairs, device=device))
+            runner.compile_ahead([(one, peer) for _, one, peer in work], device)
+        for name, one, peer in work:
+            progress.update(task, description=f"{one.variant}, {name or one}, {one.mode}, against {peer}")
+            result["rows"].append(runner.measure(one, peer, name=name, pairs=pairs, device=device))
             progress.advance(task)
             if json_file:
                 json_file.write_text(json.dumps(result, indent=1) + "\n")
@@ -127,7 +128,7 @@ def bench(
         raise typer.Exit(1)
 
 
-def kept_rows(file: Path | None, result: dict, anew: set[tuple[str, str, str, str]]) -> list[dict]:
+def kept_rows(file: Path | None, result: dict, anew: set[tuple[str, str]]) -> list[dict]:
     """The rows of an earlier result of the same machine, dtype and pairs that are not to be measured anew."""
     if file is None or not file.exists():
         return []
@@ -138,7 +139,7 @@ def kept_rows(file: Path | None, result: dict, anew: set[tuple[str, str, str, st
             [str(r["machine"][key]).rstrip("+") for key in ("name", "torch", "commit")] for r in (earlier, result)
         )
         same = same and was == now
-        rows = [r for r in earlier["rows"] if (r["variant"], r["case"], r["mode"], r["against"]) not in anew]
+        rows = [r for r in earlier["rows"] if (r["case"], r["against"]) not in anew]
     except (KeyError, TypeError, ValueError) as error:
         raise typer.BadParameter(f"--add: {file} is not a result written by --json: {error!r}") from error
     if not same:
