@@ -3,20 +3,32 @@
 import json
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fastlstm.cli import app
+from fastlstm.cli.checks import known_dtypes
 from fastlstm.cli.info import installed
+from fastlstm.parity import DTYPES
 from fastlstm.version import __version__
+
+COMMANDS = ("info", "parity", "bench", "train")
 
 # arguments, what the message says; {} is a folder
 BAD = {
+    "bench pairs": ("bench --pairs some", "Invalid value for '--pairs'"),
     "bench json": ("bench --case darts --json {}/no/x.json", "folder that exists"),
     "bench plot": ("bench --case darts --plot {}/x.xyz", "ends in one of"),
     "bench threads": ("bench --threads 100000", "less than or equal to 1024"),
     "bench readme": ("bench --readme {}/foreign.json", "lacks the machine"),
     "parity json": ("parity --case one --json {}", "this is a folder"),
     "parity case": ("parity --case nowhere", "expected a part of one of"),
+    "parity option": ("parity --nope", "No such option: --nope"),
+    "parity surplus": ("parity surplus", "Got unexpected extra argument"),
+    "info target": ("info --kernels --target q", "--target is 'q', expected one of"),
+    "train lr": ("train --lr 0", "--lr is 0.0, expected a finite number above 0"),
+    "no command": ("nothing", "No such command 'nothing'"),
+    "no option": ("--nothing bench", "No such option: --nothing"),
     "train threads": ("train --threads 100000", "expected at most 1024"),
     "train text": ("train --text {}/none.txt", "none.txt"),
 }
@@ -28,8 +40,37 @@ def test_bad_options(arguments, message, tmp_path):
     result = CliRunner().invoke(app, arguments.format(tmp_path).split())
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
-    flat = " ".join(result.output.replace("│", " ").split())
-    assert message in flat or message.replace(" ", "") in flat.replace(" ", "")
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    command = arguments.split()[0]
+    assert line.startswith(f"fastlstm {command}: " if command in COMMANDS else "fastlstm: ")
+    assert message in line
+
+
+@pytest.mark.parametrize("long", ["float32", "bfloat16", "float16", "float64"])
+def test_dtypes_have_one_spelling_and_take_pytorchs(long):
+    short = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}[long]
+    for spelled in (long, short):
+        assert known_dtypes([spelled], DTYPES) == [short]
+    with pytest.raises(typer.BadParameter, match="--dtype is 'single', expected one of fp32, bf16, fp16, fp64"):
+        known_dtypes(["single"], DTYPES)
+
+
+@pytest.mark.parametrize(
+    "command", ["parity --case nowhere", "bench --case nowhere", "train --lr 0", "info --kernels --target q"]
+)
+def test_every_command_takes_both_spellings(command):
+    """It gets as far as to the next mistake."""
+    for dtype in ("float32", "fp32"):
+        result = CliRunner().invoke(app, [*command.split(), "--dtype", dtype])
+        assert result.exit_code == 2
+        assert "--dtype" not in result.stderr
+
+
+def test_help_where_nothing_is_asked():
+    result = CliRunner().invoke(app, [])
+    assert "Usage: " in result.output
+    assert all(f" {command} " in result.output for command in COMMANDS)
 
 
 def test_version():

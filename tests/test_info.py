@@ -13,7 +13,7 @@ from fastlstm.cli.info import chosen, joined
 from fastlstm.version import __version__
 
 VARIANTS = RECURRENT | CONVOLUTIONAL | ATTENTION
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 def test_info_json() -> None:
@@ -25,7 +25,7 @@ def test_info_json() -> None:
     assert facts["machine"]["gpus"] == [] or torch.cuda.is_available()
     rows = [row for row in facts["backends"] if row["device"] == "cpu"]
     on_cpu = {(row["variant"], row["dtype"]): (row["backend"], row["reason"]) for row in rows}
-    expected = {(v, d): choose(VARIANTS[v], torch.device("cpu"), getattr(torch, d)) for v in VARIANTS for d in DTYPES}
+    expected = {(v, d): choose(VARIANTS[v], torch.device("cpu"), DTYPES[d]) for v in VARIANTS for d in DTYPES}
     assert on_cpu == expected
     assert len(rows) == len(expected)
 
@@ -38,18 +38,18 @@ def test_info_fits_80_columns() -> None:
 
 
 def test_rows_that_say_the_same_are_joined() -> None:
-    rows = [chosen(variant, "cpu", dtype) for variant in ("lstm", "gru") for dtype in (torch.float32, torch.float64)]
+    rows = [chosen(variant, "cpu", dtype) for variant in ("lstm", "gru") for dtype in ("fp32", "fp64")]
     (row,) = joined(joined(rows, "dtype"), "variant")
-    assert row == rows[0] | {"variant": "lstm\ngru", "dtype": "float32\nfloat64"}
+    assert row == rows[0] | {"variant": "lstm\ngru", "dtype": "fp32\nfp64"}
     rows[3] |= {"reason": "another"}
     by_dtype = joined(rows, "dtype")
     assert [(r["variant"], r["dtype"]) for r in by_dtype] == [
         ("lstm", row["dtype"]),
-        ("gru", "float32"),
-        ("gru", "float64"),
+        ("gru", "fp32"),
+        ("gru", "fp64"),
     ]
     assert joined(by_dtype, "variant") == by_dtype
-    assert [r["dtype"] for r in rows] == ["float32", "float64"] * 2
+    assert [r["dtype"] for r in rows] == ["fp32", "fp64"] * 2
 
 
 @pytest.mark.parametrize("command", ["info", "parity", "bench", "train"])

@@ -1,5 +1,6 @@
 """`fastlstm bench`."""
 
+import json
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
 from fastlstm.cli.cases import complete, named
-from fastlstm.cli.checks import MOST_THREADS, check_device, check_writable, known
+from fastlstm.cli.checks import MOST_THREADS, check_device, check_writable, known, known_dtypes
 
 if TYPE_CHECKING:
     from fastlstm.benchmarks.report import Tables
@@ -65,7 +66,7 @@ def bench(
     loop over nn.LSTMCell, "joeynmt" JoeyNMT's, "sdpa" PyTorch's LSTM and attention where nothing is fed. Exits with 1 where
     results disagree.
     """
-    from fastlstm.benchmarks import report, results, runner
+    from fastlstm.benchmarks import report, runner
     from fastlstm.benchmarks.cases import default_cases, main_peer
     from fastlstm.benchmarks.names import MODES as MODE_NAMES
     from fastlstm.benchmarks.names import MODULES
@@ -80,7 +81,7 @@ def bench(
     variants = known("--variant", variant, KINDS)
     peers = known("--against", against, AGAINST) if against else []
     modes = known("--mode", mode, MODES)
-    known("--dtype", [dtype] if dtype else None, DTYPES)
+    (dtype,) = known_dtypes([dtype], DTYPES) if dtype else (None,)
     given = [named(text) for text in case or default_cases(device)]
     dtypes = list(dict.fromkeys(filter(None, [*(one.dtype for _, one in given), dtype]))) or ["fp32"]
     if len(dtypes) > 1:
@@ -92,9 +93,10 @@ def bench(
     check_writable("--plot", plot, endings=("png", "pdf", "svg", "jpg"))
     if threads:
         torch.set_num_threads(threads)
-    result = results.new("bench", device) | {"dtype": dtypes[0], "pairs": pairs, "rows": []}
+    machine = runner.machine(device)
+    result = {"machine": machine, "dtype": dtypes[0], "pairs": pairs, "rows": []}
     if json_file and json_file.is_dir():
-        json_file = json_file / f"{result['machine']['name']}{'' if dtypes == ['fp32'] else f'-{dtypes[0]}'}.json"
+        json_file = json_file / f"{machine['name']}{'' if dtypes == ['fp32'] else f'-{dtypes[0]}'}.json"
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -109,7 +111,7 @@ def bench(
             result["rows"].append(runner.measure(one, peer, name=name, pairs=pairs, device=device))
             progress.advance(task)
             if json_file:
-                results.write(result, json_file)
+                json_file.write_text(json.dumps(result, indent=1) + "\n")
 
     for v, m in product(variants, modes):
         main = report.main_table(result, v, m)
@@ -130,17 +132,17 @@ def kept_rows(file: Path | None, result: dict, anew: set[tuple[str, str]]) -> li
     """The rows of an earlier result of the same machine, dtype and pairs that are not to be measured anew."""
     if file is None or not file.exists():
         return []
-    from fastlstm.benchmarks import results
-
     try:
-        earlier = results.read(file)
-    except results.ResultError as error:
-        raise typer.BadParameter(f"--add: {error}") from error
-    rows = [r for r in earlier["rows"] if (r["case"], r["against"]) not in anew]
-    was, now = (
-        [str(r["machine"].get(key)).rstrip("+") for key in ("name", "torch", "commit")] for r in (earlier, result)
-    )
-    if was != now or any(earlier[key] != result[key] for key in ("dtype", "pairs")):
+        earlier = json.loads(file.read_text())
+        same = all(earlier[key] == result[key] for key in ("dtype", "pairs"))
+        was, now = (
+            [str(r["machine"][key]).rstrip("+") for key in ("name", "torch", "commit")] for r in (earlier, result)
+        )
+        same = same and was == now
+        rows = [r for r in earlier["rows"] if (r["case"], r["against"]) not in anew]
+    except (KeyError, TypeError, ValueError) as error:
+        raise typer.BadParameter(f"--add: {file} is not a result written by --json: {error!r}") from error
+    if not same:
         raise typer.BadParameter(
             f"--add: {file} is of another machine, torch, commit, dtype or number of pairs than asked for now"
         )

@@ -6,6 +6,9 @@ from pathlib import Path
 import torch
 import typer
 
+from fastlstm.training.options import MOST_THREADS as MOST_THREADS
+from fastlstm.training.options import SHORT
+
 
 def known(option: str, given: list[str] | None, names: Iterable[str]) -> list[str]:
     """What was asked for, or all, after a check of the names."""
@@ -14,6 +17,11 @@ def known(option: str, given: list[str] | None, names: Iterable[str]) -> list[st
         if name not in names:
             raise typer.BadParameter(f"{option} is {name!r}, expected one of {', '.join(names)}")
     return list(given or names)
+
+
+def known_dtypes(given: list[str] | None, names: Iterable[str]) -> list[str]:
+    """The same of dtypes, which may be spelled as PyTorch's are."""
+    return known("--dtype", [SHORT.get(dtype, dtype) for dtype in given or ()], names)
 
 
 def check_device(device: str) -> None:
@@ -45,7 +53,3 @@ def check_writable(option: str, file: Path | None, endings: Iterable[str] = ()) 
         ) from error
     if not existed:
         file.unlink()
-
-
-# More threads than this are a slip of the keyboard, and PyTorch would try to start them all.
-MOST_THREADS = 1024

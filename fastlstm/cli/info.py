@@ -14,7 +14,7 @@ from fastlstm import backends
 from fastlstm.cli.kernels import show_kernels
 from fastlstm.version import __version__
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 KNOWN = backends.VARIANTS | backends.CONVOLUTIONAL | backends.ATTENTION
 # What a kernel of ours or of PyTorch's GEMM may use, by the names of torch.cpu.get_capabilities()
 CPU_FEATURES = {
@@ -107,10 +107,10 @@ def devices() -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def chosen(variant: str, device: str, dtype: torch.dtype) -> dict[str, str]:
+def chosen(variant: str, device: str, dtype: str) -> dict[str, str]:
     """What "auto" runs `variant` on, and why."""
-    choice = backends.explain(KNOWN[variant], device, dtype)
-    where = {"variant": variant, "device": device, "dtype": str(dtype).removeprefix("torch.")}
+    choice = backends.explain(KNOWN[variant], device, DTYPES[dtype])
+    where = {"variant": variant, "device": device, "dtype": dtype}
     return {**where, "backend": choice.backend, "reason": choice.reason}
 
 

@@ -22,11 +22,11 @@ def show_kernels(targets: list[str] | None, dtypes: list[str] | None, as_json: b
 
     if importlib.util.find_spec("triton") is None:
         raise typer.BadParameter("--kernels needs triton, which is not installed; run: pip install triton")
-    from fastlstm.cli.checks import known
+    from fastlstm.cli.checks import known, known_dtypes
     from fastlstm.gpu.catalogue import DTYPES, TARGETS, compile_all, entries
 
     found = [(entry, target) for target in known("--target", targets, TARGETS) for entry in entries(target)]
-    wanted = known("--dtype", dtypes, DTYPES)
+    wanted = known_dtypes(dtypes, DTYPES)
     jobs = [(entry, target) for entry, target in found if entry.dtype in wanted]
     rows = list(progress(compile_all(jobs, max(1, min(8, os.cpu_count() or 1))), len(jobs)))
     failed = [row for row in rows if not fits(row)]

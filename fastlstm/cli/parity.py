@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
-from fastlstm.cli.checks import check_device, check_writable, known
+from fastlstm.cli.checks import check_device, check_writable, known, known_dtypes
 
 if TYPE_CHECKING:
     from fastlstm.parity import Row
@@ -41,7 +41,7 @@ def parity(
     from fastlstm.parity import CASES, DTYPES, LEVELS, check, skip
 
     backends = known("--backend", backend, BACKENDS)
-    dtypes = known("--dtype", dtype, DTYPES)
+    dtypes = known_dtypes(dtype, DTYPES)
     variants = known("--variant", variant, KINDS)
     check_device(device)
     check_writable("--json", json_file)

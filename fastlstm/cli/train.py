@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 
 from fastlstm.backends import VARIANTS
-from fastlstm.cli.checks import MOST_THREADS
 from fastlstm.training import processes
 from fastlstm.training.checkpoint import prepare_folder
 from fastlstm.training.errors import TrainError
@@ -35,7 +33,9 @@ def train(
     clip: Annotated[float, typer.Option(help="Largest norm of all gradients together; 0: no clipping.")] = DEFAULT.clip,
     seed: Annotated[int, typer.Option(help="Decides weights, batches and the sample.")] = DEFAULT.seed,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = DEFAULT.device,
-    dtype: Annotated[str, typer.Option(help=f"Of weights and arithmetic: {', '.join(DTYPES)}.")] = DEFAULT.dtype,
+    dtype: Annotated[
+        str, typer.Option(help=f"Of weights and arithmetic: {', '.join(DTYPES)}, or PyTorch's name.")
+    ] = DEFAULT.dtype,
     text: Annotated[
         str | None, typer.Option(metavar="FILE", help="UTF-8 text to learn; without it, Python's own help texts.")
     ] = DEFAULT.text,
@@ -46,13 +46,14 @@ def train(
     resume_run: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest one in --checkpoint, with its options.")
     ] = False,
-    save_every: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")] = 100,
-    sample: Annotated[int, typer.Option(help="Characters to generate at the end.")] = 400,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the picture losses.png.")] = Path("runs"),
-    threads: Annotated[int | None, typer.Option(help="CPU threads; without it, PyTorch's choice.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps from one checkpoint to the next.")] = DEFAULT.save_every,
+    sample: Annotated[int, typer.Option(help="Characters to generate at the end.")] = DEFAULT.sample,
+    out: Annotated[str, typer.Option(metavar="DIR", help="Folder of the picture losses.png.")] = DEFAULT.out,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; without it, PyTorch's choice.")] = DEFAULT.threads,
 ) -> None:
     """Train a character model on real text; with --compare torch, beside PyTorch's own module.
 
+    Ctrl-C and SIGTERM end the block of ten steps, save, and exit with 130 and 143; --resume goes on as if nothing had been.
     Started by torchrun, each process trains on its share of the --batch streams.
     """
     values = {name: context.params[name] for name in NAMES}
@@ -60,33 +61,28 @@ def train(
     console = Console(quiet=processes.rank() > 0)
 
     def start() -> Run:
-        for name, value, least in (("save-every", save_every, 1), ("sample", sample, 0), ("threads", threads, 1)):
-            if value is not None and value < least:
-                raise TrainError(f"--{name} is {value}, expected at least {least}")
-        if threads is not None and threads > MOST_THREADS:
-            raise TrainError(f"--threads is {threads}, expected at most {MOST_THREADS}")
-        if threads is not None:
-            torch.set_num_threads(threads)
         if not resume_run:
             run = begin(Options(**values), checkpoint)
         elif checkpoint is None:
             raise TrainError("--resume needs --checkpoint DIR, the folder of the run to go on with")
         else:
             run = resume(checkpoint, given)
-        prepare_folder(out)
+        prepare_folder(Path(run.options.out))
         return run
 
     try:
         with processes.joined():
             run = processes.together(start)
-            if not train_with_progress(run, save_every, console):
-                raise typer.Exit(130)
+            if stopped_by := train_with_progress(run, console):
+                raise typer.Exit(128 + stopped_by)
         if processes.rank() == 0:
-            print_report(run, sample, out, console)
+            print_report(run, console)
     except TrainError as error:
-        if processes.rank() == 0:
-            typer.echo(f"fastlstm train: {error}", err=True)
-        raise typer.Exit(error.exit_code) from None
+        if processes.rank() > 0:
+            raise typer.Exit(error.exit_code) from None
+        failure = typer.BadParameter(str(error))
+        failure.exit_code = error.exit_code
+        raise failure from None
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

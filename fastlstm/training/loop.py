@@ -19,12 +19,13 @@ BLOCK = 10
 EVALUATIONS = 20
 
 
-def train_steps(run: Run, save_every: int, stop: threading.Event, on_step: Callable[[Learner], None]) -> None:
+def train_steps(run: Run, stop: threading.Event, on_step: Callable[[Learner], None]) -> None:
     """Trains to the last step, or to the end of the block in which `stop` is set; saves on the way and at the end.
 
     Of several processes each trains on its own streams; `stop` of any of them stops them all.
     """
     options, data = run.options, run.corpus.train
+    save_every = options.save_every
     device = torch.device(options.device)
 
     def put(x: torch.Tensor) -> torch.Tensor:
@@ -61,17 +62,28 @@ def learning_rate(options: Options, step: int) -> float:
     return options.lr * 0.5 * (1 + math.cos(math.pi * step / options.steps))
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts at once."""
-    stop = threading.Event()
+class Stop(threading.Event):
+    """Set by the signal `number`."""
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
+    number = signal.SIGINT
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Set by the first Ctrl-C, and by SIGTERM, as SLURM and Kubernetes send it. A second Ctrl-C interrupts at once.
+
+    A second SIGTERM changes nothing: schedulers and `torchrun` both send it, to the same processes.
+    """
+    stop = Stop()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.number = signal.Signals(number)
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -7,17 +7,24 @@ from typing import Any
 import torch
 
 from fastlstm.backends import VARIANTS
+from fastlstm.case.words import DTYPES as WORDS
 from fastlstm.training.errors import TrainError
 from fastlstm.training.model import PYTORCHS
 
 # What may differ on resuming; the text itself is compared by its digest.
-FREE = ("steps", "device", "text")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+FREE = ("steps", "device", "text", "save_every", "sample", "out", "threads")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+SHORT = {long: short for short, long in WORDS.items()}
+# More threads than this are a slip of the keyboard, and PyTorch would try to start them all.
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
 class Options:
-    """Two runs with equal options take the same steps. Sizes: L layers, H hidden, E embedding, B batch, T length."""
+    """Two runs with equal options take the same steps; those of FREE change none of them.
+
+    Sizes: L layers, H hidden, E embedding, B batch, T length. `dtype` takes PyTorch's names as well, and holds the short one.
+    """
 
     variant: str = "lstm"
     layers: int = 1
@@ -30,15 +37,27 @@ class Options:
     clip: float = 1.0
     seed: int = 0
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str = "fp32"
     text: str | None = None
     compare: str | None = None
+    save_every: int = 100
+    sample: int = 400
+    out: str = "runs"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dtype", SHORT.get(self.dtype, self.dtype))
 
     def check(self) -> None:
         """Raises TrainError at the first value that can't be run."""
-        for name in ("layers", "hidden", "embedding", "batch", "length", "steps"):
-            if getattr(self, name) < 1:
-                raise TrainError(f"--{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("layers", "hidden", "embedding", "batch", "length", "steps", "save_every", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise TrainError(f"{option(name)} is {value}, expected at least 1")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise TrainError(f"--threads is {self.threads}, expected at most {MOST_THREADS}")
+        if self.sample < 0:
+            raise TrainError(f"--sample is {self.sample}, expected at least 0")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise TrainError(f"--lr is {self.lr}, expected a finite number above 0")
         if not (math.isfinite(self.clip) and self.clip >= 0):
@@ -57,7 +76,8 @@ class Options:
 
     def differs(self, **given: Any) -> str | None:
         """The first of the `given` options that fixes the run and isn't what this run has."""
-        return next((name for name in given if name not in FREE and given[name] != getattr(self, name)), None)
+        other = self.with_given(**given)
+        return next((n for n in given if n not in FREE and getattr(other, n) != getattr(self, n)), None)
 
     def with_given(self, **given: Any) -> "Options":
         return replace(self, **given)
@@ -69,9 +89,14 @@ class Options:
 NAMES = tuple(field.name for field in fields(Options))
 
 
+def option(name: str) -> str:
+    """As it stands on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _check_choice(name: str, value: str, choices: Any) -> None:
     if value not in choices:
-        raise TrainError(f"--{name} is {value!r}, expected {' or '.join(map(repr, choices))}")
+        raise TrainError(f"--{name} is {value!r}, expected one of {', '.join(choices)}")
 
 
 def _check_device(name: str) -> None:

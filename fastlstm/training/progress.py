@@ -1,17 +1,18 @@
-"""Training with a progress bar, to be stopped by Ctrl-C."""
+"""Training with a progress bar, to be stopped by Ctrl-C or SIGTERM."""
 
 import shlex
+from signal import Signals
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastlstm.training.learner import Learner
-from fastlstm.training.loop import BLOCK, stop_on_interrupt, train_steps
+from fastlstm.training.loop import BLOCK, stop_on_signal, train_steps
 from fastlstm.training.run import Run
 
 
-def train_with_progress(run: Run, save_every: int, console: Console) -> bool:
-    """Whether the run reached its last step; where Ctrl-C stopped it before, says how to go on."""
+def train_with_progress(run: Run, console: Console) -> Signals | None:
+    """None where the run reached its last step; else what stopped it before, after saying how to go on."""
     progress = Progress(
         MofNCompleteColumn(),
         TextColumn("steps"),
@@ -28,15 +29,15 @@ def train_with_progress(run: Run, save_every: int, console: Console) -> bool:
         done = sum(len(each.losses) for each in run.learners) / len(run.learners)
         progress.update(task, completed=done, description=_state(run))
 
-    with stop_on_interrupt() as stop, progress:
-        train_steps(run, save_every, stop, on_step)
+    with stop_on_signal() as stop, progress:
+        train_steps(run, stop, on_step)
     if run.step == run.options.steps:
-        return True
+        return None
     how = "nothing was saved: no --checkpoint DIR was given"
     if run.folder is not None:
         how = f"go on with: fastlstm train --checkpoint {shlex.quote(str(run.folder))} --resume"
     console.print(f"Stopped at step {run.step:,} of {run.options.steps:,}; {how}", highlight=False, soft_wrap=True)
-    return False
+    return stop.number
 
 
 def _state(run: Run) -> str:

@@ -16,13 +16,13 @@ from fastlstm.training.run import Run
 PROMPT = 100
 
 
-def print_report(run: Run, sample: int, out: Path, console: Console) -> None:
-    """The table and how its numbers were taken; the curves as `out`/losses.png; `sample` generated characters."""
+def print_report(run: Run, console: Console) -> None:
+    """The table and how its numbers were taken; the curves as a picture, losses.png; a sample of generated characters."""
     console.print(results_table(run))
     console.print(remarks(run), style="dim")
-    print_plot(run, out / "losses.png", console)
-    if sample:
-        print_sample(run, sample, console)
+    print_plot(run, Path(run.options.out) / "losses.png", console)
+    if run.options.sample:
+        print_sample(run, run.options.sample, console)
 
 
 def results_table(run: Run) -> Table:

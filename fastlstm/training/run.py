@@ -12,7 +12,7 @@ from fastlstm.training.checkpoint import load_checkpoint, newest_checkpoint, pre
 from fastlstm.training.errors import TrainError
 from fastlstm.training.learner import Learner
 from fastlstm.training.model import build_model
-from fastlstm.training.options import DTYPES, Options
+from fastlstm.training.options import DTYPES, Options, option
 from fastlstm.training.text import Corpus, load_corpus
 
 
@@ -73,7 +73,7 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
     if name := options.differs(**given):
         has = getattr(options, name)
         raise TrainError(
-            f"--{name} is {given[name]}, but the run in {folder} has {has}: leave the option out to resume it"
+            f"{option(name)} is {given[name]}, but the run in {folder} has {has}: leave the option out to resume it"
         )
     options = options.with_given(**given)
     if options.steps < step:
@@ -95,6 +95,8 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
 
 def _build(options: Options, folder: Path | None) -> Run:
     options.check()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     processes.check(options.batch, options.device)
     corpus = load_corpus(Path(options.text) if options.text is not None else None, options.batch, options.length)
     learners = []
