@@ -19,7 +19,7 @@ from torch import Tensor
 
 import fastlstm
 from fastlstm.benchmarks.cases import GPU_CASES
-from fastlstm.benchmarks.runner import machine
+from fastlstm.benchmarks.machine import machine
 from fastlstm.benchmarks.work import DTYPES
 from fastlstm.gpu import ahead, launch
 from fastlstm.gpu.loop import Loop

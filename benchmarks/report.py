@@ -1,6 +1,5 @@
 """From a result to its tables, the README's section and docs/speed.md. Nothing in them is typed by hand."""
 
-import json
 import math
 import re
 import statistics
@@ -13,6 +12,7 @@ from fastlstm.backends import ATTENTION, CONVOLUTIONAL, IN_PYTORCH
 from fastlstm.benchmarks.cases import STANDS_FOR, find, main_peer
 from fastlstm.benchmarks.names import MODES, MODULES, PURPOSES, called, module, peer
 from fastlstm.benchmarks.plot import plot
+from fastlstm.benchmarks.results import read
 from fastlstm.benchmarks.spread import down, spread
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
@@ -270,11 +270,4 @@ def with_those_beside(file: Path) -> tuple[dict, dict | None, list[dict]]:
     """A result, that of the same machine in half precision, and those of other machines, as they lie in one folder."""
     half = file.with_name(f"{file.stem}-bf16.json")
     others = [path for path in sorted(file.parent.glob("*.json")) if path != file and not path.stem.endswith("-bf16")]
-    return load(file), load(half) if half.exists() else None, [load(path) for path in others]
-
-
-def load(file: Path) -> dict:
-    result = json.loads(file.read_text())
-    if not (isinstance(result, dict) and {"machine", "dtype", "pairs", "rows"} <= result.keys() and result["rows"]):
-        raise ValueError(f"{file} lacks the machine, the dtype, the number of pairs or the rows")
-    return result
+    return read(file), read(half) if half.exists() else None, [read(path) for path in others]

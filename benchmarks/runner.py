@@ -5,21 +5,15 @@ batch; that is neither flushed nor rotated.
 """
 
 import dataclasses
-import platform
-import re
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-import fastlstm
 from fastlstm.backends import CONVOLUTIONAL
 from fastlstm.benchmarks.cases import main_peer
 from fastlstm.benchmarks.contenders import OTHER_WORK, contender
@@ -168,60 +162,3 @@ def read_rate(count: int, dtype: torch.dtype, device: str) -> float:
     numbers = torch.ones(count // dtype.itemsize, dtype=dtype, device=device)
     timer = Timer("run()", globals={"run": numbers.sum}, num_threads=torch.get_num_threads())
     return 1e-9 * count / timer.blocked_autorange(min_run_time=BLOCK_S).median
-
-
-def machine(device: str) -> dict[str, str | int | None]:
-    """What ran, and on what. `name` is made of the processor and the threads."""
-    threads = torch.get_num_threads()
-    cpu = cpu_model()
-    chip = torch.cuda.get_device_name(device) if device != "cpu" else cpu
-    unit = f"{threads}-threads" if device == "cpu" else "gpu"
-    return {
-        "name": re.sub(r"[^a-z0-9]+", "-", f"{chip} {unit}".lower()).strip("-"),
-        "device": device,
-        "chip": chip,
-        "cpu": cpu,
-        "vectors": torch.backends.cpu.get_cpu_capability(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "fastlstm": fastlstm.__version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "numba": version("numba"),
-        "onnxruntime": version("onnxruntime"),
-        **({} if device == "cpu" else gpu_software()),
-    }
-
-
-def gpu_software() -> dict[str, str | int | None]:
-    """What else ran, on a GPU, and how its L2 cache was treated."""
-    return {
-        "triton": version("triton"),
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "tf32": str(torch.backends.cuda.matmul.allow_tf32),
-        "l2": "neither flushed nor rotated: the same batch at every run",
-    }
-
-
-def cpu_model() -> str:
-    """The processor's name, as Linux tells it; elsewhere its architecture."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The checkout's commit, with "+" where files differ from it; None for an installed package."""
-    git = ["git", "-C", str(Path(fastlstm.__file__).parent), "describe", "--always", "--dirty=+", "--match="]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip() or None
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

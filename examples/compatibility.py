@@ -120,7 +120,7 @@ def pytorch_forecasting(ours: bool, kind: str = "DeepAR") -> tuple[nn.Module, Te
         return model, model(next(iter(loader))[0])["prediction"]
 
 
-def sb3_contrib(ours: bool) -> tuple[nn.Module, Tensor]:
+def sb3_contrib(ours: bool, adapted: bool = False) -> tuple[nn.Module, Tensor]:
     import sb3_contrib as library
 
     options = {"lstm_hidden_size": 16, "net_arch": [16]}
@@ -135,6 +135,8 @@ def sb3_contrib(ours: bool) -> tuple[nn.Module, Tensor]:
         policy_kwargs=options,
     )
     swap(agent.policy, ours)
+    if ours and adapted:
+        fastlstm.adapters.sb3(agent.policy)
     agent.learn(96)
     return agent.policy, torch.cat([p.detach().flatten() for p in agent.policy.parameters()])
 
@@ -229,7 +231,10 @@ RUNS: dict[str, list[tuple[str, str, Run]]] = {
         ("LSTMModule", "convert", torchrl),
         ("LSTMModule", "convert, and patch around the call", lambda ours: torchrl(ours, True)),
     ],
-    "sb3_contrib": [("RecurrentPPO", "convert", sb3_contrib)],
+    "sb3_contrib": [
+        ("RecurrentPPO", "convert", sb3_contrib),
+        ("RecurrentPPO", "adapters.sb3", lambda ours: sb3_contrib(ours, True)),
+    ],
     "flair": [
         ("SequenceTagger, LSTM", "convert", flair),
         ("SequenceTagger, GRU", "convert", lambda ours: flair(ours, "GRU")),

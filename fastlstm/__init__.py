@@ -1,6 +1,6 @@
 """Fast recurrent networks in PyTorch."""
 
-from fastlstm import functional, loaders
+from fastlstm import adapters, functional, loaders
 from fastlstm.convert import convert, patch, to_torch
 from fastlstm.modules import (
     CIFGLSTM,
@@ -43,6 +43,7 @@ __all__ = [
     "PeepholeLSTMCell",
     "Seq2Seq",
     "__version__",
+    "adapters",
     "convert",
     "functional",
     "loaders",

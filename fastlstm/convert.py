@@ -40,7 +40,12 @@ class Conversion(NamedTuple):
 
 
 def convert(
-    model: nn.Module, *, ConvLSTM: type[nn.Module] | None = None, backend: str = "auto", strict: bool = False
+    model: nn.Module,
+    *,
+    ConvLSTM: type[nn.Module] | None = None,
+    backend: str = "auto",
+    strict: bool = False,
+    keep_type: bool = False,
 ) -> Conversion:
     """Make every `nn.LSTM`, `nn.GRU`, `nn.LSTMCell` and `nn.GRUCell` of `model` ours, in place.
 
@@ -58,8 +63,11 @@ def convert(
 
     Only registered submodules are found: not one that is kept in a plain list or in a closure. `torch.compile` compiles anew,
     but what `torch.jit` or `torch.export` made of a model before keeps its code. A converted model that is pickled as a whole
-    needs fastlstm to be loaded; a `state_dict` does not. Code that asks `isinstance(module, nn.LSTM)` of what was no subclass
-    gets False afterwards.
+    needs fastlstm to be loaded; a `state_dict` does not.
+
+    Code that asks `isinstance(module, nn.LSTM)` of what was no subclass gets False afterwards, unless `keep_type` is True: then
+    each becomes of a class that derives from both, and what is a `fastlstm.LSTM` already does as well. `torch.compile` breaks
+    its graph at these, and refuses with `fullgraph=True`, unless `torch._dynamo.config.allow_rnn` is True.
 
     PyTorch has no ConvLSTM, and what people paste for one is not changed but replaced. `ConvLSTM` is its class: ndrplz's
     ConvLSTM_pytorch in the model, or `conv_lstm.ConvLSTM` of the package. A new module takes the place of each of its objects
@@ -74,6 +82,7 @@ def convert(
     ConvLSTM: a class, or None for none of this.
     backend: "auto", or the name of the one that must run, for all of them; as in `fastlstm.LSTM`.
     strict: raise a ValueError where there would be a warning.
+    keep_type: whether what was an `nn.LSTM` stays one to `isinstance`; `nn.GRU` and the cells alike.
     Raises TypeError if `model` is no module or `ConvLSTM` no class of one, and ValueError for an unknown backend, and for a
     `ConvLSTM` that is PyTorch's or ours; nothing is converted then, nor where `strict` raises.
 
@@ -89,14 +98,17 @@ def convert(
     modules = registered(model)
     replaced = {m: pasted.why_not(model, m, ConvLSTM) for m in modules if ConvLSTM and isinstance(m, ConvLSTM)}
     reasons = {m: why_not_ours(m) for m in modules if is_recurrent(m) and not is_ours(m) and m not in replaced}
+    retyped = [m for m in modules if keep_type and own_class(m) in TORCHS]
     _tell(_nothing_found(model, reasons | replaced, ConvLSTM) or _left(model, "convert", reasons | replaced), strict)
     for module in [m for m, why in reasons.items() if why is None]:
-        _change_class(module, _ours(own_class(module)))
+        _change_class(module, _ours(own_class(module), keep_type))
         module.backend = backend  # type: ignore[assignment]
         if isinstance(module, Cell):
             module.weight_peephole = None
+    for module in retyped:
+        _change_class(module, _ours(TORCHS[own_class(module)], keep_type))
     made = _replace(model, [m for m, why in replaced.items() if why is None], backend)
-    return _conversion(model, reasons | replaced | dict.fromkeys(made), made)
+    return _conversion(model, reasons | replaced | dict.fromkeys([*retyped, *made]), made)
 
 
 def to_torch(model: nn.Module, *, strict: bool = False) -> Conversion:
@@ -260,10 +272,10 @@ def _base(cls: type[nn.Module], table: dict[type[nn.Module], type[nn.Module]]) -
     return next((base for base in table if issubclass(cls, base)), None)
 
 
-def _ours(cls: type[nn.Module]) -> type[nn.Module]:
+def _ours(cls: type[nn.Module], keep_type: bool) -> type[nn.Module]:
     torchs = _base(cls, OURS)
     assert torchs is not None
-    return OURS[torchs] if cls is torchs else subclasses.derive(cls, OURS[torchs])
+    return OURS[torchs] if cls is torchs and not keep_type else subclasses.derive(cls, OURS[torchs])
 
 
 def _torchs(cls: type[nn.Module]) -> type[nn.Module]:

@@ -71,6 +71,8 @@ def derive(cls: type[nn.Module], ours: type[nn.Module]) -> type[nn.Module]:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
     }
+    if issubclass(ours, nn.RNNCellBase):
+        own["weight_peephole"] = None  # of one that `__init__` makes, which is PyTorch's
     return types.new_class(cls.__name__, (ours, cls), {}, lambda namespace: namespace.update(own))
 
 

@@ -83,7 +83,7 @@ def main() -> None:
         return run_until_broken(names, options.until_broken)
     results = run_all(names) if len(names) > 1 else [run_one(name) for name in names]
     if options.json:
-        from fastlstm.benchmarks.runner import machine
+        from fastlstm.benchmarks.machine import machine
 
         facts = {"machine": machine("cuda"), "checks": results}
         options.json.write_text(json.dumps(facts, indent=1) + "\n")

@@ -31,9 +31,11 @@ TINY = {
     "no_bias": parse("T4 B2 I3 H5 L2 no_bias"),
 }
 RESULT = {
+    "schema": "fastlstm bench",
+    "version": 1,
     "machine": {
-        "name": "a-chip-2-threads", "chip": "A Chip", "vectors": "AVX2", "threads": 2, "python": "3.11", "torch": "2.13",
-        "commit": "abc",
+        "name": "a-chip-2-threads", "device": "cpu", "chip": "A Chip", "vectors": "AVX2", "threads": 2, "python": "3.11",
+        "torch": "2.13", "commit": "abc",
     },
     "dtype": "fp32",
     "pairs": 3,

@@ -127,6 +127,9 @@ def test_methods_and_construction_work_on() -> None:
     again = type(lstm)(3, forget_bias=2.0)
     assert isinstance(again, fastlstm.LSTM)
     assert again(torch.randn(4, 2, 3))[0].shape == (4, 2, 5)
+    cell = Cell(3, 5)
+    convert(cell)
+    assert type(cell)(3, 5)(torch.randn(2, 3))[0].shape == (2, 5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`fastlstm bench`."""
 
-import json
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,7 +65,7 @@ def bench(
     loop over nn.LSTMCell, "joeynmt" JoeyNMT's, "sdpa" PyTorch's LSTM and attention where nothing is fed. Exits with 1 where
     results disagree.
     """
-    from fastlstm.benchmarks import report, runner
+    from fastlstm.benchmarks import report, results, runner
     from fastlstm.benchmarks.cases import default_cases, main_peer
     from fastlstm.benchmarks.names import MODES as MODE_NAMES
     from fastlstm.benchmarks.names import MODULES
@@ -93,10 +92,9 @@ def bench(
     check_writable("--plot", plot, endings=("png", "pdf", "svg", "jpg"))
     if threads:
         torch.set_num_threads(threads)
-    machine = runner.machine(device)
-    result = {"machine": machine, "dtype": dtypes[0], "pairs": pairs, "rows": []}
+    result = results.new("bench", device) | {"dtype": dtypes[0], "pairs": pairs, "rows": []}
     if json_file and json_file.is_dir():
-        json_file = json_file / f"{machine['name']}{'' if dtypes == ['fp32'] else f'-{dtypes[0]}'}.json"
+        json_file = json_file / f"{result['machine']['name']}{'' if dtypes == ['fp32'] else f'-{dtypes[0]}'}.json"
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -111,7 +109,7 @@ def bench(
             result["rows"].append(runner.measure(one, peer, name=name, pairs=pairs, device=device))
             progress.advance(task)
             if json_file:
-                json_file.write_text(json.dumps(result, indent=1) + "\n")
+                results.write(result, json_file)
 
     for v, m in product(variants, modes):
         main = report.main_table(result, v, m)
@@ -132,17 +130,17 @@ def kept_rows(file: Path | None, result: dict, anew: set[tuple[str, str]]) -> li
     """The rows of an earlier result of the same machine, dtype and pairs that are not to be measured anew."""
     if file is None or not file.exists():
         return []
+    from fastlstm.benchmarks import results
+
     try:
-        earlier = json.loads(file.read_text())
-        same = all(earlier[key] == result[key] for key in ("dtype", "pairs"))
-        was, now = (
-            [str(r["machine"][key]).rstrip("+") for key in ("name", "torch", "commit")] for r in (earlier, result)
-        )
-        same = same and was == now
-        rows = [r for r in earlier["rows"] if (r["case"], r["against"]) not in anew]
-    except (KeyError, TypeError, ValueError) as error:
-        raise typer.BadParameter(f"--add: {file} is not a result written by --json: {error!r}") from error
-    if not same:
+        earlier = results.read(file)
+    except results.ResultError as error:
+        raise typer.BadParameter(f"--add: {error}") from error
+    rows = [r for r in earlier["rows"] if (r["case"], r["against"]) not in anew]
+    was, now = (
+        [str(r["machine"].get(key)).rstrip("+") for key in ("name", "torch", "commit")] for r in (earlier, result)
+    )
+    if was != now or any(earlier[key] != result[key] for key in ("dtype", "pairs")):
         raise typer.BadParameter(
             f"--add: {file} is of another machine, torch, commit, dtype or number of pairs than asked for now"
         )
