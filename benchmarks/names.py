@@ -16,6 +16,9 @@ MODULES = {
     "cifg_peephole_conv_lstm": 'ConvLSTM2d(peephole="channel", coupled=True)',
     "attention_lstm": "AttentionLSTM",
 }
+VECTORS = {"AVX512": "AVX-512"}  # where PyTorch writes them otherwise
+# Peers that are ours as well: what a variant, a layout or an option costs
+OURSELVES = ("lstm", "dense", "checkpoint", "compile-ours", "fp32")
 MODES = {"train": "training", "infer": "inference"}
 # What each is for, and its parameters per layer and direction
 PURPOSES = {
@@ -60,14 +63,14 @@ def peer(row: dict) -> str:
         "keras": "Keras on torch",
         "joeynmt": "JoeyNMT's decoder",
         "sdpa": "nn.LSTM + scaled_dot_product_attention",
-        "checkpoint": "fastlstm with checkpoint=True",
-        "compile": "torch.compile of that loop",
-        "compile-ours": "fastlstm under torch.compile",
+        "checkpoint": "itself with checkpoint=True",
+        "compile": f"torch.compile of a {loop}",
+        "compile-ours": "itself under torch.compile",
         "onnx": "ONNX Runtime",
-        "dense": "fastlstm on as many dense steps",
+        "dense": "itself on a dense batch of as many steps",
         "lstm": f"fastlstm.{plain(row)}{cell}",
         "cut": f"nn.{own} on the pieces between resets",
-        "fp32": "fastlstm in fp32",
+        "fp32": "itself in fp32",
     }[row["against"]]
 
 
@@ -76,6 +79,15 @@ def module(row: dict) -> str:
     if isinstance(case, ConvCase):
         name = name.replace("2d", f"{len(case.S)}d")
     return f"fastlstm.{name}" + {"cell": "Cell", "step": ".step"}.get(case.layout, "")
+
+
+def processor(result: dict) -> str:
+    """The processor, and of a CPU the kind of instructions, which speed depends on most."""
+    m = result["machine"]
+    chip = " ".join(m["chip"].replace("(R)", "").replace("Processor", "").split())
+    if m.get("device", "cpu") != "cpu":
+        return chip
+    return f"{chip} ({VECTORS.get(m['vectors'], m['vectors'])})"
 
 
 def plain(row: dict) -> str:

@@ -1,43 +1,60 @@
-"""The picture of a result: speed-ups over PyTorch's own modules."""
+"""The picture of a result: speed beside PyTorch's own modules, or beside the loop that stands for one."""
 
 from pathlib import Path
 from typing import Any
 
-from fastlstm.backends import IN_PYTORCH
-from fastlstm.benchmarks.cases import find
-from fastlstm.benchmarks.names import called
+from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
+from fastlstm.benchmarks.cases import find, main_peer
+from fastlstm.benchmarks.names import MODULES, called, peer, processor
 from fastlstm.benchmarks.spread import spread
+from fastlstm.case import Case
 
 TICKS = (0.25, 0.5, 0.8, 1, 1.25, 1.5, 2, 3, 4, 6, 8, 12, 16, 24)
 MODES = {"train": ("training", "tab:blue"), "infer": ("inference", "tab:orange")}
+FAMILIES = (tuple(VARIANTS), tuple(CONVOLUTIONAL), tuple(ATTENTION))  # those that take the same cases
 
 
 def plot(result: dict, file: Path) -> None:
-    """A panel per variant that PyTorch has; a bar per case and mode from 1.0 to the median speed-up, with the quartiles. The
-    scale is logarithmic."""
+    """A panel per variant; a bar per case and mode from 1.0 to the median speed-up, with the quartiles, logarithmic.
+
+    Each variant is shown beside its main peer.
+    """
     from matplotlib.figure import Figure
 
-    rows = [row for row in result["rows"] if row["against"] == "torch" and "ratios" in row]
-    if not rows:
-        raise ValueError("the result has no row against torch, expected at least one: the picture shows those")
-    variants = [v for v in IN_PYTORCH if any(row["variant"] == v for row in rows)] or [rows[0]["variant"]]
-    rows = [row for row in rows if row["variant"] in variants]
-    cases = {called(row): find(row["case"]) for row in rows}
-    names = list(cases)
-    figure = Figure(figsize=(2 + 4.5 * len(variants), 1.4 + 0.4 * len(names)), layout="constrained")
-    panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
-    for axes, variant in zip(panels, variants, strict=True):
-        draw(axes, [row for row in rows if row["variant"] == variant], names)
-        axes.set_title(f"fastlstm.{variant.upper()} over nn.{variant.upper()}", fontsize=10)
-    panels[0].set_yticks(range(len(names)), [f"{name}\n{case.shape()}" for name, case in cases.items()], fontsize=7)
-    panels[0].invert_yaxis()
+    rows = drawn(result)
+    names: dict[str, dict[str, Case]] = {}  # variant: the cases of its family, by what they are called
+    for family in FAMILIES:
+        of_family = [row for row in rows if row["variant"] in family]
+        for variant in family:
+            if any(row["variant"] == variant for row in of_family):
+                names[variant] = {called(row): find(row["case"]) for row in of_family}
+    if not names:
+        raise ValueError(
+            "the result has no timed row against torch, or of a ConvLSTM or an AttentionLSTM against cell, expected at least "
+            "one: the picture shows those"
+        )
+    most = max(map(len, names.values()))
+    figure = Figure(figsize=(2 + 4.5 * len(names), 1.4 + 0.4 * most), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    shown: dict[str, Case] = {}
+    for axes, (variant, cases) in zip(panels, names.items(), strict=True):
+        some = [row for row in rows if row["variant"] == variant]
+        draw(axes, some, list(cases))
+        axes.set_title(f"{MODULES[variant]}, beside\n{peer(some[0])}", fontsize=9)
+        labels = [f"{name}\n{case.shape()}" for name, case in cases.items()]
+        axes.set_yticks(range(len(cases)), labels if list(cases) != list(shown) else [""] * len(cases), fontsize=7)
+        axes.set_ylim(len(cases) - 0.5, -0.5)
+        shown = cases
     panels[0].legend(loc="best", fontsize=8)
     m = result["machine"]
-    figure.suptitle(
-        f"{m['chip']} ({m['vectors']}), threads: {m['threads']}, {result['dtype']}, torch {m['torch']}", fontsize=9
-    )
+    figure.suptitle(f"{processor(result)}, threads: {m['threads']}, {result['dtype']}, torch {m['torch']}", fontsize=9)
     figure.supxlabel("speed-up (median, quartiles); right of 1, fastlstm is the faster", fontsize=9)
     figure.savefig(file, dpi=110, metadata={"Software": None})
+
+
+def drawn(result: dict) -> list[dict]:
+    """The rows that the picture shows."""
+    return [row for row in result["rows"] if row["against"] == main_peer(row["variant"]) and "ratios" in row]
 
 
 def draw(axes: Any, rows: list[dict], names: list[str]) -> None:
@@ -67,5 +84,4 @@ def draw(axes: Any, rows: list[dict], names: list[str]) -> None:
     axes.set_xticks(sorted({1, *ticks}))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(y=0.01)
     axes.grid(axis="x", alpha=0.3)

@@ -1,22 +1,13 @@
-"""From a result to its tables, the README's section and docs/speed.md. Nothing in them is typed by hand."""
+"""From a result to its tables. Nothing in them is typed by hand."""
 
 import math
 import re
 import statistics
-from collections.abc import Sequence
-from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
-from fastlstm.backends import ATTENTION, CONVOLUTIONAL, IN_PYTORCH
 from fastlstm.benchmarks.cases import STANDS_FOR, find, main_peer
-from fastlstm.benchmarks.names import MODES, MODULES, PURPOSES, called, module, peer
-from fastlstm.benchmarks.plot import plot
-from fastlstm.benchmarks.results import read
+from fastlstm.benchmarks.names import MODES, MODULES, OURSELVES, called, module, peer, processor
 from fastlstm.benchmarks.spread import down, spread
-
-START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-DETAILS = Path("docs/speed.md")
 
 
 class Tables(NamedTuple):
@@ -42,48 +33,41 @@ def mean_lines(result: dict, variant: str, mode: str) -> list[str]:
     return lines
 
 
-def summary(result: dict) -> Tables:
-    """One line per module and peer: the geometric mean over cases, and the lowest."""
-    lines: dict[tuple[str, str], dict[str, list[dict]]] = {}
+def summary(result: dict, ourselves: bool = True) -> Tables:
+    """One line per module and peer: the geometric mean over cases, and the lowest.
+
+    Beside PyTorch's modules there is one of dense batches as well; those where the peer is ours too can be left out.
+    """
+    lines: dict[tuple[str, str], list[dict]] = {}
     for row in result["rows"]:
-        if "ratios" in row:
-            lines.setdefault((module(row), peer(row)), {}).setdefault(row["mode"], []).append(row)
-    headers = ["module", "against", "training", "inference", "cases"]
-    return Tables(
-        headers,
-        [
-            [
-                one,
-                against,
-                *(mean_and_lowest(modes.get(mode, [])) for mode in MODES),
-                str(max(map(len, modes.values()))),
-            ]
-            for (one, against), modes in sorted(lines.items(), key=lambda item: order(item[0][0]))
-        ],
-    )
+        if "ratios" in row and (ourselves or row["against"] not in OURSELVES):
+            lines.setdefault((module(row), peer(row)), []).append(row)
+    table = []
+    for (one, against), rows in sorted(lines.items(), key=lambda item: order(item[0][0])):
+        table.append(summary_line(one, against, rows))
+        dense = [row for row in rows if row["against"] == "torch" and is_dense(row)]
+        if 0 < len(dense) < len(rows):
+            table.append(summary_line(one, f"{against}, dense cases", dense))
+    return Tables(["module", "against", "training", "inference", "memory", "cases"], table)
 
 
-def variants_table(results: list[dict]) -> Tables:
-    """What each variant is for and costs: parameters, and time per step beside our own LSTM of the same size, from the first of
-    the results that has it."""
-    lines = []
-    for variant, (purpose, parameters) in PURPOSES.items():
-        costs = [next((c for c in (cost(r, variant, mode) for r in results) if c), "–") for mode in MODES]
-        lines.append([f"`fastlstm.{MODULES[variant]}`", purpose, parameters, *costs])
-    return Tables(["module", "for", "parameters", "time per step, training", "inference"], lines)
+def summary_line(one: str, against: str, rows: list[dict]) -> list[str]:
+    modes = [[row for row in rows if row["mode"] == mode] for mode in MODES]
+    return [one, against, *map(mean_and_lowest, modes), memory_share(rows), str(max(map(len, modes)))]
 
 
-def cost(result: dict, variant: str, mode: str) -> str | None:
-    if variant in ("lstm", "conv_lstm"):
-        return "1"
-    rows = [
-        r
-        for r in chosen(result, variant, mode, "lstm")
-        if "ratios" in r and find(r["case"]).layout not in ("cell", "step")
+def is_dense(row: dict) -> bool:
+    """All sequences of one length, without a projection: what nn.LSTM leaves to oneDNN."""
+    case = find(row["case"])
+    return case.layout == "dense" and not case.P
+
+
+def memory_share(rows: list[dict]) -> str:
+    """The geometric mean of our peak memory over the peer's, in training."""
+    shares = [
+        peaks["ours"] / peaks[row["against"]] for row in rows if row["against"] in (peaks := row.get("memory", {}))
     ]
-    if not rows:
-        return None
-    return f"{1 / statistics.geometric_mean(spread(row).median for row in rows):.2f}"
+    return f"{statistics.geometric_mean(shares):.2f}" if shares else "–"
 
 
 def order(name: str) -> int:
@@ -140,16 +124,11 @@ def peer_table(result: dict) -> Tables:
     return Tables(["module", "case", "work", "peer", "ms", "speed-up", "compile s"], lines)
 
 
-def machine(result: dict) -> str:
-    m = result["machine"]
-    return f"{m['chip']} ({m['vectors']})"
-
-
 def notes(result: dict) -> list[str]:
     """What ran on what, and what was not timed because it was wrong."""
     m = result["machine"]
     lines = [
-        f"{machine(result)}, threads: {m['threads']}, {result['dtype']}, torch {m['torch']}, "
+        f"{processor(result)}, threads: {m['threads']}, {result['dtype']}, torch {m['torch']}, "
         f"Python {m['python']}, commit {m['commit']}. Median (quartiles) of interleaved pairs, {result['pairs']} a case.",
         "Two numbers are ours / the peer's. GFLOP/s: ours, of what PyTorch's GEMM reaches on the same sizes. "
         "MB: the peak of a training step, beyond the batch and the weights.",
@@ -170,71 +149,6 @@ def notes(result: dict) -> list[str]:
     ]
 
 
-def markdown(result: dict, picture: str, half: dict | None = None, others: Sequence[dict] = ()) -> str:
-    """The README's section; `half` is a result of the same machine in half precision, `others` are those of other machines."""
-    about, _, *missed = notes(result)
-    parts = [
-        "## Variants",
-        table(variants_table([result, *others])),
-        "Time per step: beside `fastlstm.LSTM`, or `fastlstm.ConvLSTM2d`, of the same size, the mean over the cases measured "
-        "on the machines below; k is the number of a kernel's taps, A the width in which an attention is scored. Each has "
-        "layers, dropout, sequences of different lengths, and a stateless function in `fastlstm.functional`. All but the "
-        "AttentionLSTM, a decoder that also goes step by step, have two directions, resets and a cell. All but it and the GRU "
-        "give all cell states, the LSTM and its two siblings have projections, and they and the GRU take packed input. On "
-        'a GPU, `backend="triton"` runs all of them on Triton kernels, which have been interpreted and compiled but not run on '
-        """one yet: until then "auto" leaves the LSTM and the GRU to PyTorch's own ops, the others to a loop in Python. """
-        "GPU speed is not yet measured.",
-        f"## Speed on one machine: {machine(result)}",
-        f"![Speed-up over PyTorch's modules]({picture})",
-        "Speed-up over each peer: the geometric mean over the cases, and the case where it is lowest. Another CPU, "
-        f"above all one with other instructions, gives other numbers. Every case: [{DETAILS}]({DETAILS}).",
-        table(summary(result)),
-        *([f"In {half['dtype']}:", table(summary(half))] if half else []),
-        about,
-        *missed,
-    ]
-    for other in others:
-        about, _, *missed = notes(other)
-        parts += [f"## On another machine: {machine(other)}", table(summary(other)), about, *missed]
-    return "\n\n".join(parts)
-
-
-def details(result: dict, picture: str, half: dict | None = None, others: Sequence[dict] = ()) -> str:
-    """The page of all cases."""
-    parts = ["# Speed, case by case", "Written by `fastlstm bench --readme` from result files.", *notes(result)]
-    parts += [f"![Speed-up over PyTorch's modules]({picture})", *every_case(result)]
-    if half:
-        parts += [f"## In {half['dtype']}", *notes(half)]
-        for variant, mode in product(MODULES, MODES):
-            rows = main_table(half, variant, mode)
-            if rows.rows:
-                parts += [f"{MODULES[variant]}, {MODES[mode]}:", table(rows)]
-        parts.append(table(peer_table(half)))
-    for other in others:
-        parts += [f"# On another machine: {machine(other)}", *notes(other), *every_case(other)]
-    return "\n\n".join(parts) + "\n"
-
-
-def every_case(result: dict) -> list[str]:
-    parts = []
-    for variant, name in MODULES.items():
-        for mode, title in MODES.items():
-            rows = main_table(result, variant, mode)
-            if rows.rows:
-                beside = "PyTorch's" if variant in IN_PYTORCH else "PyTorch's, beside the LSTM of the same size"
-                beside = "a loop over one convolution" if variant in CONVOLUTIONAL else beside
-                beside = "a loop over nn.LSTMCell and an attention" if variant in ATTENTION else beside
-                parts += [f"## {name}: {title} against {beside}", table(rows)]
-                parts.append("  \n".join(mean_lines(result, variant, mode)))
-    peers = peer_table(result)
-    return [*parts, "## Other peers", table(peers)] if peers.rows else parts
-
-
-def table(tables: Tables) -> str:
-    lines = [tables.headers, ["---"] * len(tables.headers), *tables.rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def milliseconds(seconds: float) -> str:
     """Three significant digits."""
     ms = seconds * 1e3
@@ -243,31 +157,3 @@ def milliseconds(seconds: float) -> str:
 
 def megabytes(count: int) -> str:
     return f"{count / 1e6:.1f}" if count < 1e8 else f"{count / 1e6:.0f}"
-
-
-def update_readme(file: Path, readme: Path) -> Path:
-    """Writes the README's section between its markers, the picture and the page of all cases; gives the picture's file.
-
-    A result in half precision is found beside the file, by its name; so are those of other machines.
-    """
-    result, half, others = with_those_beside(file)
-    if not readme.exists():
-        raise ValueError(f"there is no {readme} in this folder to write to")
-    text = readme.read_text()
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"{readme} has no {START} ... {END}, expected both: the table goes between them")
-    picture = Path("docs/images") / f"speed-{result['machine']['name']}.png"
-    (readme.parent / picture).parent.mkdir(parents=True, exist_ok=True)
-    plot(result, readme.parent / picture)
-    (readme.parent / DETAILS).write_text(details(result, f"images/{picture.name}", half, others))
-    readme.write_text(f"{before}{START}\n{markdown(result, picture.as_posix(), half, others)}\n{END}{after}")
-    return readme.parent / picture
-
-
-def with_those_beside(file: Path) -> tuple[dict, dict | None, list[dict]]:
-    """A result, that of the same machine in half precision, and those of other machines, as they lie in one folder."""
-    half = file.with_name(f"{file.stem}-bf16.json")
-    others = [path for path in sorted(file.parent.glob("*.json")) if path != file and not path.stem.endswith("-bf16")]
-    return read(file), read(half) if half.exists() else None, [read(path) for path in others]

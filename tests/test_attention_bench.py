@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fastlstm.benchmarks import attention_loops, cases, contenders, memory, report, runner, work
+from fastlstm.benchmarks import attention_loops, cases, contenders, memory, readme, report, runner, work
 from fastlstm.case import parse
 from fastlstm.cli import app
 
@@ -213,13 +213,13 @@ def test_report() -> None:
         "GFLOP/s": "75 of 100; 3.3 MB a step, 2.0 of 20 GB/s", "peak MB": "30.0 / 60.0", "stands for": "translation decoder",
     }  # fmt: skip
     assert report.summary(RESULT).rows == [
-        ["fastlstm.AttentionLSTM", "loop over nn.LSTMCell and an attention", "3.00", "–", "1"],
-        ["fastlstm.AttentionLSTM", "nn.LSTM + scaled_dot_product_attention", "–", "1.25", "1"],
-        ["fastlstm.AttentionLSTM", "fastlstm.LSTM", "0.50", "–", "1"],
-        ["fastlstm.AttentionLSTM.step", "step of the loop", "–", "1.50", "1"],
+        ["fastlstm.AttentionLSTM", "loop over nn.LSTMCell and an attention", "3.00", "–", "0.50", "1"],
+        ["fastlstm.AttentionLSTM", "nn.LSTM + scaled_dot_product_attention", "–", "1.25", "–", "1"],
+        ["fastlstm.AttentionLSTM", "fastlstm.LSTM", "0.50", "–", "–", "1"],
+        ["fastlstm.AttentionLSTM.step", "step of the loop", "–", "1.50", "–", "1"],
     ]
-    costs = {row[0]: row[3:] for row in report.variants_table([RESULT]).rows}
-    assert costs["`fastlstm.AttentionLSTM`"] == ["2.00", "–"]
-    page = report.details(RESULT, "x.png")
+    costs = {row[0]: row[3:] for row in readme.variants_table([RESULT]).rows}
+    assert costs["`AttentionLSTM`"] == ["2.00", "–"]
+    page = readme.details([readme.Machine([RESULT], [])])
     assert "## AttentionLSTM: training against a loop over nn.LSTMCell and an attention\n" in page
     assert "MB a step and GB/s: memory and keys" in page

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from fastlstm.backends import CONVOLUTIONAL
-from fastlstm.benchmarks import cases, contenders, conv_loops, memory, names, report, runner, work
+from fastlstm.benchmarks import cases, contenders, conv_loops, memory, names, readme, report, runner, work
 from fastlstm.case import parse
 from fastlstm.cli import app
 
@@ -158,19 +158,19 @@ def test_report() -> None:
         "stands for": "nowcasting",
     }  # fmt: skip
     assert report.summary(RESULT).rows == [
-        ["fastlstm.ConvLSTM2d", "loop over one convolution", "2.00", "–", "1"],
-        ["fastlstm.ConvLSTM3d", "Keras on torch", "–", "3.00", "1"],
-        ["fastlstm.ConvLSTM2d(coupled=True)", "fastlstm.ConvLSTM2d", "–", "1.25", "1"],
+        ["fastlstm.ConvLSTM2d", "loop over one convolution", "2.00", "–", "0.50", "1"],
+        ["fastlstm.ConvLSTM3d", "Keras on torch", "–", "3.00", "–", "1"],
+        ["fastlstm.ConvLSTM2d(coupled=True)", "fastlstm.ConvLSTM2d", "–", "1.25", "–", "1"],
     ]
     assert [row[:2] for row in report.peer_table(RESULT).rows] == [
         ["fastlstm.ConvLSTM3d", "volume"],
         ["fastlstm.ConvLSTM2d(coupled=True)", "radar"],
     ]
-    costs = {row[0]: row[3:] for row in report.variants_table([RESULT]).rows}
-    assert costs["`fastlstm.ConvLSTM2d`"] == ["1", "1"]
-    assert costs["`fastlstm.ConvLSTM2d(coupled=True)`"] == ["–", "0.80"]
+    costs = {row[0]: row[3:] for row in readme.variants_table([RESULT]).rows}
+    assert costs["`ConvLSTM2d`"] == ["1", "1"]
+    assert costs["`ConvLSTM2d(coupled=True)`"] == ["–", "0.80"]
     assert report.mean_lines(RESULT, "conv_lstm", "train") == ["geometric mean of training, all cases (1): 2.00"]
-    page = report.details(RESULT, "x.png")
+    page = readme.details([readme.Machine([RESULT], [])])
     assert "## ConvLSTM2d: training against a loop over one convolution\n" in page
     assert "Of three numbers, the second is that of checkpoint=True." in page
 

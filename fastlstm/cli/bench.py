@@ -69,10 +69,14 @@ def bench(
     from fastlstm.benchmarks.cases import default_cases, main_peer
     from fastlstm.benchmarks.names import MODES as MODE_NAMES
     from fastlstm.benchmarks.names import MODULES
+    from fastlstm.benchmarks.plot import drawn
+    from fastlstm.benchmarks.plot import plot as draw
+    from fastlstm.benchmarks.readme import DETAILS, update_readme
 
     if readme:
         try:
-            print(f"README.md and {report.update_readme(readme, Path('README.md'))} are written")
+            pictures = update_readme(readme, Path("README.md"))
+            print(f"README.md, {DETAILS} and {', '.join(map(str, pictures))} are written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise typer.BadParameter(f"--readme is {readme}, expected a result written by --json: {error}") from error
         return
@@ -120,8 +124,8 @@ def bench(
     if others.rows:
         console.print(rich_table(others, "other peers"))
     console.print(*report.notes(result), sep="\n", highlight=False, soft_wrap=True)
-    if plot and any(row["against"] == "torch" and "ratios" in row for row in result["rows"]):
-        report.plot(result, plot)
+    if plot and drawn(result):
+        draw(result, plot)
     if any(row.get("miss") for row in result["rows"]):
         raise typer.Exit(1)
 

@@ -1,0 +1,151 @@
+"""The README's first tables: for whom it is faster, by how much, and for whom it is not."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from fastlstm.backends import IN_PYTORCH
+from fastlstm.benchmarks.cases import find
+from fastlstm.benchmarks.names import MODES
+from fastlstm.benchmarks.report import Tables, is_dense, memory_share
+from fastlstm.benchmarks.spread import down, spread
+from fastlstm.case import Case
+
+FASTER, SLOWER = 1.1, 0.95  # means beyond these are told as a gain, or a loss
+
+
+class Question(NamedTuple):
+    """A kind of model, in words, whether a row of a result is of that kind, and what it is measured beside."""
+
+    model: str
+    fits: Callable[[dict, Case], bool]
+    beside: str
+
+
+def is_layer(row: dict) -> bool:
+    return row["variant"] in IN_PYTORCH and row["against"] == "torch" and find(row["case"]).layout != "cell"
+
+
+def is_dense_lstm(row: dict) -> bool:
+    return is_layer(row) and row["variant"] == "lstm" and is_dense(row)
+
+
+LIKE_PYTORCHS = (
+    Question(
+        "sequences of different lengths, packed or padded",
+        lambda row, case: is_layer(row) and bool(case.lengths),
+        "nn.LSTM, nn.GRU",
+    ),
+    Question(
+        "a GRU, dense batches",
+        lambda row, _: is_layer(row) and row["variant"] == "gru" and is_dense(row),
+        "nn.GRU",
+    ),
+    Question(
+        "a small LSTM (H up to 128), dense batches",
+        lambda row, case: is_dense_lstm(row) and case.H <= 128,
+        "nn.LSTM",
+    ),
+    Question(
+        "a large LSTM (H from 256), dense batches",
+        lambda row, case: is_dense_lstm(row) and case.H >= 256 and case.T > 1,
+        "nn.LSTM",
+    ),
+    Question(
+        "resets inside sequences (episodes)",
+        lambda row, _: row["against"] == "cut",
+        "nn.LSTM, nn.GRU, on the pieces",
+    ),
+)
+IN_HALF = Question(
+    "half precision ({dtype}, H from {least} to {most})", lambda row, _: is_layer(row), "nn.LSTM, nn.GRU"
+)
+BEYOND_PYTORCH = (
+    Question(
+        "a ConvLSTM over images",
+        lambda row, case: is_loop(row, "conv_lstm") and len(case.S) == 2,
+        "a loop over one convolution",
+    ),
+    Question(
+        "a ConvLSTM over volumes",
+        lambda row, case: is_loop(row, "conv_lstm") and len(case.S) == 3,
+        "a loop over one convolution",
+    ),
+    Question(
+        "a decoder with attention, fed back",
+        lambda row, case: is_loop(row, "attention_lstm") and bool(case.feed),
+        "a loop over nn.LSTMCell",
+    ),
+    Question(
+        "a decoder with attention, nothing fed back",
+        lambda row, _: row["against"] == "sdpa",
+        "nn.LSTM and scaled_dot_product_attention",
+    ),
+)
+
+
+def is_loop(row: dict, variant: str) -> bool:
+    return row["variant"] == variant and row["against"] == "cell" and find(row["case"]).layout != "step"
+
+
+def like_pytorchs(results: Sequence[dict], halves: Sequence[dict]) -> Tables:
+    """What PyTorch has modules for, from the results of one machine, and those in half precision."""
+    lines = [answer(question, rows_of(results, question)) for question in LIKE_PYTORCHS]
+    for half in halves:
+        rows = rows_of([half], IN_HALF)
+        if rows:
+            sizes = [find(row["case"]).H for row in rows]
+            words = IN_HALF.model.format(dtype=half["dtype"], least=min(sizes), most=max(sizes))
+            lines.append(answer(IN_HALF._replace(model=words), rows))
+    return Tables(HEADERS, [line for line in lines if line])
+
+
+def beyond_pytorch(results: Sequence[dict]) -> Tables:
+    """What it has none for, beside what people write instead."""
+    lines = [answer(question, rows_of(results, question)) for question in BEYOND_PYTORCH]
+    return Tables(HEADERS, [line for line in lines if line])
+
+
+HEADERS = ["your model", "beside", "training", "inference", "memory", "does it help?"]
+
+
+def rows_of(results: Sequence[dict], question: Question) -> list[dict]:
+    return [
+        row for result in results for row in result["rows"] if "ratios" in row and question.fits(row, find(row["case"]))
+    ]
+
+
+def answer(question: Question, rows: list[dict]) -> list[str]:
+    """A line of the table; none where nothing was measured."""
+    if not rows:
+        return []
+    speeds = [[spread(row).median for row in rows if row["mode"] == mode] for mode in MODES]
+    return [
+        question.model,
+        question.beside,
+        *map(mean_and_range, speeds),
+        memory_share(rows),
+        verdict(*map(mean, speeds)),
+    ]
+
+
+def mean(speeds: list[float]) -> float | None:
+    return statistics.geometric_mean(speeds) if speeds else None
+
+
+def mean_and_range(speeds: list[float]) -> str:
+    if len(speeds) < 2:
+        return down(speeds[0]) if speeds else "–"
+    return f"{down(statistics.geometric_mean(speeds))} ({down(min(speeds))}–{down(max(speeds))})"
+
+
+def verdict(training: float | None, inference: float | None) -> str:
+    gains = [
+        name
+        for name, speed in (("in training", training), ("at inference", inference))
+        if speed is not None and speed >= FASTER
+    ]
+    known = [speed for speed in (training, inference) if speed is not None]
+    if gains:
+        return "**yes**" if len(gains) == len(known) else f"**yes**, {gains[0]}"
+    return "**no**, slower" if statistics.geometric_mean(known) < SLOWER else "**no**, as fast"
