@@ -20,7 +20,7 @@ SOURCES := pyproject.toml setup.py fastlstm/version.py $(wildcard csrc/* csrc/*/
 BUILD_NEEDS = $(shell $(BIN)/python -c "import tomllib; print(*map(repr, tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires']))")
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench wheel gpu-check clean FORCE
+.PHONY: help demo test lint docs bench wheel gpu-check clean FORCE
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1/p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-10s%s\n", name, $$0 }'
@@ -41,6 +41,12 @@ lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Strict: a link that leads nowhere ends it. Nothing in it may need a network to be read.
+docs: $(VENV)/dev.stamp  ## the documentation, with a reference made from the docstrings, in build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
+	@! grep -rlE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' build/docs --include='*.html'
+	@echo "build/docs/index.html; with a search: $(BIN)/python -m http.server --directory build/docs"
 
 # PyTorch's own modules at every case; other peers, and what PyTorch lacks, at some. torch.compile of a loop takes minutes: one case
 BENCH := $(BIN)/fastlstm bench --pairs 7 --json benchmarks/results
@@ -144,7 +150,7 @@ $(VENV)/run.stamp: $(SOURCES) $(VENV)/torch.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(SOURCES) $(VENV)/torch.txt
-	$(call set-up,plot$(comma)test$(comma)lint)
+	$(call set-up,plot$(comma)test$(comma)lint$(comma)docs)
 	@touch $@ $(VENV)/run.stamp
 
 # progress is shown, warnings only where it failed
