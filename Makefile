@@ -52,7 +52,7 @@ docs: $(VENV)/dev.stamp  ## the documentation, with a reference made from the do
 BENCH := $(BIN)/fastlstm bench --pairs 7 --json benchmarks/results
 OWN := --variant peephole_lstm --variant cifg_lstm
 SOME := $(patsubst %,--case %,darts deepar ppo codec translate square)
-bench: $(VENV)/dev.stamp  ## measure speed: JSON in benchmarks/results, and the README's tables and picture from it
+bench: $(VENV)/dev.stamp  ## measure every case for the README, which is written anew (to measure your own: fastlstm bench)
 	$(BENCH) --variant lstm --variant gru --case square --case translate --dtype bf16 --against fp32 --against torch
 	$(BENCH) --variant lstm --variant gru
 	$(BENCH) --add --variant gru $(OWN) --variant cifg_peephole_lstm $(SOME) --against lstm

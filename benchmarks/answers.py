@@ -1,4 +1,4 @@
-"""The README's first tables: for whom it is faster, by how much, and for whom it is not."""
+"""For whom it is faster, by how much, and for whom it is not."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ LIKE_PYTORCHS = (
     Question(
         "resets inside sequences (episodes)",
         lambda row, _: row["against"] == "cut",
-        "nn.LSTM, nn.GRU, on the pieces",
+        "nn.LSTM, nn.GRU, on the pieces between",
     ),
 )
 IN_HALF = Question(

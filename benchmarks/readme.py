@@ -85,6 +85,16 @@ def with_those_beside(file: Path) -> list[Machine]:
     return [m if m.results else Machine(m.halves, []) for m in machines.values()]
 
 
+ABOUT = (
+    "The geometric mean (lowest to highest case). Memory: our peak in a training step, as a share of theirs. H: hidden_size. "
+    f"Every case: [{DETAILS}]({DETAILS})."
+)
+NO_OTHER_CPU = (
+    "There is no result yet of a CPU without AVX-512: gains are smaller there, and a large LSTM may be slower. "
+    "**Measure yours.**"
+)
+
+
 def helps(machines: Sequence[Machine]) -> str:
     """For whom it is faster, a table for each machine that has an answer."""
     parts = []
@@ -92,43 +102,37 @@ def helps(machines: Sequence[Machine]) -> str:
         tables = like_pytorchs(m.results, m.halves)
         if tables.rows:
             parts += [f"How many times as fast, on {m.where}:", table(tables)]
-    for m in machines:
-        tables = beyond_pytorch(m.results)
-        if tables.rows:
-            words = "What PyTorch has no module for, beside what people write instead, on"
-            parts += [f"{words} {m.where}:", table(tables)]
-    parts.append(
-        "Geometric mean (lowest to highest case). Memory: our peak in a training step, as a share of theirs. H: hidden_size. "
-        f"Every case: [{DETAILS}]({DETAILS})."
-    )
+    parts.append(ABOUT)
     if {m.whole["machine"]["vectors"] for m in machines if m.is_cpu} == {"AVX512"}:
-        parts[-1] += (
-            " There is no result yet of a CPU without AVX-512: gains are smaller there, and a large LSTM may be slower. "
-            "**Measure yours.**"
-        )
+        parts.append(NO_OTHER_CPU)
     return "\n\n".join(parts)
 
 
 def variants(machines: Sequence[Machine]) -> str:
+    """What there is, what it costs, and whom that helps which PyTorch has no module for."""
     parts = [
-        table(variants_table([m.whole for m in machines])),
-        "Time: beside `fastlstm.LSTM` (`ConvLSTM2d`) of the same size, the mean over the cases measured; – is not measured. "
-        "k: a kernel's taps. A: the width in which an attention is scored.",
+        table(variants_table(machines[0].whole)),
+        "Time: beside `fastlstm.LSTM` (`ConvLSTM2d`) of the same size, the mean over the cases measured on "
+        f"{machines[0].where}; – is not measured. k: a kernel's taps. A: the width in which an attention is scored.",
     ]
+    for m in machines:
+        tables = beyond_pytorch(m.results)
+        if tables.rows:
+            words = "What PyTorch has no module for, how many times as fast as what people write instead, on"
+            parts += [f"{words} {m.where}:", table(tables)]
     return "\n\n".join(parts)
 
 
-def variants_table(results: Sequence[dict]) -> Tables:
-    """What each variant is for and costs: parameters, and time per step beside our own LSTM of the same size, from the first of
-    the results that has it."""
+def variants_table(result: dict) -> Tables:
+    """What each variant is for and costs: parameters, and time per step beside our own LSTM of the same size."""
     lines = []
     for variant, (purpose, parameters) in PURPOSES.items():
-        costs = [next((c for c in (cost(r, variant, mode) for r in results) if c), "–") for mode in MODES]
+        costs = [cost(result, variant, mode) for mode in MODES]
         lines.append([f"`{MODULES[variant]}`", purpose, parameters, *costs])
     return Tables(["module", "for", "parameters", "time, training", "inference"], lines)
 
 
-def cost(result: dict, variant: str, mode: str) -> str | None:
+def cost(result: dict, variant: str, mode: str) -> str:
     if variant in ("lstm", "conv_lstm"):
         return "1"
     rows = [
@@ -137,7 +141,7 @@ def cost(result: dict, variant: str, mode: str) -> str | None:
         if "ratios" in r and find(r["case"]).layout not in ("cell", "step")
     ]
     if not rows:
-        return None
+        return "–"
     return f"{1 / statistics.geometric_mean(spread(row).median for row in rows):.2f}"
 
 

@@ -218,7 +218,7 @@ def test_report() -> None:
         ["fastlstm.AttentionLSTM", "fastlstm.LSTM", "0.50", "–", "–", "1"],
         ["fastlstm.AttentionLSTM.step", "step of the loop", "–", "1.50", "–", "1"],
     ]
-    costs = {row[0]: row[3:] for row in readme.variants_table([RESULT]).rows}
+    costs = {row[0]: row[3:] for row in readme.variants_table(RESULT).rows}
     assert costs["`AttentionLSTM`"] == ["2.00", "–"]
     page = readme.details([readme.Machine([RESULT], [])])
     assert "## AttentionLSTM: training against a loop over nn.LSTMCell and an attention\n" in page

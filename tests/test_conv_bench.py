@@ -166,7 +166,7 @@ def test_report() -> None:
         ["fastlstm.ConvLSTM3d", "volume"],
         ["fastlstm.ConvLSTM2d(coupled=True)", "radar"],
     ]
-    costs = {row[0]: row[3:] for row in readme.variants_table([RESULT]).rows}
+    costs = {row[0]: row[3:] for row in readme.variants_table(RESULT).rows}
     assert costs["`ConvLSTM2d`"] == ["1", "1"]
     assert costs["`ConvLSTM2d(coupled=True)`"] == ["–", "0.80"]
     assert report.mean_lines(RESULT, "conv_lstm", "train") == ["geometric mean of training, all cases (1): 2.00"]

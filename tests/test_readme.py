@@ -87,7 +87,7 @@ def test_what_pytorch_lacks_stands_beside_what_people_write():
 
 
 def test_costs_are_beside_our_own_lstm():
-    costs = {line[0]: line[3:] for line in readme.variants_table([RESULT]).rows}
+    costs = {line[0]: line[3:] for line in readme.variants_table(RESULT).rows}
     assert (costs["`LSTM`"], costs["`GRU`"], costs["`CIFGLSTM`"]) == (["1", "1"], ["0.80", "–"], ["–", "–"])
 
 
