@@ -22,6 +22,7 @@ from fastlstm.modules import (
     Seq2Seq,
 )
 from fastlstm.report import report
+from fastlstm.tracing import trace
 from fastlstm.version import __version__
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "patch",
     "report",
     "to_torch",
+    "trace",
 ]

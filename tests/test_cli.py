@@ -20,7 +20,7 @@ BAD = {
     "bench json": ("bench --case darts --json {}/no/x.json", "folder that exists"),
     "bench plot": ("bench --case darts --plot {}/x.xyz", "ends in one of"),
     "bench threads": ("bench --threads 100000", "less than or equal to 1024"),
-    "bench readme": ("bench --readme {}/foreign.json", "lacks the machine"),
+    "bench readme": ("bench --readme {}/foreign.json", "has the schema None"),
     "parity json": ("parity --case one --json {}", "this is a folder"),
     "parity case": ("parity --case nowhere", "expected a part of one of"),
     "parity option": ("parity --nope", "No such option: --nope"),

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from fastlstm.cli.bench import bench
 from fastlstm.cli.info import info
 from fastlstm.cli.parity import parity
+from fastlstm.cli.trace import trace
 from fastlstm.cli.train import train
 from fastlstm.version import __version__
 
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 for command in (info, parity, bench, train):
     app.command()(command)
+app.command(context_settings={"allow_interspersed_args": False})(trace)
 
 
 def show_version(wanted: bool) -> None:
