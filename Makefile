@@ -42,9 +42,9 @@ lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Strict: a link that leads nowhere ends it. Nothing in it may need a network to be read.
+# A link that leads nowhere is a warning, and ends it (with --quiet none would). Nothing in it may need a network to be read.
 docs: $(VENV)/dev.stamp  ## the documentation, with a reference made from the docstrings, in build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@! grep -rlE '<(script|link|img|iframe)[^>]+(src|href)="?(https?:)?//' build/docs --include='*.html'
 	@echo "build/docs/index.html; with a search: $(BIN)/python -m http.server --directory build/docs"
 
