@@ -18,6 +18,8 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from unittest import mock
 
 import numpy as np
 import torch
@@ -35,9 +37,9 @@ def ours_in(model: nn.Module) -> list[str]:
     return [name for name, m in model.named_modules() if isinstance(m, (Recurrent, Cell))]
 
 
-def swap(model: nn.Module, ours: bool) -> None:
+def swap(model: nn.Module, ours: bool, keep_type: bool = False) -> None:
     if ours:
-        for name, reason in fastlstm.convert(model).skipped.items():
+        for name, reason in fastlstm.convert(model, keep_type=keep_type).skipped.items():
             print(f"    left: {name}: {reason}", file=sys.stderr)
 
 
@@ -193,22 +195,46 @@ def gluonts(ours: bool) -> tuple[nn.Module, Tensor]:
     return predictor.prediction_net, torch.from_numpy(forecast.samples)
 
 
-def torchrl(ours: bool, patching: bool = False) -> tuple[nn.Module, Tensor]:
+def torchrl(ours: bool, kind: str = "LSTM", keep_type: bool = False) -> tuple[nn.Module, Tensor]:
     from tensordict import TensorDict
-    from torchrl.modules import LSTMModule, set_recurrent_mode
+    from torchrl import modules
 
     torch.manual_seed(0)
-    keys = {"in_keys": ["x", "h", "c"], "out_keys": ["y", ("next", "h"), ("next", "c")]}
-    model = LSTMModule(input_size=3, hidden_size=8, **keys)
-    swap(model, ours)
+    states = ["h", "c"] if kind == "LSTM" else ["h"]
+    keys = {"in_keys": ["x", *states], "out_keys": ["y", *(("next", name) for name in states)]}
+    model = getattr(modules, f"{kind}Module")(input_size=3, hidden_size=8, **keys)
+    swap(model, ours, keep_type)
     B, T = 2, 10
     is_init = torch.zeros(B, T, 1, dtype=torch.bool)
     is_init[0, 4] = True
-    states = {name: torch.zeros(B, T, 1, 8) for name in ("h", "c")}
-    data = TensorDict({"x": torch.randn(B, T, 3), "is_init": is_init, **states}, [B, T])
-    # it asks isinstance(lstm, nn.LSTM) where trajectories begin inside a batch: ours is one only under `patch`
-    with set_recurrent_mode(True), patched(ours and patching):
-        return model, model(data)["y"].detach()
+    zeros = {name: torch.zeros(B, T, 1, 8) for name in states}
+    data = TensorDict({"x": torch.randn(B, T, 3), "is_init": is_init, **zeros}, [B, T])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    # it asks isinstance(lstm, nn.LSTM) where trajectories begin inside a batch
+    with modules.set_recurrent_mode(True):
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(data.clone())["y"].square().sum().backward()
+            optimizer.step()
+        return model, model(data.clone())["y"].detach()
+
+
+def speechbrain(ours: bool, kind: str = "LSTM") -> tuple[nn.Module, Tensor]:
+    # it imports torchaudio, whose newest build doesn't load beside the newest torch; its recurrent layers need none of it
+    for name in ("torchaudio", "torchaudio.functional", "torchaudio.transforms"):
+        sys.modules.setdefault(name, mock.MagicMock(__version__="", __spec__=ModuleSpec(name, None), __path__=[]))
+    from speechbrain.nnet import RNN
+
+    torch.manual_seed(0)
+    model = getattr(RNN, kind)(hidden_size=8, input_size=3, num_layers=2, bidirectional=True)
+    swap(model, ours)
+    x, lengths = torch.randn(4, 10, 3), torch.tensor([1.0, 0.5, 0.9, 0.2])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(x, lengths=lengths)[0].square().mean().backward()
+        optimizer.step()
+    return model, model(x, lengths=lengths)[0].detach()
 
 
 RUNS: dict[str, list[tuple[str, str, Run]]] = {
@@ -229,7 +255,12 @@ RUNS: dict[str, list[tuple[str, str, Run]]] = {
     "gluonts": [("DeepAREstimator", "patch", gluonts)],
     "torchrl": [
         ("LSTMModule", "convert", torchrl),
-        ("LSTMModule", "convert, and patch around the call", lambda ours: torchrl(ours, True)),
+        ("LSTMModule", "convert, keep_type=True", lambda ours: torchrl(ours, keep_type=True)),
+        ("GRUModule", "convert, keep_type=True", lambda ours: torchrl(ours, "GRU", keep_type=True)),
+    ],
+    "speechbrain": [
+        ("nnet.RNN.LSTM", "convert", speechbrain),
+        ("nnet.RNN.GRU", "convert", lambda ours: speechbrain(ours, "GRU")),
     ],
     "sb3_contrib": [
         ("RecurrentPPO", "convert", sb3_contrib),
@@ -247,7 +278,7 @@ def row(library: str, what: str, how: str, run: Run) -> str:
         model, before = run(False)
         assert not ours_in(model)
         model, after = run(True)
-        assert not any(isinstance(m, (nn.LSTM, nn.GRU)) for m in model.modules())
+        assert not any(isinstance(m, (nn.LSTM, nn.GRU)) and not isinstance(m, Recurrent) for m in model.modules())
     except Exception as error:  # the table tells what does not work as well
         cells = "–", f"{type(error).__name__}: {error}"
     else:
