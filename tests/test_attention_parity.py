@@ -21,11 +21,11 @@ NAMES = [name for name in parity.CASES if parity.CASES[name].variant == "attenti
 def test_the_reference_as_a_backend(case: str) -> None:
     """The op, the module and its steps bring it what is put together apart from them; what nothing is fed from, at once."""
     levels = [level for level in parity.LEVELS if parity.skip(case, "fp32", "reference", level) is None]
-    assert ("step" in levels) == (parity.CASES[case].layout == "dense")
+    assert ("step" in levels) == (not parity.CASES[case].lengths)
     rows = [row for level in levels for row in parity.check(case, "fp32", "reference", level)]
     assert not [row for row in rows if not row.ok]
     found = {row.quantity for row in rows}
-    used = {"y", "h_n", "c_n"} | {"alignments" for _ in "1" if parity.CASES[case].weights}
+    used = {"y", "h_n", "c_n"} | {"alignments" for _ in "1" if parity.CASES[case].need_weights}
     assert found > used | {key.replace("0", "_n") for key in parity.CASES[case].states}
 
 

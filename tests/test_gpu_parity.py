@@ -28,11 +28,11 @@ OF_LSTM = ("three", "b65", "saturated", "projection_reverse", "projection_packed
 
 def of(cases: tuple[str, ...], variants: tuple[str, ...] = tuple(backends.VARIANTS)) -> list[str]:
     """The names of the cases of these variants, as far as they have them."""
-    names = [case if variant == "lstm" else f"{variant}_{case}" for variant in variants for case in cases]
+    names = [f"{variant}_{case}" for variant in variants for case in cases]
     return [name for name in names if name in CASES]
 
 
-@pytest.mark.parametrize("case", [*of(OF_EACH_VARIANT), *of(OF_TWO, ("lstm", "gru")), *OF_LSTM])
+@pytest.mark.parametrize("case", [*of(OF_EACH_VARIANT), *of(OF_TWO, ("lstm", "gru")), *of(OF_LSTM, ("lstm",))])
 def test_one_launch_per_step(case: str, interpreter: Interpreter) -> None:
     missed = [row for row in parity.check(case, "fp32", "numba") if not row.ok]
     assert not missed
@@ -57,7 +57,7 @@ def test_all_steps_in_one_launch(case: str, interpreter: Interpreter, monkeypatc
     assert all(cooperative and grid == (1, 1) for *_, grid, cooperative in interpreter.launched)
 
 
-@pytest.mark.parametrize("case", ["h65", "gru_h65", "cifg_peephole_lstm_h65", "projection"])
+@pytest.mark.parametrize("case", ["lstm_h65", "gru_h65", "cifg_peephole_lstm_h65", "lstm_projection"])
 def test_weights_in_blocks(case: str, interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "gpu", lambda device: LITTLE)
     missed = [row for row in parity.check(case, "fp32", "numba") if not row.ok]

@@ -60,7 +60,8 @@ def test_another_path_is_named(path):
 @needs_extension
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    "case", ["h17", "one_row", "two_rows", "gru_h65", "cifg_peephole_lstm_stack_packed", "projection"]
+    "case",
+    ["lstm_h17", "lstm_one_row", "lstm_two_rows", "gru_h65", "cifg_peephole_lstm_stack_packed", "lstm_projection"],
 )
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
 def test_parity_on_every_path(path, case, dtype):

@@ -24,8 +24,7 @@ B_IH = {"lstm": 7, "gru": 6}
 
 def missed(variant: str, backend: str) -> set[str]:
     """The quantities in which the case of 16 units errs more than it may."""
-    case = "h16" if variant == "lstm" else f"{variant}_h16"
-    return {row.quantity for row in parity.check(case, "fp32", backend) if not row.ok}
+    return {row.quantity for row in parity.check(f"{variant}_h16", "fp32", backend) if not row.ok}
 
 
 class FlippedGradient(torch.autograd.Function):

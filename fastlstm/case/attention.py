@@ -1,7 +1,7 @@
 """A decoder with attention, and the memory that it attends to, as a case."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import nn
@@ -74,10 +74,16 @@ class AttentionCase(Case):
         return sum(self.memory_lengths) if self.memory_lengths else self.S * self.B
 
     def module(self, **more: Any) -> nn.Module:
-        sized = {"attention_size": self.A} if self.A else {}
+        _, options = self.arguments
+        return fastlstm.AttentionLSTM(self.I, self.H, self.M, **options, **more)
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         some = ("attention", "feed", "attend", "output", "query_layer", "peephole", "coupled", "bias")
-        options: dict[str, Any] = {name: getattr(self, name) for name in some} | sized
-        return fastlstm.AttentionLSTM(self.I, self.H, self.M, self.layers, **options, **more)
+        usual = {f.name: f.default for f in fields(self)}
+        options = {name: getattr(self, name) for name in some if getattr(self, name) != usual[name]}
+        options |= {"num_layers": self.layers} if self.layers > 1 else {}
+        return (self.I, self.H, self.M), options | ({"attention_size": self.A} if self.A else {})
 
     @property
     def states(self) -> dict[str, tuple[int, ...]]:

@@ -108,14 +108,23 @@ class ConvCase(Case):
     def bound(self) -> float:
         return 1 / math.sqrt(min(self.channels) * math.prod(self.kernel))
 
-    def module(self, **options: Any) -> nn.Module:
-        some: dict[str, Any] = {"num_layers": self.layers, "bias": self.bias, "bidirectional": self.bidirectional}
-        some |= {name: value for name in ("stride", "dilation") if (value := getattr(self, name))}
-        some |= {"padding": self.padding, "coupled": self.kind.coupled}
-        if self.kind.peepholes:
-            some |= {"peephole": "hadamard", "spatial_size": self.S} if self.hadamard else {"peephole": "channel"}
-        kind = getattr(fastlstm, f"ConvLSTM{len(self.S)}d")
-        return kind(self.I, list(self.unequal) or self.H, self.kernel, **some | options)
+    def module(self, **more: Any) -> nn.Module:
+        args, options = self.arguments
+        options |= {"coupled": True} if self.kind.coupled else {}
+        if self.kind.peepholes and not self.hadamard:
+            options["peephole"] = "channel"
+        return getattr(fastlstm, f"ConvLSTM{len(self.S)}d")(*args, **options | more)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        some = super().options | {name: getattr(self, name) for name in ("stride", "dilation") if getattr(self, name)}
+        some |= {} if self.padding == "same" else {"padding": self.padding}
+        return some | ({"peephole": "hadamard", "spatial_size": self.S} if self.hadamard else {})
+
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        _, options = super().arguments
+        return (self.I, list(self.unequal) or self.H, self.kernel), options
 
     def each(self, state: Tensor) -> Sequence[Tensor]:
         if not self.unequal:

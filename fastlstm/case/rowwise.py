@@ -144,6 +144,14 @@ class Case:
         some = {"num_layers": self.layers, "bias": self.bias, "bidirectional": self.bidirectional}
         return some | ({"proj_size": self.P} if self.P else {})
 
+    @property
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Of somebody's module of the same constructor: positions, and what differs from the defaults."""
+        usual: dict[str, Any] = {"num_layers": 1, "bias": True, "bidirectional": False}
+        options = {} if self.layout == "cell" else self.options
+        options |= {} if self.bias else {"bias": False}
+        return (self.I, self.H), {key: value for key, value in options.items() if value != usual.get(key)}
+
     # shapes
 
     @property

@@ -144,9 +144,11 @@ SIZES = (
     Word("B32", "batch", "B", number),
     Word("I128", "input features; of a ConvLSTM channels", "I", number),
 )
+LENGTHS = Word(
+    "lengths:1-9", "a padded batch with `lengths`; as above, and some may be 0", "lengths", lengths, show_lengths
+)
 LAYERS = Word("L2", "layers", "layers", number)
 USE = (
-    Word("lengths:1-9", "a padded batch with `lengths`; as above, and some may be 0", "lengths", lengths, show_lengths),
     Word("no_bias", "without biases", "bias", value=False),
     Word("zero_state", "no initial states are given", "zero_state"),
     Word("gain:100", "scale of the input; a large one saturates the gates", "gain", real, show_real),
@@ -174,6 +176,7 @@ ROWWISE = (
         "a `PackedSequence`: lengths from 80 down to 20, evenly, or each of them: `packed:9,9,6,1`",
         "packed", lengths, show_lengths,
     ),
+    LENGTHS,
     *STEPS,
     *USE,
 )  # fmt: skip
@@ -190,6 +193,7 @@ CONV = (
     Word("hadamard", "peepholes of every pixel", "hadamard"),
     Word("blind", "no input: goes on from the states", "blind"),
     *BOTH_WAYS,
+    LENGTHS,
     *STEPS,
     *USE,
 )  # fmt: skip
@@ -210,6 +214,7 @@ ATTENTION = (
     Word("query_layer:0", "the last", "query_layer", number),
     Word("peephole", "gates that see the cell", "peephole"),
     Word("coupled", "f = 1 - i", "coupled"),
+    LENGTHS,
     Word("step", "one step after another, each a call", "layout", value="step"),
     Word("memory:4-12", "`memory_lengths`, written as other lengths", "memory_lengths", lengths, show_lengths),
     Word("memory_gain:4", "scale of the memory", "memory_gain", real, show_real),

@@ -13,16 +13,18 @@ Named = tuple[str | None, Case]
 
 
 def named(text: str) -> Named:
-    """A case by its name, or as a line of text."""
-    from fastlstm.benchmarks.cases import CASES
+    """A case by its name, of the benchmarks or of parity, or as a line of text."""
+    from fastlstm.benchmarks.cases import CASES as measured
+    from fastlstm.parity import CASES as compared
 
-    if text in CASES:
-        return text, CASES[text]
+    for names in (measured, compared):
+        if text in names:
+            return text, names[text]
     try:
         return None, parse(text)
     except CaseError as error:
         raise typer.BadParameter(
-            f"--case is {text!r}, expected one of {', '.join(CASES)}, or a "
+            f"--case is {text!r}, expected one of {', '.join(measured)}, a name that `fastlstm parity` shows, or a "
             f"line such as 'lstm T100 B32 I128 H256 bi bf16 train' (docs/cases.md): {error}"
         ) from error
 

@@ -14,6 +14,8 @@ from rich.progress import track
 from rich.table import Table
 
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
+from fastlstm.case import Case
+from fastlstm.cli.cases import Named, complete, named
 from fastlstm.cli.checks import check_device, check_writable, known, known_dtypes
 
 if TYPE_CHECKING:
@@ -27,7 +29,14 @@ def parity(
     backend: Annotated[list[str] | None, typer.Option(help="Backends to check; all that run here.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="fp32, bf16, fp16, fp64; all that the backend takes.")] = None,
     variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(KINDS)}; all.")] = None,
-    case: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
+    case: Annotated[
+        list[str] | None,
+        typer.Option(help="A case by its name or as docs/cases.md says, or a part of the names of several; all."),
+    ] = None,
+    impl: Annotated[
+        str | None,
+        typer.Option(help="Somebody's implementation, package.module:name, in the place of backends; needs --variant."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the backend runs.")] = "cpu",
     verbose: Annotated[bool, typer.Option(help="Every quantity against every oracle, not only the worst.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every error to this file.")] = None,
@@ -37,49 +46,87 @@ def parity(
     Oracles: the reference and PyTorch's module in float64, and ONNX Runtime where it is installed. Allowed is twice the error
     that PyTorch makes in the same dtype, plus one rounding. Each case is run by its op, through a module, and a decoder step
     after step as well. Exits with 1 where an error is larger.
+
+    --impl holds somebody's implementation to the same: a class with nn.LSTM's constructor and parameter names, or a function
+    from our module to a callable. What it raises is shown, as refused. docs/parity.md says more.
     """
     from fastlstm.parity import CASES, DTYPES, LEVELS, check, skip
+    from fastlstm.parity.impl import Comparison, load
 
     backends = known("--backend", backend, BACKENDS)
     dtypes = known_dtypes(dtype, DTYPES)
     variants = known("--variant", variant, KINDS)
     check_device(device)
     check_writable("--json", json_file)
-    names = [name for name in CASES if case in name and CASES[name].variant in variants]
-    if not names:
-        raise typer.BadParameter(f"--case is {case!r}, expected a part of one of {', '.join(CASES)}")
-    combinations = [
-        (name, d, b, level)
-        for name, d, b, level in product(names, dtypes, backends, LEVELS)
-        if skip(name, d, b, level, device) is None
-    ]
+    asked = chosen(case, CASES)
+    cases = complete(asked, variant=variants, dtype=dtypes)
+    names = {str(one): name for name, one in cases if name}
+    thing: object = None
+    if impl:
+        if not variant and not (case and all(one.variant for _, one in asked)):
+            raise typer.BadParameter("--impl needs --variant as well: whose equations are those?")
+        try:
+            thing = load(impl)
+        except ValueError as error:
+            raise typer.BadParameter(f"--{error}") from error
+        combinations = [(one, impl, "impl") for _, one in cases if not one.reverse]
+    else:
+        combinations = [
+            (one, b, level)
+            for (_, one), b, level in product(cases, backends, LEVELS)
+            if skip(one, None, b, level, device) is None
+        ]
     if not combinations:
-        raise typer.BadParameter(str(skip(names[0], dtypes[0], backends[0], "op", device)))
+        raise typer.BadParameter(str(skip(cases[0][1], None, backends[0], "op", device)))
 
-    console = Console()
+    console, found = Console(), Comparison(impl or "")
     compile_ahead(combinations, device)
-    progress = track(combinations, "parity", console=console, transient=True)
-    rows = [row for combination in progress for row in check(*combination, device)]
-    missed = [row for row in rows if not row.ok]
+    for one, b, level in track(combinations, "parity", console=console, transient=True):
+        if thing is None:
+            found.rows += check(one, None, b, level, device)
+        else:
+            found.hold(thing, one, device)
+    rows, missed = found.rows, found.missed
     shown = rows if verbose else worst(rows)
     for b, d in dict.fromkeys((row.backend, row.dtype) for row in shown):
-        console.print(table(f"{b}, {d}", [row for row in shown if (row.backend, row.dtype) == (b, d)]))
+        console.print(table(f"{b}, {d}", [row for row in shown if (row.backend, row.dtype) == (b, d)], names))
+    if thing is not None:
+        console.print(str(found), highlight=False, soft_wrap=True, markup=False)
     console.print(f"{len(rows)} errors of {len(combinations)} runs compared, {len(missed)} above what is allowed")
+    option, where = "--impl" if impl else "--backend", "" if device == "cpu" else f" --device {device}"
+    for line, who in dict.fromkeys((row.case, row.backend) for row in missed):
+        console.print(f"fastlstm parity --case '{line}' {option} {who}{where}", soft_wrap=True, highlight=False)
     if json_file:
-        json_file.write_text(json.dumps([row._asdict() | {"ok": row.ok} for row in rows], indent=1) + "\n")
-    if missed:
+        written = [row._asdict() | {"name": names.get(row.case), "ok": row.ok} for row in rows]
+        for word in ("refused", "failed"):
+            some: dict[str, str] = getattr(found, word)
+            written += [{"case": line, "backend": impl, word: why} for line, why in some.items()]
+        json_file.write_text(json.dumps(written, indent=1) + "\n")
+    if not found.ok:
         raise typer.Exit(1)
 
 
-def compile_ahead(combinations: list[tuple[str, str, str, str]], device: str) -> None:
+def chosen(texts: list[str] | None, names: dict[str, Case]) -> list[Named]:
+    """What --case asks for: a name or a line, or a part of the names of some."""
+    from fastlstm.benchmarks.cases import CASES as measured
+
+    found: list[Named] = []
+    for text in texts or [""]:
+        some = [] if text in measured else [(name, case) for name, case in names.items() if text in name]
+        found += [(text, names[text])] if text in names else some or [named(text)]
+    return found
+
+
+def compile_ahead(combinations: list[tuple[Case, str, str]], device: str) -> None:
     """Compile the GPU kernels of all combinations at once: they are many hundreds."""
     from fastlstm.gpu import ahead
-    from fastlstm.parity.compare import DTYPES, problems
+    from fastlstm.parity import DTYPES
+    from fastlstm.parity.compare import problems
     from fastlstm.parity.runs import run, stacked
 
-    cases = [(name, dtype) for name, dtype, backend, level in combinations if (backend, level) == ("triton", "op")]
+    cases = [one for one, backend, level in combinations if (backend, level) == ("triton", "op")]
     if cases:
-        work = (partial(run, problems(name, d)[0], DTYPES[d], stacked("triton"), device) for name, d in cases)
+        work = (partial(run, problems(one)[0], DTYPES[one.dtype or ""], stacked("triton"), device) for one in cases)
         ahead.compile_ahead(work, torch.device(device))
 
 
@@ -94,13 +141,15 @@ def worst(rows: list["Row"]) -> list["Row"]:
     return list(found.values())
 
 
-def table(title: str, rows: list["Row"]) -> Table:
+def table(title: str, rows: list["Row"], names: dict[str, str]) -> Table:
+    """Figures and verdicts never shrink; names are folded where the terminal is narrow."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
     for header in ("case", "level", "quantity", "oracle"):
-        table.add_column(header, no_wrap=True)
+        table.add_column(header, overflow="fold")
     for header in ("error", "allowed", ""):
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(header, justify="right", no_wrap=True, min_width=7 if header else 4)
     for row in rows:
         verdict = "[green]ok[/]" if row.ok else "[bold red]MISS[/]"
-        table.add_row(row.case, row.level, row.quantity, row.oracle, f"{row.error:.1e}", f"{row.allowed:.1e}", verdict)
+        figures = f"{row.error:.1e}", f"{row.allowed:.1e}"
+        table.add_row(names.get(row.case, row.case), row.level, row.quantity, row.oracle, *figures, verdict)
     return table

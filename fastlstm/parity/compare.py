@@ -25,6 +25,7 @@ which errors are proportional. (PyTorch's arithmetic in float64 is its chain of 
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -32,8 +33,9 @@ import torch
 from torch import Tensor
 
 from fastlstm import backends
-from fastlstm.parity.attention import AttentionCase
-from fastlstm.parity.problems import CASES, Problem, draw
+from fastlstm.case import AttentionCase, Case, parse
+from fastlstm.parity.cases import CASES
+from fastlstm.parity.problems import DTYPES, Problem, draw
 from fastlstm.parity.runs import (
     IN_PYTORCH,
     Forward,
@@ -48,14 +50,13 @@ from fastlstm.parity.runs import (
 )
 
 LEVELS = ("op", "module", "step")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 Results = dict[str, Tensor]
 
 
 class Row(NamedTuple):
     """The error of one quantity of one case against one oracle."""
 
-    case: str
+    case: str  # its line, with variant and dtype
     level: str
     backend: str
     dtype: str
@@ -69,91 +70,105 @@ class Row(NamedTuple):
         return self.error <= self.allowed  # False for NaN
 
 
-def check(name: str, dtype: str, backend: str, level: str = "op", device: str = "cpu") -> list[Row]:
-    """Run one case and compare every quantity with every oracle that has it."""
+def find(case: Case | str, dtype: str | None = None) -> Case:
+    """A case by its name or its line, in a dtype; in float32 where nobody says another."""
+    if isinstance(case, str):
+        case = CASES[case] if case in CASES else parse(case)
+    return replace(case, dtype=dtype or case.dtype or "fp32")
+
+
+def check(case: Case | str, dtype: str | None, backend: str, level: str = "op", device: str = "cpu") -> list[Row]:
+    """Run one case with a backend and compare every quantity with every oracle that has it."""
     forward = {"op": stacked, "module": by_module, "step": by_step}[level](backend)
-    results = pooled([run(problem, DTYPES[dtype], forward, device) for problem in problems(name, dtype)])
-    wrong = [key for key, tensor in results.items() if tensor.dtype != DTYPES[dtype]]
-    if wrong:
-        raise TypeError(f"{name}: {', '.join(wrong)} came back in another dtype than {dtype}, the input's")
-    rows = []
-    for oracle in oracles(name, dtype, device):
-        for quantity, tolerance in allowed(name, dtype, oracle, device, backend == "reference").items():
-            error = difference(results[quantity], expected(name, dtype, oracle, device)[quantity])
-            rows.append(Row(name, level, backend, dtype, quantity, oracle, error, tolerance))
+    return compare(find(case, dtype), forward, level, backend, device)
+
+
+def compare(case: Case, forward: Forward, level: str, who: str, device: str = "cpu") -> list[Row]:
+    """The same for whatever runs a case; `who` is called "backend" in the rows."""
+    kind = DTYPES[case.dtype or "fp32"]
+    results = pooled([run(problem, kind, forward, device) for problem in problems(case)])
+    line, dtype = str(case), case.dtype or "fp32"
+    wrong = [key for key, tensor in results.items() if tensor.dtype != kind]
+    rows = [Row(line, level, who, dtype, key, "dtype of the input", float("inf"), 0.0) for key in wrong]
+    for oracle in oracles(case, device):
+        for quantity, tolerance in allowed(case, oracle, device, who == "reference").items():
+            error = difference(results[quantity], expected(case, oracle, device)[quantity])
+            rows.append(Row(line, level, who, dtype, quantity, oracle, error, tolerance))
     return rows
 
 
-def skip(name: str, dtype: str, backend: str, level: str, device: str = "cpu") -> str | None:
+def skip(case: Case | str, dtype: str | None, backend: str, level: str, device: str = "cpu") -> str | None:
     """Why this combination does not exist, or None where it does."""
-    if level == "module" and CASES[name].reverse:
+    case = find(case, dtype)
+    if level == "module" and case.reverse:
         return "no module runs in reverse alone"
-    if level == "step" and not (isinstance(CASES[name], AttentionCase) and CASES[name].layout == "dense"):
+    if level == "step" and not (isinstance(case, AttentionCase) and not case.lengths):
         return "only decoders are run by steps, for as many of all sequences"
+    if level != "step" and case.layout == "step":
+        return "the case is run by steps"
     try:
-        backends.choose(CASES[name].kind, torch.device(device), DTYPES[dtype], backend)
+        backends.choose(case.kind, torch.device(device), DTYPES[case.dtype or "fp32"], backend)
     except RuntimeError as error:
         return str(error)
     return None
 
 
-def oracles(name: str, dtype: str, device: str = "cpu") -> list[str]:
-    case = CASES[name].flat
-    names = ["reference", "torch"] if in_pytorch(name) else ["reference"]
-    if device != "cpu" and in_pytorch(name):
+def oracles(case: Case, device: str = "cpu") -> list[str]:
+    flat = case.flat
+    names = ["reference", "torch"] if in_pytorch(case) else ["reference"]
+    if device != "cpu" and in_pytorch(case):
         names.append("cudnn")
-    beyond_onnx = case is None or case.P or case.reset or case.cells or 0 in case.lengths
-    if dtype == "fp32" and not beyond_onnx and onnx_installed():
+    beyond_onnx = flat is None or flat.P or flat.resets or flat.return_cells or 0 in flat.lengths
+    if case.dtype == "fp32" and not beyond_onnx and onnx_installed():
         names.append("onnx")
     return names
 
 
-def in_pytorch(name: str) -> bool:
+def in_pytorch(case: Case) -> bool:
     """Whether a module of PyTorch's does all that the case asks."""
-    case = CASES[name].flat
-    return case is not None and case.variant in IN_PYTORCH and not case.reset and not case.cells
+    flat = case.flat
+    return flat is not None and flat.variant in IN_PYTORCH and not flat.resets and not flat.return_cells
 
 
 @lru_cache(maxsize=8)
-def problems(name: str, dtype: str) -> list[Problem]:
-    return [draw(name, DTYPES[dtype], index) for index in range(CASES[name].draws)]
+def problems(case: Case) -> list[Problem]:
+    return [draw(case, index) for index in range(case.draws)]
 
 
 @lru_cache(maxsize=8)
-def expected(name: str, dtype: str, oracle: str, device: str = "cpu") -> Results:
+def expected(case: Case, oracle: str, device: str = "cpu") -> Results:
     """What an oracle says, in float64, "cudnn" on the device; from ONNX Runtime, in float32 and without gradients."""
     if oracle == "onnx":
-        return pooled([by_onnx(problem.case, problem.given) for problem in problems(name, dtype)])
+        return pooled([by_onnx(problem.case, problem.given) for problem in problems(case)])
     forward: Forward = stacked() if oracle == "reference" else by_torch
     where = device if oracle == "cudnn" else "cpu"
-    return pooled([run(problem, torch.float64, forward, where) for problem in problems(name, dtype)])
+    return pooled([run(problem, torch.float64, forward, where) for problem in problems(case)])
 
 
 @lru_cache(maxsize=8)
-def allowed(name: str, dtype: str, oracle: str, device: str = "cpu", of_reference: bool = False) -> dict[str, float]:
+def allowed(case: Case, oracle: str, device: str = "cpu", of_reference: bool = False) -> dict[str, float]:
     """The allowed error of every quantity that the oracle has: see the head of this file."""
-    eps = torch.finfo(DTYPES[dtype]).eps
-    torch_has_it = in_pytorch(name)
-    if dtype == "fp64":
-        references = largest([errors(name, "fp32", way, "reference") for way in orders(name)])
-        torchs = errors(name, "fp32", by_torch_chain, "reference") if torch_has_it else references
+    eps = torch.finfo(DTYPES[case.dtype or "fp32"]).eps
+    if case.dtype == "fp64":
+        single = replace(case, dtype="fp32")
+        references = largest([errors(single, way, "reference") for way in orders(case)])
+        torchs = errors(single, by_torch_chain, "reference") if in_pytorch(case) else references
         ratio = eps / torch.finfo(torch.float32).eps
         return {key: ratio * (2 * torchs[key] + max(torchs[key], references[key])) + eps for key in torchs}
     if oracle == "onnx":
-        torchs = torch_errors(name, dtype, "reference", device, of_reference)
-        return {key: 2 * (2 * torchs[key] + eps) for key in expected(name, dtype, oracle)}
-    return {key: 2 * error + eps for key, error in torch_errors(name, dtype, oracle, device, of_reference).items()}
+        torchs = torch_errors(case, "reference", device, of_reference)
+        return {key: 2 * (2 * torchs[key] + eps) for key in expected(case, oracle)}
+    return {key: 2 * error + eps for key, error in torch_errors(case, oracle, device, of_reference).items()}
 
 
-def torch_errors(name: str, dtype: str, oracle: str, device: str, of_reference: bool) -> dict[str, float]:
+def torch_errors(case: Case, oracle: str, device: str, of_reference: bool) -> dict[str, float]:
     """PyTorch's own errors in a dtype."""
-    ways = [by_torch, by_torch_chain] if in_pytorch(name) and not of_reference else orders(name)
-    return largest([errors(name, dtype, forward, oracle, device) for forward in ways])
+    ways = [by_torch, by_torch_chain] if in_pytorch(case) and not of_reference else orders(case)
+    return largest([errors(case, forward, oracle, device) for forward in ways])
 
 
-def orders(name: str) -> list[Forward]:
+def orders(case: Case) -> list[Forward]:
     """The reference, in each of the orders in which PyTorch's ops may take its sums."""
-    case = CASES[name]
     return [stacked(), *([by_ops] if isinstance(case, AttentionCase) and case.value.at_once else [])]
 
 
@@ -161,10 +176,11 @@ def largest(found: list[dict[str, float]]) -> dict[str, float]:
     return {key: max(error[key] for error in found) for key in found[0]}
 
 
-def errors(name: str, dtype: str, forward: Forward, oracle: str, device: str = "cpu") -> dict[str, float]:
+def errors(case: Case, forward: Forward, oracle: str, device: str = "cpu") -> dict[str, float]:
     with products_as_exact_as_ours():
-        results = pooled([run(problem, DTYPES[dtype], forward, device) for problem in problems(name, dtype)])
-    return {key: difference(results[key], tensor) for key, tensor in expected(name, dtype, oracle, device).items()}
+        kind = DTYPES[case.dtype or "fp32"]
+        results = pooled([run(problem, kind, forward, device) for problem in problems(case)])
+    return {key: difference(results[key], tensor) for key, tensor in expected(case, oracle, device).items()}
 
 
 @contextmanager

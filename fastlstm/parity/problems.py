@@ -1,24 +1,23 @@
-"""All cases by name, and their numbers."""
+"""The numbers of a case."""
 
 import zlib
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlstm.parity.attention import ATTENTION_CASES
-from fastlstm.parity.cases import ROWWISE, Case
-from fastlstm.parity.conv import CONV_CASES
+from fastlstm.case import Case
 
-CASES: dict[str, Case] = ROWWISE | CONV_CASES | ATTENTION_CASES
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 class Problem(NamedTuple):
-    """One draw of a case, rounded to a dtype.
+    """One draw of a case, rounded to its dtype.
 
     `given` has x (T, B, I), h0 (L*D, B, P or H), c0 (L*D, B, H), of a ConvLSTM with the image behind them, of an Attention LSTM
-    fed0 (B, F) and memory (S, B, M), the weights by our modules' names, and `reset` (T, B) of bool where the case resets;
-    `upstream` the gradients that y, h_n, c_n, fed_n, cells and alignments receive.
+    fed0 (B, F) and memory (S, B, M), the weights by our modules' names (a cell's as those of a layer), and `reset` (T, B) of
+    bool where the case resets; `upstream` the gradients that y, h_n, c_n, fed_n, cells and alignments receive.
     """
 
     case: Case
@@ -26,10 +25,10 @@ class Problem(NamedTuple):
     upstream: dict[str, Tensor]
 
 
-def draw(name: str, dtype: torch.dtype, index: int) -> Problem:
-    """Draw number `index` of a case: the same numbers at every run."""
-    case = CASES[name]
-    random = torch.Generator().manual_seed(zlib.crc32(name.encode()) + index)
+def draw(case: Case, index: int) -> Problem:
+    """Draw number `index` of a case: the same numbers at every run, in any dtype and mode."""
+    line = str(replace(case, dtype=None, mode=None))
+    random = torch.Generator().manual_seed(zlib.crc32(line.encode()) + index)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=random, dtype=torch.float64)
@@ -38,14 +37,16 @@ def draw(name: str, dtype: torch.dtype, index: int) -> Problem:
     if not case.zero_state:
         given |= {key: normal(*shape) for key, shape in case.states.items()}
     given |= {key: scale * normal(*shape) for key, (scale, shape) in case.others.items()}
-    for key, weight in case.module(device="meta").named_parameters():
+    layers = replace(case, layout="dense") if case.layout == "cell" else case
+    for key, weight in layers.module(device="meta").named_parameters():
         uniform = 2 * torch.rand(weight.shape, generator=random, dtype=torch.float64) - 1
         given[key] = case.bound * uniform
     steps = {key: (case.T, case.B, *case.row(features)) for key, features in case.outputs.items()}
     upstream = {"y": normal(*steps.pop("y"))}
     upstream |= {key.replace("0", "_n"): normal(*shape) for key, shape in case.states.items()}
     upstream |= {key: normal(*shape) for key, shape in steps.items()}
+    dtype = DTYPES[case.dtype or "fp32"]
     given, upstream = ({key: t.to(dtype) for key, t in tensors.items()} for tensors in (given, upstream))
-    if case.reset:
-        given["reset"] = torch.rand(case.T, case.B, generator=random) < case.reset
+    if case.resets:
+        given["reset"] = torch.rand(case.T, case.B, generator=random) < case.resets
     return Problem(case, given, upstream)

@@ -13,29 +13,41 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from fastlstm.backends import VARIANTS
+from fastlstm.case import AttentionCase, Case, ConvCase
 from fastlstm.kernels.gru.reference import gru_reference
 from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.kernels.variant import PARAMETERS
 from fastlstm.ops.layer import layer
-from fastlstm.parity.attention import AttentionCase, at_once, by_decoder, by_steps, decoded
-from fastlstm.parity.cases import Case
-from fastlstm.parity.conv import ConvCase, Given, one_conv_layer, pixelwise
+from fastlstm.parity.attention import at_once, by_decoder, by_steps, decoded
+from fastlstm.parity.conv import Given, one_conv_layer, pixelwise
 from fastlstm.parity.problems import Problem
 
 Forward = Callable[[Case, Given], Given]
+Call = Callable[..., Any]
+WEIGHTS = ("weight", "bias", "gain")  # how their names begin
 IN_PYTORCH: dict[str, Callable[..., nn.Module]] = {
     name: getattr(nn, kind.counterpart) for name, kind in VARIANTS.items() if kind.counterpart
 }
 
 
 def run(problem: Problem, dtype: torch.dtype, forward: Forward, device: str = "cpu") -> Given:
-    """Outputs, final states and the gradients of all that isn't frozen, computed in `dtype` on the problem's numbers."""
+    """Outputs, final states and, unless the case is of inference, the gradients of all that isn't frozen, computed in `dtype`
+    on the problem's numbers."""
     case = problem.case
     reset = {key: tensor.to(device) for key, tensor in problem.given.items() if key == "reset"}
     given = {key: leaf(t.to(device, dtype), case.strided) for key, t in problem.given.items() if key not in reset}
+    if case.mode == "infer":
+        with torch.no_grad():
+            return {key: tensor.cpu() for key, tensor in forward(case, given | reset).items()}
+    # Parameters, so that a module can be given them as its own
+    given |= {key: nn.Parameter(t, requires_grad=False) for key, t in given.items() if key.startswith(WEIGHTS)}
     wanted = {key: tensor.requires_grad_() for key, tensor in given.items() if not key.startswith(case.frozen or "-")}
     results = forward(case, given | reset)
-    used = [key for key in results if key in case.used]
+    used = [key for key in results if not case.loss or key in case.loss]
+    for key in used:
+        if results[key].shape != problem.upstream[key].shape:
+            have, want = tuple(results[key].shape), tuple(problem.upstream[key].shape)
+            raise ValueError(f"{key} has shape {have}, expected {want}")
     gradients = torch.autograd.grad(
         [results[key] for key in used],
         list(wanted.values()),
@@ -62,7 +74,7 @@ def stacked(backend: str | None = None) -> Forward:
             return decoded(case, given, backend)
         x, batch_sizes = given["x"], None
         valid = torch.ones(case.T, case.B, dtype=torch.bool, device=x.device)
-        if case.layout != "dense":
+        if case.lengths:
             lengths = torch.tensor(case.lengths, device=x.device)
             valid = torch.arange(case.T, device=x.device)[:, None] < lengths
             batch_sizes = valid.sum(1).cpu()
@@ -110,7 +122,7 @@ def one_layer(
     if backend is not None:
         (y, *cells), finals = layer(
             case.kind, x, batch_sizes, reset, initial, of_names,
-            reverse=reverse, return_cells=case.cells, backend=backend,
+            reverse=reverse, return_cells=case.return_cells, backend=backend,
         )  # fmt: skip
         return y, *finals, *cells
     w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole = of_names.values()
@@ -125,15 +137,15 @@ def by_torch(case: Case, given: Given) -> Given:
     """`torch.nn.LSTM` or `GRU`. They know no sequence of length 0 and no reverse alone: those rows keep their states, and the
     sequences are turned round before and after."""
     x, initial = given["x"], states(case, given)
-    module = IN_PYTORCH[case.variant](case.I, case.H, device="meta", dtype=x.dtype, **case.options)
-    if case.layout == "dense":
-        y, finals = called(module, case, given, x.flip(0) if case.reverse else x, initial)
+    module = IN_PYTORCH[case.kind.name](case.I, case.H, device="meta", dtype=x.dtype, **case.options)
+    if not case.lengths:
+        y, finals = called(bound(module, given), case, x.flip(0) if case.reverse else x, initial)
         return named(case, [y.flip(0) if case.reverse else y], finals)
     lengths = [length for length in case.lengths if length > 0]
     n = len(lengths)
     x = x[:, :n]
     packed = pack_padded_sequence(turned(x, lengths) if case.reverse else x, torch.tensor(lengths))
-    y, finals = called(module, case, given, packed, [s[:, :n].contiguous() for s in initial])
+    y, finals = called(bound(module, given), case, packed, [s[:, :n].contiguous() for s in initial])
     y, _ = pad_packed_sequence(y, total_length=case.T)
     y = torch.cat([turned(y, lengths) if case.reverse else y, y.new_zeros(case.T, case.B - n, y.shape[2])], dim=1)
     return named(case, [y], [torch.cat([s, s0[:, n:]], dim=1) for s, s0 in zip(finals, initial, strict=True)])
@@ -154,29 +166,44 @@ def by_torch_chain(case: Case, given: Given) -> Given:
 
 
 def by_module(backend: str) -> Forward:
-    """A module of ours, as a user calls it: dense, with a PackedSequence, or with `lengths=`."""
+    """A module of ours."""
 
     def forward(case: Case, given: Given) -> Given:
-        if isinstance(case, AttentionCase):
-            return by_decoder(case, given, backend)
-        x: Tensor | PackedSequence | None = given["x"]
-        module = case.module(backend=backend, device="meta", dtype=given["x"].dtype)
-        hx = None if case.zero_state else [case.handed(s) for s in states(case, given)]
-        extra: dict[str, Any] = {"return_cells": True} if case.cells else {}
-        if isinstance(case, ConvCase) and case.blind:
-            x, extra["steps"] = None, case.T
-        if case.layout == "padded":
-            extra["lengths"] = torch.tensor(case.lengths)
-        if case.layout == "packed":
-            x = pack_padded_sequence(given["x"], torch.tensor(case.lengths))
-        if case.reset:
-            extra["reset"] = given["reset"]
-        y, finals, *cells = called(module, case, given, x, hx, **extra)
-        finals = [torch.cat(s, dim=2) if isinstance(s, list) else s for s in finals]
-        steps = [pad_packed_sequence(t, total_length=case.T)[0] if case.layout == "packed" else t for t in (y, *cells)]
-        return named(case, steps, finals)
+        return as_called(case, given, bound(case.module(backend=backend, device="meta", dtype=given["x"].dtype), given))
 
     return forward
+
+
+def bound(module: nn.Module, given: Given) -> Call:
+    """A call of a module with the case's weights in place of its own; a cell's names are those of a layer without "_l0"."""
+    names = {key: key if key in given else f"{key}_l0" for key, _ in module.named_parameters()}
+    weights = {key: given[name] for key, name in names.items()}
+    return lambda *args, **options: torch.func.functional_call(module, weights, args, options)
+
+
+def as_called(case: Case, given: Given, module: Call) -> Given:
+    """By a module as a user calls it: dense, with a PackedSequence, or with `lengths=`; a cell with one step."""
+    if isinstance(case, AttentionCase):
+        return by_decoder(case, given, module)
+    x: Tensor | PackedSequence | None = given["x"]
+    hx = None if case.zero_state else [case.handed(s) for s in states(case, given)]
+    if case.layout == "cell":
+        finals = module(given["x"][0], None if hx is None else of_states([s[0] for s in hx]))
+        after = [s[None] for s in (finals if isinstance(finals, tuple) else (finals,))]
+        return named(case, [after[0], after[-1]], after)
+    extra: dict[str, Any] = {"return_cells": True} if case.return_cells else {}
+    if isinstance(case, ConvCase) and case.blind:
+        x, extra["steps"] = None, case.T
+    if case.layout == "lengths":
+        extra["lengths"] = torch.tensor(case.lengths)
+    if case.layout == "packed":
+        x = pack_padded_sequence(given["x"], torch.tensor(case.lengths))
+    if case.resets:
+        extra["reset"] = given["reset"]
+    y, finals, *cells = called(module, case, x, hx, **extra)
+    finals = [torch.cat(s, dim=2) if isinstance(s, list) else s for s in finals]
+    steps = [pad_packed_sequence(t, total_length=case.T)[0] if case.layout == "packed" else t for t in (y, *cells)]
+    return named(case, steps, finals)
 
 
 def by_ops(case: Case, given: Given) -> Given:
@@ -190,7 +217,7 @@ def by_step(backend: str) -> Forward:
 
     def forward(case: Case, given: Given) -> Given:
         assert isinstance(case, AttentionCase)
-        return by_steps(case, given, backend)
+        return by_steps(case, given, case.module(backend=backend, device="meta", dtype=given["x"].dtype))
 
     return forward
 
@@ -203,7 +230,7 @@ def by_onnx(case: Case, given: Given) -> Given:
     from fastlstm.onnx import recurrent_model
 
     weights = {key: tensor for key, tensor in given.items() if key.startswith(("weight", "bias"))}
-    model = recurrent_model(case.variant, weights, case.layers, case.directions, reverse=case.reverse)
+    model = recurrent_model(case.kind.name, weights, case.layers, case.directions, reverse=case.reverse)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     lengths = torch.tensor(case.lengths or [case.T] * case.B, dtype=torch.int32)
     initial = dict(zip(case.states, states(case, given), strict=True))
@@ -216,20 +243,21 @@ def by_onnx(case: Case, given: Given) -> Given:
 def named(case: Case, steps: list[Tensor], finals: list[Tensor] | tuple[Tensor, ...]) -> Given:
     """The outputs by name; cells only where the case has them."""
     results = {"y": steps[0]} | dict(zip((f"{s}_n" for s in case.kind.states), finals, strict=True))
-    return results | ({"cells": steps[1]} if case.cells else {})
+    return results | ({"cells": steps[1]} if case.return_cells else {})
 
 
-def called(module: nn.Module, case: Case, given: Given, x: object, hx: Any, **extra: Any) -> Any:
-    """One call of a module with the case's weights in place of its own: `(y, finals)`, and cells if asked for."""
-    weights = {key: given[key] for key, _ in module.named_parameters()}
-    alone = len(case.kind.states) == 1
-    if hx is not None:
-        hx = hx[0] if alone else tuple(hx)
+def called(module: Call, case: Case, x: object, hx: Any, **extra: Any) -> Any:
+    """One call of a module: `(y, finals)`, and cells if asked for."""
     with warnings.catch_warnings():
         # nn.LSTM warns that oneDNN knows no projection: its op chain is the peer then.
         warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
-        y, finals, *cells = torch.func.functional_call(module, weights, (x, hx), extra)
-    return y, (finals,) if alone else finals, *cells
+        y, finals, *cells = module(x, hx if hx is None else of_states(hx), **extra)
+    return y, finals if isinstance(finals, (tuple, list)) else (finals,), *cells
+
+
+def of_states(states: list[Any]) -> Any:
+    """As a module takes them: one alone, or a pair."""
+    return states[0] if len(states) == 1 else tuple(states)
 
 
 def states(case: Case, given: Given) -> list[Tensor]:
