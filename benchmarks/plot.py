@@ -40,7 +40,7 @@ def plot(result: dict, file: Path) -> None:
     for axes, (variant, cases) in zip(panels, names.items(), strict=True):
         some = [row for row in rows if row["variant"] == variant]
         draw(axes, some, list(cases))
-        axes.set_title(f"{MODULES[variant]}, beside\n{peer(some[0])}", fontsize=9)
+        axes.set_title(f"{MODULES[variant].replace('2d', '')}, beside\n{peer(some[0])}", fontsize=9)
         labels = [f"{name}\n{case.shape()}" for name, case in cases.items()]
         axes.set_yticks(range(len(cases)), labels if list(cases) != list(shown) else [""] * len(cases), fontsize=7)
         axes.set_ylim(len(cases) - 0.5, -0.5)
