@@ -101,7 +101,7 @@ def test_repr_says_what_is_not_usual():
     assert repr(ours) == (
         "fastlstm.AttentionLSTM(3, 5, 7, num_layers=2, bias=False, batch_first=True, dropout=0.5, "
         "attention='normalized_additive', feed=None, attend='before', query_layer=0, output='linear', output_dropout=0.25, "
-        "peephole=True, coupled=True, backend='reference', attention_size=9)"
+        "peephole=True, coupled=True, attention_size=9, backend='reference')"
     )
 
 

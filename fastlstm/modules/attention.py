@@ -15,13 +15,13 @@ from fastlstm.functional.attention_lstm import AttentionLSTMResult, AttentionLST
 from fastlstm.functional.attention_values import AttentionWeights, Precomputed
 from fastlstm.kernels.attention_lstm import PARAMETERS, Attention
 from fastlstm.kernels.variant import PARAMETERS as RECURRENT
-from fastlstm.modules.base import shown_name, weights_of
+from fastlstm.modules.base import own_repr, shown_name, weights_of
+from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 from fastlstm.sequences import Lengths
 
 USUAL: dict[str, Any] = {
     "num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "attention": "additive", "feed": "attentional",
     "attend": "after", "query_layer": -1, "output": "tanh", "output_dropout": 0.0, "peephole": False, "coupled": False,
-    "backend": "auto",
 }  # fmt: skip
 
 
@@ -44,8 +44,8 @@ class AttentionLSTM(nn.Module):
     context joining the input of the same step; `feed` is None then.
     `query_layer`, an index of the layers. `output`: "tanh", as above, "linear", without the tanh, or "hidden", h alone.
     `dropout` acts between layers; `output_dropout` on the output and what is fed: as "attentional", the dropped output itself.
-    `peephole` and `coupled` are those of `PeepholeLSTM` and `CIFGLSTM`. `backend` is "auto" or the name of the one that must
-    run. Raises ValueError or TypeError for bad options, and for those that mean nothing together.
+    `peephole` and `coupled` are those of `PeepholeLSTM` and `CIFGLSTM`, `forget_bias` that of either. `backend` is "auto" or
+    the name of the one that must run. Raises ValueError or TypeError for bad options, and for those that mean nothing together.
 
     Parameters: `weight_ih_l0` (4H, I + F), of [x, fed], or (4H, I + M), of [x, context], `weight_ih_l{k}` (4H, H),
     `weight_hh_l{k}` (4H, H), `bias_ih_l{k}`, `bias_hh_l{k}` (4H), gate order i, f, g, o, and `weight_peephole_l{k}` (3, H);
@@ -76,6 +76,8 @@ class AttentionLSTM(nn.Module):
     (torch.Size([3, 20]), torch.Size([3, 5]), torch.Size([2, 20]))
     """
 
+    _forget_bias = 0.0  # an instance has one where it isn't 0
+
     def __init__(
         self,
         input_size: int,
@@ -97,6 +99,7 @@ class AttentionLSTM(nn.Module):
         output_dropout: float = 0.0,
         peephole: bool = False,
         coupled: bool = False,
+        forget_bias: float = 0.0,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -129,6 +132,9 @@ class AttentionLSTM(nn.Module):
         shapes: dict[str, tuple[int, ...]] = {}
         self._all_weights: list[list[str]] = []
         cell = checks.CELLS[coupled, peephole]
+        check_forget_bias(cell, forget_bias, bias)
+        if forget_bias != 0:
+            self._forget_bias = float(forget_bias)
         columns = input_size + kind.joined(hidden_size, memory_size)
         for k in range(num_layers):
             of_layer = cell.weights(hidden_size if k else columns, hidden_size, bias=bias)
@@ -149,6 +155,8 @@ class AttentionLSTM(nn.Module):
         for names in self._all_weights:
             for name in names:
                 nn.init.uniform_(getattr(self, name), -1 / math.sqrt(H), 1 / math.sqrt(H))
+        biases = [f"{RECURRENT['b_ih']}_l{k}" for k in range(self.num_layers)]
+        add_forget_bias(self, checks.CELLS[self.coupled, self.peephole], biases, self._forget_bias)
         A = self.attention_size
         columns = {"weight_query": H, "weight_key": M, "weight_score": A, "weight_out": M + H, "bias_out": M + H}
         for name, n in columns.items():
@@ -223,4 +231,5 @@ class AttentionLSTM(nn.Module):
         if self.attention_size != self.hidden_size:
             shown["attention_size"] = self.attention_size
         more = "".join(f", {name}={value!r}" for name, value in shown.items())
+        more += own_repr(self._forget_bias, self.backend)
         return f"{self.input_size}, {self.hidden_size}, {self.memory_size}{more}"

@@ -15,7 +15,8 @@ from fastlstm.functional import ConvLSTMResult, ConvLSTMState
 from fastlstm.functional.conv_driver import convolutional
 from fastlstm.kernels.conv_lstm import Geometry
 from fastlstm.kernels.variant import PARAMETERS, Variant
-from fastlstm.modules.base import shown_name, weights_of
+from fastlstm.modules.base import own_repr, shown_name, weights_of
+from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 from fastlstm.sequences import Lengths
 
 Device = torch.device | str | int | None
@@ -27,6 +28,7 @@ class Convolutional(nn.Module):
 
     dims: int  # of an image
     variant: Variant
+    _forget_bias = 0.0  # an instance has one where it isn't 0
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Convolutional(nn.Module):
         peephole: str | None,
         coupled: bool,
         spatial_size: Sizes | None,
+        forget_bias: float,
         backend: str,
     ) -> None:
         super().__init__()
@@ -54,6 +57,9 @@ class Convolutional(nn.Module):
                 "pixel; peephole='channel' has one for each channel, for images of any size"
             )
         self.variant = CONVOLUTIONAL[("cifg_" if coupled else "") + ("peephole_" if peephole else "") + "conv_lstm"]
+        check_forget_bias(self.variant, forget_bias, bias)
+        if forget_bias != 0:
+            self._forget_bias = float(forget_bias)
         self.in_channels = checks.positive("in_channels", in_channels)
         self.bias = bias
         self.stride, self.dilation, self.padding = stride, dilation, padding
@@ -86,14 +92,17 @@ class Convolutional(nn.Module):
         bound = 1 / math.sqrt(H * math.prod(kernel))
         for name in names:
             nn.init.uniform_(getattr(self, name), -bound, bound)
+        biases = [name for name in names if name.startswith(PARAMETERS["b_ih"])]
+        add_forget_bias(self, self.variant, biases, self._forget_bias)
 
     def _get_name(self) -> str:
         return shown_name(self, super()._get_name())
 
     def _own_repr(self) -> str:
         shown = {name: getattr(self, name) for name, usual in SHOWN.items() if getattr(self, name) != usual}
-        shown |= {} if self.backend == "auto" else {"backend": self.backend}
-        return "".join(f", {name}={value!r}" for name, value in shown.items())
+        return "".join(f", {name}={value!r}" for name, value in shown.items()) + own_repr(
+            self._forget_bias, self.backend
+        )
 
 
 class ConvLSTM(Convolutional):
@@ -119,9 +128,11 @@ class ConvLSTM(Convolutional):
         coupled: bool = False,
         spatial_size: Sizes | None = None,
         checkpoint: bool = False,
+        forget_bias: float = 0.0,
         backend: str = "auto",
     ) -> None:
-        super().__init__(in_channels, bias, stride, dilation, padding, peephole, coupled, spatial_size, backend)
+        options = (stride, dilation, padding, peephole, coupled, spatial_size, forget_bias, backend)
+        super().__init__(in_channels, bias, *options)
         checks.check_dropout(dropout)
         for name, value in (("batch_first", batch_first), ("bidirectional", bidirectional), ("checkpoint", checkpoint)):
             checks.check_bool(name, value)
@@ -238,12 +249,13 @@ class ConvLSTM2d(ConvLSTM):
     `peephole`: None; "channel", a weight per channel; or "hadamard", as in the paper, one per channel and pixel, for which
     `spatial_size`, S, must be given, and no other will do. `coupled`: f = 1 - i, as in `CIFGLSTM`.
     `checkpoint`: gates are not kept for the backward, but computed again there: less memory, more time.
-    `dropout`, between layers, zeroes elements. `backend` is "auto" or the name of the one that must run.
+    `dropout`, between layers, zeroes elements. `forget_bias` is that of `LSTM`, or of `CIFGLSTM` with `coupled`. `backend` is
+    "auto" or the name of the one that must run.
 
     Parameters: `weight_ih_l{k}` (4H, C, *kernel), `weight_hh_l{k}` (4H, H, *kernel), `bias_ih_l{k}`, `bias_hh_l{k}` (4H), with
     `_reverse` for the other direction; gate order i, f, g, o. `weight_peephole_l{k}` (3, H, 1, ...) or (3, H, *S'), in the
     order i, f, o. With `coupled` three gates i, g, o, and two peepholes i, o. All start uniform within
-    1 / sqrt(H * prod(kernel)).
+    1 / sqrt(H * prod(kernel)), but for `forget_bias`.
 
     `forward(input, hx=None)`: `input` (T, B, C, *S), (B, T, C, *S) with `batch_first`, or (T, C, *S); `hx` a pair
     (L * D, B, H, *S') or None for zeros. It gives `output` (T, B, D * H, *S') and `(h_n, c_n)` like `hx`; where layers differ

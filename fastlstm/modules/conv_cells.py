@@ -30,9 +30,11 @@ class ConvLSTMCell(Convolutional):
         peephole: str | None = None,
         coupled: bool = False,
         spatial_size: Sizes | None = None,
+        forget_bias: float = 0.0,
         backend: str = "auto",
     ) -> None:
-        super().__init__(in_channels, bias, stride, dilation, padding, peephole, coupled, spatial_size, backend)
+        options = (stride, dilation, padding, peephole, coupled, spatial_size, forget_bias, backend)
+        super().__init__(in_channels, bias, *options)
         self.hidden_channels = checks.positive("hidden_channels", hidden_channels)
         self.kernel_size = kernel_size
         self._kernel = checks.per_dimension("kernel_size", kernel_size, self.dims)
