@@ -254,7 +254,7 @@ def test_what_is_left_is_told(case: str) -> None:
 
 
 class Shared(nn.Module):
-    """A layer for sequences and a cell for steps with the same weights; and two directions that are one."""
+    """A layer and a cell with the same weights, as reinforcement learning has them, and directions, layers and modules tied."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -265,28 +265,49 @@ class Shared(nn.Module):
         for name in list(self.both._parameters):
             if name.endswith("_reverse"):
                 setattr(self.both, name, getattr(self.both, name.removesuffix("_reverse")))
+        self.deep, self.again = nn.LSTM(8, 8, num_layers=2), nn.LSTM(8, 8)
+        for name in list(self.again._parameters):
+            setattr(self.deep, name.replace("_l0", "_l1"), getattr(self.deep, name))
+            setattr(self.again, name, getattr(self.deep, name))
 
     def forward(self, x: Tensor) -> Tensor:
         y, (h, c) = self.layer(x)
         h, _ = self.cell(x[0], (h[0], c[0]))
-        return self.both(torch.cat([y, h[None]]))[0]
+        return self.again(self.deep(self.both(torch.cat([y, h[None]]))[0])[0])[0]
 
 
-@pytest.mark.parametrize("copier", [lambda m: m, copy.deepcopy], ids=["itself", "deepcopy"])
-def test_shared_parameters_stay_shared(copier) -> None:
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("keep_type", [False, True])
+def test_shared_parameters_stay_shared(keep_type: bool) -> None:
     model, x = Shared(), torch.randn(4, 2, 3)
-    twin, names = copy.deepcopy(model), [name for name, _ in model.named_parameters()]
-    assert convert(model).converted == ["layer", "cell", "both"]
-    model = copier(model)
-    assert [name for name, _ in model.named_parameters()] == names
+    models = [model, copy.deepcopy(model)]
+    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in models]
+    names, parameters = [*dict(model.named_parameters(remove_duplicate=False))], [*model.parameters()]
+    assert len(names) - len(parameters) == 4 + 8 + 4 + 4
+    changes = (lambda m: None, lambda m: convert(m, keep_type=keep_type), to_torch)
+    for change in changes:
+        change(model)
+        assert [*dict(model.named_parameters(remove_duplicate=False))] == names
+        assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
+        for m, optimizer in zip(models, optimizers, strict=True):
+            train(m, optimizer, x)
+        torch.testing.assert_close(*(m.state_dict() for m in models))
     assert model.cell.weight_hh is model.layer.weight_hh_l0
-    assert model.both.weight_ih_l1_reverse is model.both.weight_ih_l1
+    assert model.again.bias_ih_l0 is model.deep.bias_ih_l1
+
+
+def test_copies_of_what_shares_share() -> None:
+    model, x = Shared(), torch.randn(4, 2, 3)
+    convert(model)
+    twin = copy.deepcopy(model)
+    assert len([*twin.parameters()]) == len([*model.parameters()])
+    assert twin.cell.weight_hh is twin.layer.weight_hh_l0
     for m in (model, twin):
-        optimizer = torch.optim.SGD(m.parameters(), lr=0.1)
-        for _ in range(3):
-            optimizer.zero_grad()
-            m(x).square().sum().backward()
-            optimizer.step()
+        train(m, torch.optim.SGD(m.parameters(), lr=0.1), x)
     torch.testing.assert_close(model.state_dict(), twin.state_dict())
-    to_torch(model)
-    assert model.cell.weight_hh is model.layer.weight_hh_l0

@@ -45,11 +45,10 @@ each_kind = pytest.mark.parametrize("kind", EVERY)
 # as many biases as each can have
 LAYERS = {"num_layers": 2}
 DIRECTIONS = {**LAYERS, "bidirectional": True}
-MORE = (
-    dict.fromkeys(KINDS, {**DIRECTIONS, "proj_size": 2})
-    | dict.fromkeys(IMAGES, DIRECTIONS)
-    | dict.fromkeys(DECODERS, LAYERS)
-)
+MORE = {
+    kind: LAYERS if kind in DECODERS else DIRECTIONS if kind in IMAGES else {**DIRECTIONS, "proj_size": 2}
+    for kind in EVERY
+}
 I, H = 3, 5
 
 

@@ -44,6 +44,11 @@ def exported_without_grad(module: nn.Module, x: Tensor) -> nn.Module:
         return export(module, x).module()
 
 
+def traced_without_grad(module: nn.Module, x: Tensor) -> nn.Module:
+    with torch.no_grad():
+        return torch.jit.trace(module, (x,))
+
+
 def traced_and_loaded(module: nn.Module, x: Tensor) -> nn.Module:
     file = io.BytesIO()
     torch.jit.save(torch.jit.trace(module, (x,)), file)
@@ -58,6 +63,7 @@ WAYS = {
     "export, loaded": lambda module, x: loaded(export(module, x)).module(),
     "export, compiled": lambda module, x: torch.compile(export(module, x).module(), backend="aot_eager"),
     "trace": lambda module, x: torch.jit.trace(module, (x,)),
+    "trace under no_grad": traced_without_grad,
     "trace, loaded": traced_and_loaded,
 }
 each_way = pytest.mark.parametrize("way", WAYS)
