@@ -5,7 +5,7 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kPrecomputeRows = 3;     // with more rows per step than this, weights of the inputs are well used step by step
+constexpr int64_t kPrecomputeRows = 3;     // with more rows per step, weights of the inputs that stay in the cache are well used step by step
 constexpr double kBarrier = 1500;          // cycles
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
 constexpr double kNear = 64, kFar = 20;    // bytes per cycle lost on weights from the second and the third level
@@ -16,13 +16,29 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool sizes_vary(const Sequence& seq) { return !seq.size.empty() && seq.size.front() != seq.size.back(); }
 
-// Cycles of one step for one worker that has `rows` rows and `panels` panels.
-double step_cycles(double rows, double panels, const Work& work, bool precompute_input) {
-  const double k = work.k_recurrent + work.k_input, streamed = precompute_input ? work.k_recurrent : k;
-  const double values = static_cast<double>(work.width) * panels, vectors = values * work.bytes_per_value / 64;
-  const double bytes = values * streamed * work.bytes_per_value;
-  return rows * vectors * k + bytes / (bytes > kCacheBytes ? kFar : kNear) + rows * panels * kGateCycles;
-}
+// One step of one worker that has `rows` rows and `panels` panels.
+struct Step {
+  const Work& work;
+  double rows, panels;
+
+  double values() const { return static_cast<double>(work.width) * panels; }
+  double bytes(double k) const { return values() * k * work.bytes_per_value; }  // of weights with rows of k
+  double k() const { return work.k_recurrent + work.k_input; }
+
+  double cycles(bool precompute_input) const {
+    const double streamed = bytes(precompute_input ? work.k_recurrent : k());
+    const double compute = rows * values() * work.bytes_per_value / 64 * k() + rows * panels * kGateCycles;
+    return compute + streamed / (streamed > kCacheBytes ? kFar : kNear);
+  }
+
+  // Weights that stay in the cache from step to step are well used by a few rows; else those of the inputs are read once for a
+  // chunk of steps of all `batch` rows, and their products written and read instead.
+  bool precompute_input(double batch) const {
+    if (rows <= kPrecomputeRows) return true;
+    const double once = bytes(work.k_input) * std::min(batch / kChunkRows, 1.0), products = 2 * bytes(rows);
+    return bytes(k()) > kCacheBytes && cycles(true) + (once + products) / kFar < cycles(false);
+  }
+};
 
 }  // namespace
 
@@ -34,9 +50,9 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
     const int64_t row_groups = std::min(workers / unit_groups, std::max<int64_t>(seq.B, 1));
     if (row_groups * unit_groups < workers && unit_groups > 1 && workers % unit_groups) continue;
     const int64_t rows = ceil_div(seq.B, row_groups);
-    const bool precompute_input = rows <= kPrecomputeRows && seq.T > 1;
-    const double cycles =
-        step_cycles(rows, ceil_div(work.panels, unit_groups), work, precompute_input) + (unit_groups > 1 ? kBarrier : 0);
+    const Step step{work, static_cast<double>(rows), static_cast<double>(ceil_div(work.panels, unit_groups))};
+    const bool precompute_input = seq.T > 1 && step.precompute_input(seq.B);
+    const double cycles = step.cycles(precompute_input) + (unit_groups > 1 ? kBarrier : 0);
     if (best.row_groups && cycles >= best_cycles) continue;
     best_cycles = cycles;
     const bool cyclic = row_groups > 1 && sizes_vary(seq);
