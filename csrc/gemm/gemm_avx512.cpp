@@ -8,8 +8,9 @@
 #endif
 #define ISA avx512
 #define VECTOR_BYTES 64
-#define MAX_ROWS 6
-#define MAX_VECTORS 4
+#define MAX_ROWS 12
+#define MAX_VECTORS 2
+#define WIDE_ROWS 6
 #include "gemm/microkernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -10,8 +10,9 @@
 #include <immintrin.h>
 #define ISA avx512_bf16
 #define VECTOR_BYTES 64
-#define MAX_ROWS 6
-#define MAX_VECTORS 4
+#define MAX_ROWS 12
+#define MAX_VECTORS 2
+#define WIDE_ROWS 6
 #define PAIRS
 #include "gemm/microkernel.h"
 

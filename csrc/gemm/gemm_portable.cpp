@@ -9,4 +9,5 @@
 #define MAX_ROWS 4
 #define MAX_VECTORS 2
 #endif
+#define WIDE_ROWS 0
 #include "gemm/microkernel.h"

@@ -1,5 +1,6 @@
 // The micro-kernels behind gemm.h, written once over GCC's vector extension. Included by one source file per instruction set,
-// which defines ISA, VECTOR_BYTES, MAX_ROWS and MAX_VECTORS (rows x vectors of accumulators that fit the registers).
+// which defines ISA, VECTOR_BYTES, MAX_ROWS and MAX_VECTORS (rows x vectors of accumulators that fit the registers), and WIDE_ROWS:
+// how many rows there may be in a tile that is twice as wide (0: there is none).
 // Nothing but gemm.h may be included here: inline functions compiled for a wider instruction set must not leak to the linker.
 #include "gemm/gemm.h"
 
@@ -42,6 +43,9 @@ template <class T>
 template <class T, int ROWS, int VECTORS>
 struct Sum {
   using S = Simd<T>;
+  // The tallest tiles have time to fetch what comes next: hardware does not look beyond a page
+  static constexpr bool kTall = WIDE_ROWS > 0 && 2 * WIDE_ROWS == MAX_ROWS && ROWS > WIDE_ROWS;
+  static constexpr int kAhead = 2048;  // bytes
   typename S::V acc[ROWS][VECTORS];
   T* c;
   int64_t c_m, block, left;
@@ -63,7 +67,11 @@ struct Sum {
         typename S::V row[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v / PER * b_block + v % PER * S::lanes);
+        if constexpr (kTall) {
 #pragma GCC unroll 8
+          for (int v = 0; v < VECTORS; v++) __builtin_prefetch(b + v * S::lanes + kAhead / sizeof(A), 0, 2);
+        }
+#pragma GCC unroll 12
         for (int m = 0; m < ROWS; m++) {
           const A x = a[rows[m]];
 #pragma GCC unroll 8
@@ -79,13 +87,13 @@ struct Sum {
   }
 
   [[gnu::always_inline]] inline void clear() {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) acc[m][v] = typename S::V{};
   }
   [[gnu::always_inline]] inline void load(const T* from, int64_t stride, bool add) {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) {
@@ -95,7 +103,7 @@ struct Sum {
   }
   [[gnu::always_inline]] inline void put() {
     if (begun) load(c, c_m, true);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 8
       for (int v = 0; v < VECTORS; v++) S::store(c + m * c_m + v * S::lanes, acc[m][v]);
@@ -118,7 +126,7 @@ void tile(const Gemm<T, A>& g, const Place<T, A>& at) {
   Sum<T, ROWS, VECTORS> sum{.c = at.c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = g.accumulate};
   const A* b = at.b;
   int64_t rows[ROWS];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int m = 0; m < ROWS; m++) rows[m] = SPREAD ? at.a_rows[m] : m * g.a_m;
   at.init ? sum.load(at.init, g.init_m, false) : sum.clear();
   for (int64_t s = 0; s < g.batch; s++) {
@@ -131,7 +139,7 @@ void tile(const Gemm<T, A>& g, const Place<T, A>& at) {
     if (sum.begun) sum.load(at.c, g.c_m, true);
     sum.begun = false;
     sum.left = g.block;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++) rows[m] = m * g.a2_m;
     sum.template add<PER>(g.k2, at.a2, rows, 1, b, at.b_k, at.b_block);
   }
@@ -141,38 +149,13 @@ void tile(const Gemm<T, A>& g, const Place<T, A>& at) {
 template <class T, class A>
 using Tile = void (*)(const Gemm<T, A>&, const Place<T, A>&);
 
-static_assert(MAX_ROWS >= 4 && MAX_ROWS <= 6 && (MAX_VECTORS == 2 || MAX_VECTORS == 4), "the tiles that are chosen from below");
+static_assert(MAX_ROWS >= 4 && MAX_ROWS <= 12 && WIDE_ROWS <= 6 && (MAX_VECTORS == 2 || MAX_VECTORS == 4), "the tiles that are chosen from below");
 
-template <class T, class A, bool SPREAD, int VECTORS>
+template <class T, class A, bool SPREAD, int VECTORS, int PER, int ROWS>
 Tile<T, A> tile_of_rows(int64_t rows) {
-  switch (rows) {
-    case 1: return tile<T, A, SPREAD, 1, VECTORS>;
-    case 2: return tile<T, A, SPREAD, 2, VECTORS>;
-    case 3: return tile<T, A, SPREAD, 3, VECTORS>;
-    case 4: return tile<T, A, SPREAD, 4, VECTORS>;
-#if MAX_ROWS >= 5
-    case 5: return tile<T, A, SPREAD, 5, VECTORS>;
-#endif
-#if MAX_ROWS >= 6
-    case 6: return tile<T, A, SPREAD, 6, VECTORS>;
-#endif
-  }
-  return nullptr;
-}
-
-template <class T, class A, bool SPREAD>
-Tile<T, A> choose_tile(int64_t rows, int64_t vectors) {
-  // Columns come in panels: where the widest tile divides a panel, there is no other
-  if constexpr (kPanel % (MAX_VECTORS * Simd<T>::lanes) == 0) return tile_of_rows<T, A, SPREAD, MAX_VECTORS>(rows);
-  else switch (vectors) {
-    case 1: return tile_of_rows<T, A, SPREAD, 1>(rows);
-    case 2: return tile_of_rows<T, A, SPREAD, 2>(rows);
-#if MAX_VECTORS >= 4
-    case 3: return tile_of_rows<T, A, SPREAD, 3>(rows);
-    case 4: return tile_of_rows<T, A, SPREAD, 4>(rows);
-#endif
-  }
-  return nullptr;
+  if constexpr (ROWS > 1)
+    if (rows < ROWS) return tile_of_rows<T, A, SPREAD, VECTORS, PER, ROWS - 1>(rows);
+  return tile<T, A, SPREAD, ROWS, VECTORS, PER>;
 }
 
 template <class T>
@@ -180,41 +163,57 @@ constexpr int64_t kAtOnce = MAX_VECTORS * Simd<T>::lanes;
 template <class T>
 constexpr int64_t kWidth = kAtOnce<T> < kPanel ? kPanel : kAtOnce<T>;
 
+// How columns are taken: so many vectors at a time, from one block or more, and of at most so many rows.
+struct Pass {
+  int64_t vectors, columns, rows;
+};
+
+// Sums of at least so many terms are taken in the tallest tiles: their matrix comes from afar, and these read it less often.
+constexpr int64_t kLongSum = 512;
+
+template <class T, class A>
+Pass next_pass(const Gemm<T, A>& g, int64_t left) {
+  constexpr int64_t n = kAtOnce<T>;
+  if constexpr (kWidth<T> == n && WIDE_ROWS > 0) {
+    // A few rows, in tiles wide enough for sums that don't wait for each other
+    if (g.m == 1 && left >= 4 * n && !g.a_rows) return {4 * MAX_VECTORS, 4 * n, 1};
+    const bool near = g.m > MAX_ROWS && (g.b_k || g.batch * g.k + g.k2 < kLongSum);
+    if (left >= 2 * n && (g.m <= WIDE_ROWS || (near && 2 * WIDE_ROWS == MAX_ROWS))) return {2 * MAX_VECTORS, 2 * n, WIDE_ROWS};
+  }
+  if (left >= n) return {MAX_VECTORS, n, MAX_ROWS};
+  return {1, Simd<T>::lanes, MAX_ROWS};
+}
+
+template <class T, class A, bool SPREAD>
+Tile<T, A> choose_tile(const Pass& pass, int64_t rows) {
+  if constexpr (kWidth<T> == kAtOnce<T> && WIDE_ROWS > 0) {
+    if (!SPREAD && pass.vectors == 4 * MAX_VECTORS) return tile<T, A, false, 1, 4 * MAX_VECTORS, MAX_VECTORS>;
+    if (pass.vectors == 2 * MAX_VECTORS) return tile_of_rows<T, A, SPREAD, 2 * MAX_VECTORS, MAX_VECTORS, WIDE_ROWS>(rows);
+  }
+  // Columns come in panels: where the widest tile divides a panel, there is no narrow one
+  if constexpr (kPanel % kAtOnce<T> != 0)
+    if (pass.vectors == 1) return tile_of_rows<T, A, SPREAD, 1, 1, MAX_ROWS>(rows);
+  return tile_of_rows<T, A, SPREAD, MAX_VECTORS, MAX_VECTORS, MAX_ROWS>(rows);
+}
+
 template <class T, class A = T>
 void gemm(const Gemm<T, A>& g) {
-  constexpr int64_t lanes = Simd<T>::lanes;
   const Packed packed{g.b_rows ? g.b_rows : g.batch * g.k + g.k2, g.n, kWidth<T>};
-  const int64_t blocks = (g.m + MAX_ROWS - 1) / MAX_ROWS;
   for (int64_t n0 = 0; n0 < g.n;) {
-    const int64_t left = g.n - n0;
-    Place<T, A> at{g.a, g.a2, g.b_k ? g.b + n0 : g.b + packed.at(g.b_first, n0), g.a_rows, g.b_k ? g.b_k : packed.row(n0),
-                   g.b_k ? kWidth<T> : kWidth<T> * packed.rows, g.init ? g.init + n0 : nullptr, g.c + n0};
-#if MAX_VECTORS == 2
-    // One row or two in a tile that is wide enough for sums that don't wait for each other
-    if constexpr (kWidth<T> == kAtOnce<T>) {
-      if (!g.a_rows && g.m == 1 && left >= 4 * kAtOnce<T>) {
-        tile<T, A, false, 1, 8, 2>(g, at);
-        n0 += 4 * kAtOnce<T>;
-        continue;
-      }
-      if (!g.a_rows && g.m == 2 && left >= 2 * kAtOnce<T>) {
-        tile<T, A, false, 2, 4, 2>(g, at);
-        n0 += 2 * kAtOnce<T>;
-        continue;
-      }
-    }
-#endif
-    const int64_t vectors = left < kAtOnce<T> ? left / lanes : MAX_VECTORS;
-    const Place<T, A> first = at;
+    const Pass pass = next_pass(g, g.n - n0);
+    const Place<T, A> first{g.a, g.a2, g.b_k ? g.b + n0 : g.b + packed.at(g.b_first, n0), g.a_rows, g.b_k ? g.b_k : packed.row(n0),
+                            g.b_k ? kWidth<T> : kWidth<T> * packed.rows, g.init ? g.init + n0 : nullptr, g.c + n0};
+    const int64_t blocks = (g.m + pass.rows - 1) / pass.rows;
     for (int64_t block = 0; block < blocks; block++) {
       const int64_t m0 = g.m * block / blocks, rows = g.m * (block + 1) / blocks - m0;
-      if (g.a_rows) at.a_rows = first.a_rows + m0;
-      else at.a = first.a + m0 * g.a_m;
-      at.a2 = first.a2 + m0 * g.a2_m, at.c = first.c + m0 * g.c_m;
-      if (first.init) at.init = first.init + m0 * g.init_m;
-      (g.a_rows ? choose_tile<T, A, true>(rows, vectors) : choose_tile<T, A, false>(rows, vectors))(g, at);
+      Place<T, A> at = first;
+      if (g.a_rows) at.a_rows += m0;
+      else at.a += m0 * g.a_m;
+      at.a2 += m0 * g.a2_m, at.c += m0 * g.c_m;
+      if (at.init) at.init += m0 * g.init_m;
+      (g.a_rows ? choose_tile<T, A, true>(pass, rows) : choose_tile<T, A, false>(pass, rows))(g, at);
     }
-    n0 += kAtOnce<T>;
+    n0 += pass.columns;
   }
 }
 
