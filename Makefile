@@ -55,20 +55,20 @@ SOME := $(patsubst %,--case %,darts deepar ppo codec translate square)
 bench: $(VENV)/dev.stamp  ## measure every case for the README, which is written anew (to measure your own: fastlstm bench)
 	$(BENCH) --variant lstm --variant gru --case square --case translate --dtype bf16 --against fp32 --against torch
 	$(BENCH) --variant lstm --variant gru
-	$(BENCH) --add --variant gru $(OWN) --variant cifg_peephole_lstm $(SOME) --against lstm
-	$(BENCH) --add --variant lstm --variant gru $(OWN) $(SOME) --against cell
-	$(BENCH) --add --variant lstm --variant gru --case ppo-resets --case control-resets --against cut
-	$(BENCH) --add --variant lstm --variant gru --case packed --case tagger-lengths --against dense
-	$(BENCH) --add --variant lstm --variant gru $(OWN) --case darts --case ppo --case square --against onnx --mode infer
-	$(BENCH) --add --variant conv_lstm
-	$(BENCH) --add --variant conv_lstm --against channels-last --against keras
-	$(BENCH) --add --variant conv_lstm --against checkpoint --mode train
-	$(BENCH) --add --variant peephole_conv_lstm --variant cifg_conv_lstm --variant cifg_peephole_conv_lstm --case radar --case video --against lstm
-	$(BENCH) --add --variant attention_lstm
-	$(BENCH) --add --variant attention_lstm --against joeynmt --against sdpa --against lstm
-	$(BENCH) --add --variant conv_lstm --case video --against compile --mode train
-	$(BENCH) --add --variant attention_lstm --case pronounce --against compile --mode train
-	$(BENCH) --add $(OWN) --case darts --against compile --against compile-ours --mode train
+	$(BENCH) --resume --variant gru $(OWN) --variant cifg_peephole_lstm $(SOME) --against lstm
+	$(BENCH) --resume --variant lstm --variant gru $(OWN) $(SOME) --against cell
+	$(BENCH) --resume --variant lstm --variant gru --case ppo-resets --case control-resets --against cut
+	$(BENCH) --resume --variant lstm --variant gru --case packed --case tagger-lengths --against dense
+	$(BENCH) --resume --variant lstm --variant gru $(OWN) --case darts --case ppo --case square --against onnx --mode infer
+	$(BENCH) --resume --variant conv_lstm
+	$(BENCH) --resume --variant conv_lstm --against channels-last --against keras
+	$(BENCH) --resume --variant conv_lstm --against checkpoint --mode train
+	$(BENCH) --resume --variant peephole_conv_lstm --variant cifg_conv_lstm --variant cifg_peephole_conv_lstm --case radar --case video --against lstm
+	$(BENCH) --resume --variant attention_lstm
+	$(BENCH) --resume --variant attention_lstm --against joeynmt --against sdpa --against lstm
+	$(BENCH) --resume --variant conv_lstm --case video --against compile --mode train
+	$(BENCH) --resume --variant attention_lstm --case pronounce --against compile --mode train
+	$(BENCH) --resume $(OWN) --case darts --against compile --against compile-ours --mode train
 	$(BIN)/fastlstm bench --readme "$$(ls -t benchmarks/results/*.json | head -n 1)"
 
 wheel: $(VENV)/dev.stamp  ## build dist/fastlstm-*.whl
@@ -96,7 +96,7 @@ GPU_LIB := build/gpu
 END := 9999999999
 ON_GPU = PYTHONPATH=$(GPU_LIB) timeout -k 5 180 timeout -k 5 $$(($(END) - $$(date +%s))) $(PYTHON)
 GPU_BENCH = $(ON_GPU) -P -m fastlstm bench --device cuda --pairs 5 --json $(OUT) $(ARGS)
-BF16 = $(GPU_BENCH) --dtype bf16 --add --variant lstm --variant gru
+BF16 = $(GPU_BENCH) --dtype bf16 --resume --variant lstm --variant gru
 GPU_PARITY := $(patsubst %,on-gpu-parity-%,fp32 bf16 fp16)
 GPU_SPEED := $(patsubst %,on-gpu-%,train infer cell lstm dense cut fp16 floor compile)
 .PHONY: on-gpu on-gpu-info on-gpu-checks $(GPU_PARITY) $(GPU_SPEED)
@@ -122,7 +122,7 @@ on-gpu-infer:
 on-gpu-cell:
 	$(BF16) $(OWN) --mode train --case b16-h512 --against cell
 on-gpu-lstm:
-	$(GPU_BENCH) --dtype bf16 --add $(OWN) --mode train --case b16-h256 --case b16-h768 --case b64-h512 --against lstm
+	$(GPU_BENCH) --dtype bf16 --resume $(OWN) --mode train --case b16-h256 --case b16-h768 --case b64-h512 --against lstm
 on-gpu-dense:
 	$(BF16) --case b64-h512-packed --against dense
 on-gpu-cut:
@@ -132,7 +132,7 @@ on-gpu-fp16:
 on-gpu-floor:
 	$(ON_GPU) -P -m fastlstm.benchmarks.floor $(OUT)/floor.json
 on-gpu-compile:  # the last: it is slow, and the least of them
-	$(GPU_BENCH) --dtype bf16 --add --variant lstm --mode train --case darts --against compile
+	$(GPU_BENCH) --dtype bf16 --resume --variant lstm --mode train --case darts --against compile
 
 # The set-up. torch is named in every pip call, so that no other requirement can bring another one.
 

@@ -129,8 +129,9 @@ def notes(result: dict) -> list[str]:
     m = result["machine"]
     lines = [
         f"{processor(result)}, threads: {m['threads']}, {result['dtype']}, torch {m['torch']}, "
-        f"Python {m['python']}, commit {m['commit']}. Median (quartiles) of interleaved pairs, {result['pairs']} a case.",
-        "Two numbers are ours / the peer's. GFLOP/s: ours, of what PyTorch's GEMM reaches on the same sizes. "
+        f"Python {m['python']}, {made(m)}. Median (quartiles) of interleaved pairs, {result['pairs']} a case.",
+        "Two numbers are ours / the peer's. 10 of 20 GFLOP/s: ours did its matrix products at 10, where PyTorch's GEMM does "
+        "them at 20, alone. "
         "MB: the peak of a training step, beyond the batch and the weights.",
     ]
     if any("checkpoint" in row.get("memory", {}) for row in result["rows"]):
@@ -147,6 +148,12 @@ def notes(result: dict) -> list[str]:
         for row in result["rows"]
         if row.get("miss")
     ]
+
+
+def made(machine: dict) -> str:
+    """Which fastlstm ran: its commit, or the version of one that was installed."""
+    commit = machine.get("commit")
+    return f"commit {commit}" if commit else f"fastlstm {machine.get('fastlstm', 'of an unknown version')}"
 
 
 def milliseconds(seconds: float) -> str:

@@ -162,3 +162,7 @@ def read_rate(count: int, dtype: torch.dtype, device: str) -> float:
     numbers = torch.ones(count // dtype.itemsize, dtype=dtype, device=device)
     timer = Timer("run()", globals={"run": numbers.sum}, num_threads=torch.get_num_threads())
     return 1e-9 * count / timer.blocked_autorange(min_run_time=BLOCK_S).median
+
+
+if __name__ == "__main__":
+    raise SystemExit("fastlstm.benchmarks.runner measures nothing by itself: run `fastlstm bench`")

@@ -213,14 +213,6 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "geometric mean of inference" in result.output
 
-    more = ["--case", "lstm T24 B32 I8 H25 infer", "--pairs", "2", "--threads", "1", "--add"]
-    assert CliRunner().invoke(app, ["bench", *more, "--json", str(tmp_path)]).exit_code == 0
-    assert [row["case"].split()[0] for row in json.loads(file.read_text())["rows"]] == ["gru", "lstm"]
-    more[more.index("--pairs") + 1] = "1"
-    refused = CliRunner().invoke(app, ["bench", *more, "--json", str(tmp_path)], env={"COLUMNS": "300"})
-    assert refused.exit_code == 2
-    assert "of another machine, torch, commit, dtype or number of pairs" in refused.output
-
 
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -1,28 +1,31 @@
 """`fastlstm bench`."""
 
-from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 import typer
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
 from fastlstm.cli.cases import complete, named
-from fastlstm.cli.checks import MOST_THREADS, check_device, check_writable, known, known_dtypes
-
-if TYPE_CHECKING:
-    from fastlstm.benchmarks.report import Tables
+from fastlstm.cli.checks import (
+    MOST_THREADS,
+    check_device,
+    check_installed,
+    check_writable,
+    known,
+    known_dtypes,
+)
+from fastlstm.cli.measuring import INTERRUPTED, Work, measure_all, resumed
+from fastlstm.cli.tables import show_cases, show_comparison, show_prediction, show_result
 
 AGAINST = (
     "torch", "cell", "channels-last", "keras", "joeynmt", "sdpa", "checkpoint", "compile", "compile-ours", "onnx", "dense",
     "lstm", "cut", "fp32",
 )  # fmt: skip
 MODES = ("train", "infer")
+CHOICES = ("case", "variant", "against", "mode", "dtype")  # of what to measure
 KINDS = VARIANTS | CONVOLUTIONAL | ATTENTION
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
@@ -46,10 +49,24 @@ def bench(
         Path | None,
         typer.Option("--json", help="Write every ratio to this file; in a folder, named after the machine."),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups over torch.nn.LSTM into this picture.")] = None,
-    add: Annotated[
-        bool,
-        typer.Option("--add", help="Keep the rows of --json's file that are not measured anew, from this machine."),
+    plot: Annotated[Path | None, typer.Option(help="Draw the speed-ups over the main peers into this picture.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with --json's file: what it has already is not measured anew.")
+    ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Measure the cases of this file of `fastlstm trace`, and what the whole run would gain."
+        ),
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="A B", help="Measure nothing: two results side by side, and what differs by more than the noise."
+        ),
+    ] = None,
+    list_cases: Annotated[
+        bool, typer.Option("--list", help="Measure nothing: the named cases of the device, and their sizes.")
     ] = False,
     readme: Annotated[
         Path | None, typer.Option(help="Measure nothing: write README.md's table and picture from this result.")
@@ -62,104 +79,83 @@ def bench(
     "dense" compares packed input with as many dense steps of our own, "lstm" a variant with our own LSTM or ConvLSTM, "cut"
     resets with PyTorch's module on the pieces in between. Of ConvLSTMs, "cell" is a loop over one convolution,
     "channels-last" the same in that layout, "checkpoint" our own with checkpoint=True. Of decoders with attention, "cell" is a
-    loop over nn.LSTMCell, "joeynmt" JoeyNMT's, "sdpa" PyTorch's LSTM and attention where nothing is fed. Exits with 1 where
-    results disagree.
+    loop over nn.LSTMCell, "joeynmt" JoeyNMT's, "sdpa" PyTorch's LSTM and attention where nothing is fed.
+
+    --from measures the cases of a program of yours, as `fastlstm trace` saw them, against PyTorch's modules. Exits with 1 where
+    results disagree or nothing could be measured, and with 130 after Ctrl-C.
     """
-    from fastlstm.benchmarks import report, results, runner
+    from fastlstm.benchmarks import predict, results
     from fastlstm.benchmarks.cases import default_cases, main_peer
-    from fastlstm.benchmarks.names import MODES as MODE_NAMES
-    from fastlstm.benchmarks.names import MODULES
     from fastlstm.benchmarks.plot import drawn
     from fastlstm.benchmarks.plot import plot as draw
     from fastlstm.benchmarks.readme import DETAILS, update_readme
 
+    if compare:
+        return show_comparison(*compare)
+    check_installed("--plot" if plot else "--readme" if readme else None, "matplotlib", "plot")
     if readme:
         try:
             pictures = update_readme(readme, Path("README.md"))
             print(f"README.md, {DETAILS} and {', '.join(map(str, pictures))} are written")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise typer.BadParameter(f"--readme is {readme}, expected a result written by --json: {error}") from error
-        return
+        return None
+    check_device(device)
+    if list_cases:
+        return show_cases(device)
 
     variants = known("--variant", variant, KINDS)
     peers = known("--against", against, AGAINST) if against else []
     modes = known("--mode", mode, MODES)
     (dtype,) = known_dtypes([dtype], DTYPES) if dtype else (None,)
-    given = [named(text) for text in case or default_cases(device)]
-    dtypes = list(dict.fromkeys(filter(None, [*(one.dtype for _, one in given), dtype]))) or ["fp32"]
-    if len(dtypes) > 1:
-        raise typer.BadParameter(f"--dtype and --case say {' and '.join(dtypes)}, expected one dtype at a time")
-    measured = complete(given, variant=variants, dtype=dtypes, mode=modes)
-    check_device(device)
-    if json_file and not json_file.is_dir():
-        check_writable("--json", json_file)
     check_writable("--plot", plot, endings=("png", "pdf", "svg", "jpg"))
     if threads:
         torch.set_num_threads(threads)
-    result = results.new("bench", device) | {"dtype": dtypes[0], "pairs": pairs, "rows": []}
+    if trace:
+        if given := [f"--{n}" for n, v in zip(CHOICES, (case, variant, against, mode, dtype), strict=True) if v]:
+            raise typer.BadParameter(
+                f"--from is given with {', '.join(given)}, expected it without: it says what to measure"
+            )
+        try:
+            traced = results.read(trace, "trace")
+        except (OSError, results.ResultError) as error:
+            raise typer.BadParameter(f"--from: {error}") from error
+        kept, left = predict.groups(traced, torch.device(device).type)
+        work: Work = [(None, group.case, "torch") for group in kept]
+        dtypes = list(dict.fromkeys(str(group.case.dtype) for group in kept)) or ["fp32"]
+    else:
+        said = [named(text) for text in case or default_cases(device)]
+        dtypes = list(dict.fromkeys(filter(None, [*(one.dtype for _, one in said), dtype]))) or ["fp32"]
+        if len(dtypes) > 1:
+            raise typer.BadParameter(f"--dtype and --case say {' and '.join(dtypes)}, expected one dtype at a time")
+        measured = complete(said, variant=variants, dtype=dtypes, mode=modes)
+        work = [(name, one, peer) for name, one in measured for peer in peers or [main_peer(one.kind.name)]]
+    if plot and not any(peer == main_peer(one.kind.name) for _, one, peer in work):
+        raise typer.BadParameter(
+            f"--plot is {plot}, expected a main peer in --against: the picture shows torch, or cell"
+        )
+    result = results.new("bench", device) | {"dtype": " and ".join(dtypes), "pairs": pairs, "rows": []}
     if json_file and json_file.is_dir():
         json_file = json_file / f"{result['machine']['name']}{'' if dtypes == ['fp32'] else f'-{dtypes[0]}'}.json"
+    check_writable("--json", json_file)
+    if resume:
+        result["rows"] = resumed(json_file, result)
 
+    ended = measure_all(work, result, json_file, device)
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        work = [(name, one, peer) for name, one in measured for peer in peers or [main_peer(one.kind.name)]]
-        result["rows"] = kept_rows(json_file, result, {(str(one), peer) for _, one, peer in work}) if add else []
-        task = progress.add_task("compiling" if device != "cpu" else "", total=len(work))
-        if device != "cpu":
-            runner.compile_ahead([(one, peer) for _, one, peer in work], device)
-        for name, one, peer in work:
-            progress.update(task, description=f"{one.variant}, {name or one}, {one.mode}, against {peer}")
-            result["rows"].append(runner.measure(one, peer, name=name, pairs=pairs, device=device))
-            progress.advance(task)
-            if json_file:
-                results.write(result, json_file)
-
-    for v, m in product(variants, modes):
-        main = report.main_table(result, v, m)
-        if main.rows:
-            title = f"{MODULES[v]}, {MODE_NAMES[m]}"
-            console.print(rich_table(main, title), *report.mean_lines(result, v, m), sep="\n")
-    others = report.peer_table(result)
-    if others.rows:
-        console.print(rich_table(others, "other peers"))
-    console.print(*report.notes(result), sep="\n", highlight=False, soft_wrap=True)
+    if trace:
+        show_prediction(console, traced, kept, left, result)
+    else:
+        show_result(console, result)
     if plot and drawn(result):
         draw(result, plot)
-    if any(row.get("miss") for row in result["rows"]):
+    if not ended:
+        raise typer.Exit(INTERRUPTED)
+    asked = {(str(one), peer) for _, one, peer in work}
+    rows = [row for row in result["rows"] if (row["case"], row["against"]) in asked]
+    if work and not any("ratios" in row for row in rows):
+        typer.echo("Nothing was measured: the reasons stand above.", err=True)
         raise typer.Exit(1)
-
-
-def kept_rows(file: Path | None, result: dict, anew: set[tuple[str, str]]) -> list[dict]:
-    """The rows of an earlier result of the same machine, dtype and pairs that are not to be measured anew."""
-    if file is None or not file.exists():
-        return []
-    from fastlstm.benchmarks import results
-
-    try:
-        earlier = results.read(file)
-    except results.ResultError as error:
-        raise typer.BadParameter(f"--add: {error}") from error
-    rows = [r for r in earlier["rows"] if (r["case"], r["against"]) not in anew]
-    was, now = (
-        [str(r["machine"].get(key)).rstrip("+") for key in ("name", "torch", "commit")] for r in (earlier, result)
-    )
-    if was != now or any(earlier[key] != result[key] for key in ("dtype", "pairs")):
-        raise typer.BadParameter(
-            f"--add: {file} is of another machine, torch, commit, dtype or number of pairs than asked for now"
-        )
-    return rows
-
-
-SHAPES = ("L x H", "I", "T", "B", "stands for")  # only in the README's table: a terminal has 80 columns
-
-
-def rich_table(tables: "Tables", title: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, padding=(0, 1, 0, 0))
-    shown = [i for i, header in enumerate(tables.headers) if header not in SHAPES]
-    for i in shown:
-        words = tables.headers[i] in ("module", "case", "work", "peer")
-        table.add_column(tables.headers[i], justify="left" if words else "right", overflow="fold")
-    for row in tables.rows:
-        table.add_row(*[row[i] for i in shown])
-    return table
+    if any(row.get("miss") for row in rows):
+        raise typer.Exit(1)
+    return None

@@ -1,5 +1,7 @@
 """Checks of options that several commands share: a bad one gets one clear line, before any work is done."""
 
+import importlib.util
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,7 +26,15 @@ def known_dtypes(given: list[str] | None, names: Iterable[str]) -> list[str]:
     return known("--dtype", [SHORT.get(dtype, dtype) for dtype in given or ()], names)
 
 
+def check_installed(option: str | None, package: str, extra: str) -> None:
+    """What an option needs at the end is there at the start; None: it is not given."""
+    if option and importlib.util.find_spec(package) is None:
+        raise typer.BadParameter(f"{option} needs {package}, which is not installed: pip install 'fastlstm[{extra}]'")
+
+
 def check_device(device: str) -> None:
+    if re.fullmatch(r"cpu:\d+", device):
+        raise typer.BadParameter(f"--device is {device!r}, expected 'cpu': it has no numbers")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -11,10 +11,9 @@ from typing import Annotated
 import typer
 
 from fastlstm.cli.checks import check_writable
+from fastlstm.cli.measuring import INTERRUPTED
 from fastlstm.tracing import Trace
 from fastlstm.tracing import trace as watched
-
-INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended
 
 
 def trace(
