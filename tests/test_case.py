@@ -1,11 +1,15 @@
 """A case is one line of text: read, checked, and written back."""
 
+import re
+from pathlib import Path
+
 import pytest
 from drawn_cases import convolutional, decoding, rowwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlstm.case import AttentionCase, Case, CaseError, ConvCase, parse
+from fastlstm.case.words import Word
 
 
 @settings(max_examples=300)
@@ -84,3 +88,32 @@ def test_what_is_no_case_is_told_which_word_and_why(text: str, message: str) -> 
     with pytest.raises(CaseError, match=message) as error:
         parse(text)
     assert str(error.value).startswith(f"case {text!r}: ")
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def page(kind: type[Case], before: tuple[Word, ...] = ()) -> str:
+    """A family's words as docs/cases.md has them, without those of an earlier table."""
+    lines = [f"| `{word.written}` | {word.means} |" for word in kind.words if word not in before]
+    return "\n".join(["| word | means |", "| --- | --- |", *lines])
+
+
+@pytest.mark.parametrize(
+    ("kind", "before"),
+    [(Case, ()), (ConvCase, Case.words), (AttentionCase, Case.words)],
+    ids=["rows", "images", "memory"],
+)
+def test_the_page_has_every_word(kind: type[Case], before: tuple[Word, ...]) -> None:
+    assert page(kind, before) in (ROOT / "docs/cases.md").read_text()
+
+
+def test_the_lines_of_the_pages_are_cases() -> None:
+    found = []
+    for name in ("docs/cases.md", "docs/parity.md"):
+        text = (ROOT / name).read_text()
+        found += re.findall(r"(?:--case|--impl \S+ --case) '([^']* [^']*)'", text)
+        found += [line for block in re.findall(r"```text\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert len(found) > 5
+    for line in found:
+        assert str(parse(line)) == line

@@ -65,3 +65,25 @@ def test_a_name_is_as_good_as_a_variant() -> None:
     assert choose("lstm", cpu, torch.int32).backend == "torch"
     with pytest.raises(ValueError, match="variant is 'rnn', expected one of 'lstm', 'gru'"):
         choose("rnn", cpu, torch.float32)
+
+
+def test_what_runs_a_case() -> None:
+    line = "lstm bi B4 I3 H8 L2 packed:3,3,3,3 bfloat16"
+    result = CliRunner().invoke(app, ["info", "--case", line, "--json"], catch_exceptions=False)
+    facts = json.loads(result.stdout)[0]
+    assert facts["case"] == "lstm T3 B4 I3 H8 L2 bi packed:3-3 bf16"
+    assert facts["backend"] == choose("lstm", torch.device("cpu"), torch.bfloat16).backend
+    module = torch.nn.LSTM(3, 8, num_layers=2, bidirectional=True)
+    assert facts["bytes of weights"] == 2 * sum(weight.numel() for weight in module.parameters())
+    assert facts["bytes of input and output"] == 2 * 12 * (3 + 16)
+    assert facts["GFLOP, training"] == pytest.approx(3 * facts["GFLOP, forward"])
+    assert facts["GFLOP, forward"] == pytest.approx(2e-9 * 2 * 12 * 32 * (3 + 8 + 16 + 8))
+
+
+def test_a_name_is_of_every_variant() -> None:
+    result = CliRunner().invoke(app, ["info", "--case", "ppo"], catch_exceptions=False)
+    for variant in RECURRENT:
+        assert f"{variant} T128 B16 I128 H256 fp32" in result.stdout
+    result = CliRunner().invoke(app, ["info", "--case", "decode-step-1 infer"])
+    assert result.exit_code == 2
+    assert "'decode-step-1' is no word of such a case" in " ".join(result.output.replace("│", " ").split())

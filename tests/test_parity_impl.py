@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running_examples import load
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -193,3 +194,14 @@ def test_the_command_fails_where_something_is_wrong_or_nothing_was_compared() ->
     result = CliRunner().invoke(app, ["parity", "--impl", "torch.nn:LSTM"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert "--impl needs --variant as well" in result.output
+
+
+def test_the_worked_example_finds_its_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = load("own_kernel", monkeypatch)
+    with pytest.raises(AssertionError) as error:
+        assert_parity(example.WithMistake, "lstm", cases=example.ONE_LAYER[:1])
+    right = str(error.value).partition("right everywhere: ")[2]
+    assert right == "c_n, h_n, y"
+    assert not assert_parity(example.Small, "lstm", cases=example.ONE_LAYER, strict=True).refused
+    found = assert_parity(example.Small, "lstm", cases=["lstm T3 B3 I4 H5 L2", example.ONE_LAYER[0]])
+    assert "unexpected keyword argument 'num_layers'" in found.refused["lstm T3 B3 I4 H5 L2 fp32"]

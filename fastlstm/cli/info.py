@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import json
+import math
 import platform
 from importlib import metadata
 from typing import Annotated
@@ -11,6 +12,8 @@ import torch
 import typer
 
 from fastlstm import backends
+from fastlstm.case import AttentionCase, Case
+from fastlstm.case.words import DTYPES as DTYPE_NAMES
 from fastlstm.cli.kernels import show_kernels
 from fastlstm.version import __version__
 
@@ -27,6 +30,10 @@ ANSWER = {True: "yes", False: "no", None: "unknown"}
 
 
 def info(
+    case: Annotated[
+        list[str] | None,
+        typer.Option(help="What runs a case, by its name or as docs/cases.md says, and how much work it is."),
+    ] = None,
     kernels: Annotated[
         bool, typer.Option(help="Compile the GPU kernels, with or without a GPU, and show what they take.")
     ] = False,
@@ -36,8 +43,12 @@ def info(
 ) -> None:
     """What runs where on this machine, and why: versions, CPU and GPU features, and the backend of each variant.
 
+    With --case: what runs it and why, the GFLOP of its products, and the bytes of its weights and of its batch.
+
     With --kernels: registers, spilled bytes per thread and shared memory of every GPU kernel, compiled for each target.
     """
+    if case:
+        return show_cases(case, json_)
     if kernels:
         return show_kernels(target, dtype, json_)
     facts = gather()
@@ -141,6 +152,51 @@ def show(facts: dict) -> None:
     for row in joined(joined(facts["backends"], "dtype"), "variant"):
         auto.add_row(*row.values(), end_section=True)
     console.print(auto)
+
+
+def show_cases(texts: list[str], as_json: bool) -> None:
+    """What runs each case and every variant of it, and how much work it is; in float32 where it says no dtype."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from fastlstm.cli.cases import complete, named
+
+    found = []
+    for text in texts:
+        name, case = named(text)
+        for _, one in complete([(name, case)], variant=list(KNOWN), dtype=[case.dtype or "fp32"]):
+            found += [work(name, one, device) for device in devices()]
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console = Console(markup=False, highlight=False)
+    for facts in found:
+        table = Table(show_header=False, title=str(facts["case"]), title_justify="left")
+        for key, value in facts.items():
+            if key != "case" and value is not None:
+                table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+        console.print(table)
+
+
+def work(name: str | None, case: Case, device: str) -> dict[str, object]:
+    """Everything that is said of a case on a device."""
+    dtype = getattr(torch, DTYPE_NAMES[case.dtype or "fp32"])
+    choice = backends.explain(case.kind, device, dtype, beyond_torch=bool(case.resets or case.return_cells))
+    weights = sum(weight.numel() for weight in case.module(device="meta").parameters())
+    x = case.rows * math.prod(case.input[2:])
+    y = case.rows * math.prod(case.row(case.outputs["y"]))
+    return {
+        "case": str(case),
+        "name": name,
+        "device": device,
+        "backend": choice.backend,
+        "why": choice.reason,
+        "GFLOP, forward": case.gflop("infer"),
+        "GFLOP, training": None if case.mode == "infer" else case.gflop("train"),
+        "bytes of weights": weights * dtype.itemsize,
+        "bytes of input and output": (x + y) * dtype.itemsize,
+        "bytes of memory that a step reads": case.read(dtype.itemsize) if isinstance(case, AttentionCase) else None,
+    }
 
 
 def joined(rows: list[dict[str, str]], key: str) -> list[dict[str, str]]:
