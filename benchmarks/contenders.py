@@ -29,18 +29,44 @@ from fastlstm.benchmarks.work import (
 from fastlstm.case import AttentionCase, Case, ConvCase
 from fastlstm.kernels.conv_lstm import CONV_LSTM
 from fastlstm.kernels.lstm import LSTM
+from fastlstm.parity.impl import is_module, load, told
 
 AsOurs = ConvLoop | KerasLayers | AttentionLoop | JoeyDecoder | LSTMThenAttention
 
 
 def contender(name: str, work: Work) -> Contender:
     """The contender of that name, ready to run. Raises NotImplementedError, with the reason, where it can't do the work."""
-    return CONTENDERS[name](work)
+    return CONTENDERS[name](work) if name in CONTENDERS else somebodys(name, work)
 
 
 def ours(work: Work) -> Contender:
     module = module_of(work)
     return Contender(work, step(work, forward_of_ours(work, module), module))
+
+
+def somebodys(name: str, work: Work) -> Contender:
+    """An implementation, "package.module:name", as `fastlstm parity --impl` takes it."""
+    impl, order = load(name), [key for key, _ in work.module.named_parameters()]
+    try:
+        if is_module(impl):
+            args, options = work.case.arguments
+            module = impl(*args, **options).to(work.x.device, work.dtype)
+            module.load_state_dict(work.module.state_dict())
+            call = module
+        else:
+            module = module_of(work, backend="reference")
+            call = impl(module)
+        names = [key for key, _ in module.named_parameters()]
+        run = step(
+            work,
+            forward_of_ours(work, call),
+            module,
+            lambda gradients: [dict(zip(names, gradients, strict=True))[key] for key in order],
+        )
+        run()
+    except Exception as error:
+        raise NotImplementedError(f"it refuses: {told(error)}") from error
+    return Contender(work, run)
 
 
 def reference(work: Work) -> Contender:

@@ -71,7 +71,7 @@ def peer(row: dict) -> str:
         "lstm": f"fastlstm.{plain(row)}{cell}",
         "cut": f"nn.{own} on the pieces between resets",
         "fp32": "itself in fp32",
-    }[row["against"]]
+    }.get(row["against"], row["against"])
 
 
 def module(row: dict) -> str:

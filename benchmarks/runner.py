@@ -16,7 +16,7 @@ from torch.utils.benchmark import Timer
 
 from fastlstm.backends import CONVOLUTIONAL
 from fastlstm.benchmarks.cases import main_peer
-from fastlstm.benchmarks.contenders import OTHER_WORK, contender
+from fastlstm.benchmarks.contenders import CONTENDERS, OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
 from fastlstm.benchmarks.work import Contender, make_work
 from fastlstm.case import AttentionCase, Case, even
@@ -43,7 +43,8 @@ def measure(case: Case, against: str, *, name: str | None = None, pairs: int, de
     mine = contender("ours", work)
     same_work = against not in OTHER_WORK and not (against == "torch" and not case.kind.counterpart)
     for one, label in ((mine, "ours"), (theirs, against)):
-        reason = disagreement(one, strict=label == "ours") if one is mine or same_work else None
+        strict = label not in CONTENDERS or label == "ours"
+        reason = disagreement(one, strict) if one is mine or same_work else None
         if reason:
             return row | {"reason": f"{label}: {reason}", "miss": True}
 
@@ -103,8 +104,8 @@ def compile_ahead(rows: list[tuple[Case, str]], device: str) -> None:
 def disagreement(one: Contender, strict: bool) -> str | None:
     """How the contender's results differ from float64's, or None where they agree.
 
-    Strict, for ours, is the rule of `fastlstm.parity`: twice the error of PyTorch in this dtype, plus one rounding. A peer
-    has only to compute the same function: to half of the dtype's digits.
+    Strict, for ours and for somebody's own, is the rule of `fastlstm.parity`: twice the error of PyTorch in this dtype, plus
+    one rounding. Another peer has only to compute the same function: to half of the dtype's digits.
     """
     work = one.work
     eps = torch.finfo(work.dtype).eps

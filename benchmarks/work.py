@@ -129,12 +129,14 @@ def module_of(work: Work, **options: Any) -> nn.Module:
     return module
 
 
-def forward_of_ours(work: Work, module: nn.Module) -> Forward:
+def forward_of_ours(work: Work, module: Callable[..., Any]) -> Forward:
     """As a user calls it: dense, packed, or with `lengths=` and `reset=`; a decoder with its memory."""
     case = work.case
     if isinstance(case, AttentionCase):
         return decoding(work, case, module)
-    lengths, sizes = lengths_of(case), batch_sizes(case)
+    sizes = batch_sizes(case)
+    extra = {"lengths": torch.tensor(case.lengths)} if case.layout == "lengths" else {}
+    extra |= {} if work.reset is None else {"reset": work.reset}
 
     def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         hx = as_hx(states)
@@ -144,13 +146,13 @@ def forward_of_ours(work: Work, module: nn.Module) -> Forward:
         if case.layout == "packed":
             y, finals = module(PackedSequence(x, sizes), hx)
             return y.data, *as_tuple(finals)
-        y, finals = module(x, hx, lengths=lengths, reset=work.reset)
+        y, finals = module(x, hx, **extra)
         return y, *as_tuple(finals)
 
     return forward
 
 
-def decoding(work: Work, case: AttentionCase, module: nn.Module) -> Forward:
+def decoding(work: Work, case: AttentionCase, module: Any) -> Forward:
     """A call of a decoder, or a single step of it, with the keys that are computed here."""
     lengths = torch.tensor(case.memory_lengths) if case.memory_lengths else None
     kept = len(work.states + work.zeros)

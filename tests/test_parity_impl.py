@@ -205,3 +205,40 @@ def test_the_worked_example_finds_its_mistake(monkeypatch: pytest.MonkeyPatch) -
     assert not assert_parity(example.Small, "lstm", cases=example.ONE_LAYER, strict=True).refused
     found = assert_parity(example.Small, "lstm", cases=["lstm T3 B3 I4 H5 L2", example.ONE_LAYER[0]])
     assert "unexpected keyword argument 'num_layers'" in found.refused["lstm T3 B3 I4 H5 L2 fp32"]
+
+
+def test_bench_times_it_after_parity(tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    lines = [
+        "lstm T3 B3 I4 H16 fp32",
+        "lstm T3 B3 I4 H16 L2 bi fp32",
+        "lstm T3 B3 I4 H16 packed:1-3 no_bias zero_state fp32",
+    ]
+    options = [word for line in lines for word in ("--case", line)]
+    options += ["--impl", f"{__name__}:Plain", "--against", "cell", "--pairs", "1", "--threads", "1"]
+    result = CliRunner().invoke(
+        app, ["bench", *options, "--mode", "train", "--json", str(file)], env={"COLUMNS": "200"}
+    )
+    assert result.exit_code == 0, result.output
+    rows = {(row["case"], row["against"]): row for row in json.loads(file.read_text())["rows"]}
+    assert len(rows[f"{lines[0]} train", f"{__name__}:Plain"]["ratios"]) == 1
+    assert "ratios" in rows[f"{lines[2]} train", f"{__name__}:Plain"]
+    assert (
+        rows[f"{lines[1]} train", f"{__name__}:Plain"]["reason"]
+        == "it refuses: NotImplementedError: one direction only"
+    )
+    assert f"{__name__}:Plain" in result.output
+
+
+@pytest.mark.parametrize("impl", ["WrongStates", "by_hand"])
+def test_bench_holds_it_to_the_same_errors_as_ours(impl: str, tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    options = ["--case", f"{LINES[0]} fp32 train", "--impl", f"{__name__}:{impl}", "--pairs", "1", "--threads", "1"]
+    result = CliRunner().invoke(app, ["bench", *options, "--against", "cell", "--json", str(file)])
+    row = json.loads(file.read_text())["rows"][-1]
+    if impl == "by_hand":
+        assert result.exit_code == 0, result.output
+        assert "ratios" in row
+    else:
+        assert result.exit_code == 1
+        assert row["reason"].startswith(f"{__name__}:WrongStates: the error of dc0 is 1.0e-03")

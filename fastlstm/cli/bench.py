@@ -16,6 +16,7 @@ from fastlstm.cli.checks import (
     check_writable,
     known,
     known_dtypes,
+    known_impl,
 )
 from fastlstm.cli.measuring import INTERRUPTED, Work, measure_all, resumed
 from fastlstm.cli.tables import show_cases, show_comparison, show_prediction, show_result
@@ -25,7 +26,7 @@ AGAINST = (
     "lstm", "cut", "fp32",
 )  # fmt: skip
 MODES = ("train", "infer")
-CHOICES = ("case", "variant", "against", "mode", "dtype")  # of what to measure
+CHOICES = ("case", "variant", "against", "impl", "mode", "dtype")  # of what to measure
 KINDS = VARIANTS | CONVOLUTIONAL | ATTENTION
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 
@@ -37,6 +38,10 @@ def bench(
     variant: Annotated[list[str] | None, typer.Option(help=f"{', '.join(KINDS)}; all.")] = None,
     against: Annotated[
         list[str] | None, typer.Option(help=f"Peers: {', '.join(AGAINST)}; torch, or cell where it lacks it.")
+    ] = None,
+    impl: Annotated[
+        str | None,
+        typer.Option(help="Somebody's implementation, package.module:name, as one more peer (docs/parity.md)."),
     ] = None,
     mode: Annotated[list[str] | None, typer.Option(help="train, infer; both.")] = None,
     dtype: Annotated[str | None, typer.Option(help=f"{', '.join(DTYPES)}; what the cases say, or fp32.")] = None,
@@ -106,13 +111,14 @@ def bench(
 
     variants = known("--variant", variant, KINDS)
     peers = known("--against", against, AGAINST) if against else []
+    own = known_impl(impl)
     modes = known("--mode", mode, MODES)
     (dtype,) = known_dtypes([dtype], DTYPES) if dtype else (None,)
     check_writable("--plot", plot, endings=("png", "pdf", "svg", "jpg"))
     if threads:
         torch.set_num_threads(threads)
     if trace:
-        if given := [f"--{n}" for n, v in zip(CHOICES, (case, variant, against, mode, dtype), strict=True) if v]:
+        if given := [f"--{n}" for n, v in zip(CHOICES, (case, variant, against, impl, mode, dtype), strict=True) if v]:
             raise typer.BadParameter(
                 f"--from is given with {', '.join(given)}, expected it without: it says what to measure"
             )
@@ -129,7 +135,7 @@ def bench(
         if len(dtypes) > 1:
             raise typer.BadParameter(f"--dtype and --case say {' and '.join(dtypes)}, expected one dtype at a time")
         measured = complete(said, variant=variants, dtype=dtypes, mode=modes)
-        work = [(name, one, peer) for name, one in measured for peer in peers or [main_peer(one.kind.name)]]
+        work = [(name, one, peer) for name, one in measured for peer in (peers or [main_peer(one.kind.name)]) + own]
     if plot and not any(peer == main_peer(one.kind.name) for _, one, peer in work):
         raise typer.BadParameter(
             f"--plot is {plot}, expected a main peer in --against: the picture shows torch, or cell"

@@ -32,6 +32,16 @@ def check_installed(option: str | None, package: str, extra: str) -> None:
         raise typer.BadParameter(f"{option} needs {package}, which is not installed: pip install 'fastlstm[{extra}]'")
 
 
+def known_impl(impl: str | None) -> list[str]:
+    """What --impl names, if anything, after a look whether it is there."""
+    from fastlstm.parity.impl import load
+
+    try:
+        return [impl] if impl and load(impl) else []
+    except ValueError as error:
+        raise typer.BadParameter(f"--{error}") from error
+
+
 def check_device(device: str) -> None:
     if re.fullmatch(r"cpu:\d+", device):
         raise typer.BadParameter(f"--device is {device!r}, expected 'cpu': it has no numbers")

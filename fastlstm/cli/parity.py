@@ -16,7 +16,7 @@ from rich.table import Table
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
 from fastlstm.case import Case
 from fastlstm.cli.cases import Named, complete, named
-from fastlstm.cli.checks import check_device, check_writable, known, known_dtypes
+from fastlstm.cli.checks import check_device, check_writable, known, known_dtypes, known_impl
 
 if TYPE_CHECKING:
     from fastlstm.parity import Row
@@ -65,10 +65,8 @@ def parity(
     if impl:
         if not variant and not (case and all(one.variant for _, one in asked)):
             raise typer.BadParameter("--impl needs --variant as well: whose equations are those?")
-        try:
-            thing = load(impl)
-        except ValueError as error:
-            raise typer.BadParameter(f"--{error}") from error
+        known_impl(impl)
+        thing = load(impl)
         combinations = [(one, impl, "impl") for _, one in cases if not one.reverse]
     else:
         combinations = [

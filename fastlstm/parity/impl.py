@@ -154,6 +154,11 @@ def called(impl: object) -> str:
     return f"{getattr(impl, '__module__', '')}:{getattr(impl, '__qualname__', type(impl).__qualname__)}"
 
 
+def is_module(impl: object) -> bool:
+    """Whether it is a class of modules, to be built, and not something to be called with ours."""
+    return inspect.isclass(impl) and issubclass(impl, nn.Module)
+
+
 def taken(impl: object, case: Case, given: Given) -> Given:
     """The outputs by an implementation; Refused where it raises."""
     try:
@@ -165,7 +170,7 @@ def taken(impl: object, case: Case, given: Given) -> Given:
 def made(impl: Any, case: Case, given: Given) -> Call:
     """A call of an implementation that has the case's weights."""
     like = given["x"]
-    if inspect.isclass(impl) and issubclass(impl, nn.Module):
+    if is_module(impl):
         args, options = case.arguments
         module = impl(*args, **options).to(like.device, like.dtype)
         names = {key for key, _ in module.named_parameters()}
