@@ -57,7 +57,8 @@ class PeepholeLSTM(Family):
         i = σ(... + p_i * c')     f = σ(... + p_f * c')     c = f * c' + i * g     o = σ(... + p_o * c)     h = o * tanh(c)
 
     Arguments and results are those of `LSTM`. Beside its parameters there is `weight_peephole_l{k}`, with `_reverse` for the
-    other direction, of shape (3, H), in the order i, f, o.
+    other direction, of shape (3, H), in the order i, f, o. As all parameters, peepholes start uniform within 1 / sqrt(H), not
+    at 0: gates see the cell from the first step on. For a start as the plain LSTM's, zero them: `torch.nn.init.zeros_`.
 
     >>> lstm = PeepholeLSTM(10, 20)
     >>> lstm(torch.randn(7, 3, 10))[0].shape, lstm.weight_peephole_l0.shape
@@ -73,8 +74,8 @@ class CIFGLSTM(Family):
         i = σ(W_ii x + b_ii + W_hi h' + b_hi)     g, o as in the LSTM     c = (1 - i) * c' + i * g     h = o * tanh(c)
 
     Arguments and results are those of `LSTM`. Weights have three gates, in the order i, g, o: 3H rows. With `peephole=True`
-    there is `weight_peephole_l{k}` (2, H) as well, in the order i, o: i sees the old cell, o the new one. `forget_bias` is
-    subtracted from b_ii: f = 1 - σ(a) = σ(-a).
+    there is `weight_peephole_l{k}` (2, H) as well, in the order i, o: i sees the old cell, o the new one; it starts uniform
+    within 1 / sqrt(H), as all parameters. `forget_bias` is subtracted from b_ii: f = 1 - σ(a) = σ(-a).
 
     >>> lstm = CIFGLSTM(10, 20, peephole=True)
     >>> lstm(torch.randn(7, 3, 10))[0].shape, lstm.weight_hh_l0.shape, lstm.weight_peephole_l0.shape
