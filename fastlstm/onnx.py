@@ -42,6 +42,18 @@ def exporting_anyhow() -> bool:
     return made and torch.onnx.is_in_onnx_export()
 
 
+def check_exporter(name: str, has_node: bool) -> None:
+    """Raises NotImplementedError where `torch.onnx.export(..., dynamo=False)` traces a module."""
+    if torch.compiler.is_exporting() or not torch.onnx.is_in_onnx_export():
+        return
+    if has_node:
+        raise NotImplementedError(
+            f"{name} is to be exported by torch.onnx.export with dynamo=False, expected dynamo=True, or a module of PyTorch's: "
+            "fastlstm.to_torch(model) makes it one"
+        )
+    raise NotImplementedError(f"{name} is to be exported to ONNX, expected another module: ONNX has no such node")
+
+
 # Asked for real where Dynamo traces for the exporter: it takes PyTorch's flag for False.
 exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 exporting_anyhow._dynamo_marked_constant = True  # type: ignore[attr-defined]

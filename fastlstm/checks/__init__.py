@@ -43,6 +43,7 @@ from fastlstm.checks.input import (
     check_packed,
     check_reset,
     check_steps,
+    check_strided,
 )
 from fastlstm.checks.states import check_hx, check_states
 from fastlstm.checks.tokens import check_length_penalty, check_sentences, check_special, check_tokens
@@ -91,6 +92,7 @@ __all__ = [
     "check_special",
     "check_states",
     "check_steps",
+    "check_strided",
     "check_tokens",
     "check_value",
     "check_weights",

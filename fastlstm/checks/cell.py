@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastlstm.checks.input import check_strided
 from fastlstm.kernels.variant import Variant
 
 
@@ -64,8 +65,7 @@ def _check_cell(
 ) -> None:
     if x.dim() != 2:
         raise ValueError(f"input has {x.dim()} dimensions, expected 2: (batch, input_size)")
-    if x.layout is not torch.strided:
-        raise RuntimeError(f"input has layout {x.layout}, expected torch.strided: the batch is read as dense rows")
+    check_strided("input", x, "the batch is read as dense rows")
     B, I = x.shape
     H = w_hh.shape[-1]
     rows = len(variant.gates) * H

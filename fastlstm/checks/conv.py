@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastlstm.backends import CONVOLUTIONAL
 from fastlstm.checks.conv_options import is_int
-from fastlstm.checks.input import check_no_lengths
+from fastlstm.checks.input import check_no_lengths, check_strided
 from fastlstm.checks.once import once
 from fastlstm.checks.states import check_state_fits
 from fastlstm.checks.weights import check_alike
@@ -24,8 +23,7 @@ def check_conv_input(x: object, step: bool = False) -> None:
         raise TypeError(
             f"input is of type {type(x).__name__}, expected a Tensor" + ", or None with steps=" * (not step)
         )
-    if x.layout is not torch.strided:
-        raise RuntimeError(f"input has layout {x.layout}, expected torch.strided: the steps are read as dense maps")
+    check_strided("input", x, "the steps are read as dense maps")
 
 
 def check_forecast(input: object, hx: object, steps: Any, bidirectional: bool, lengths: object) -> None:

@@ -7,19 +7,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.checks.input import lengths_tensor
+from fastlstm.checks.input import check_strided, lengths_tensor
 from fastlstm.checks.states import check_state_fits
 from fastlstm.checks.weights import check_alike
 
 
 def check_dense(name: str, t: Any) -> None:
+    more = "lengths=" if name == "input" else "memory_lengths="
     if isinstance(t, PackedSequence):
-        more = "lengths=" if name == "input" else "memory_lengths="
         raise TypeError(f"{name} is a PackedSequence, expected a Tensor: pad it, and pass {more}")
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} is of type {type(t).__name__}, expected a Tensor")
-    if t.layout is not torch.strided:
-        raise RuntimeError(f"{name} has layout {t.layout}, expected torch.strided: it is read as dense rows")
+    check_strided(name, t, "it is read as dense rows", more)
 
 
 def check_decoder_input(x: Tensor, w: Tensor, I: int, step: bool = False) -> None:

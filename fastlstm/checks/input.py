@@ -14,12 +14,22 @@ def check_input(x: Tensor, packed: bool, name: str) -> None:
     """`x` is the input, or the data of the packed input: its type, dimensions and layout."""
     if not isinstance(x, Tensor):
         raise TypeError(f"input is of type {type(x).__name__}, expected a Tensor or a PackedSequence")
-    if x.layout is not torch.strided:
-        raise RuntimeError(f"input has layout {x.layout}, expected torch.strided: the steps are read as dense rows")
+    check_strided("input", x, "the steps are read as dense rows")
     if packed and x.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}: packed data is (sum of lengths, input_size)")
     if x.dim() not in (2, 3):
         raise ValueError(f"{name}: Expected input to be 2D or 3D, got {x.dim()}D instead")
+
+
+def check_strided(name: str, t: Tensor, read: str, lengths: str = "lengths=") -> None:
+    """A dense tensor; `read` says why."""
+    if t.is_nested:
+        raise RuntimeError(
+            f"{name} is a nested tensor, expected a padded one, which torch.nested.to_padded_tensor({name}, 0.0) makes, and "
+            f"its sizes as {lengths}: {read}"
+        )
+    if t.layout is not torch.strided:
+        raise RuntimeError(f"{name} has layout {t.layout}, expected torch.strided: {read}")
 
 
 def check_steps(T: int) -> None:

@@ -15,7 +15,7 @@ from fastlstm.functional.attention_lstm import AttentionLSTMResult, AttentionLST
 from fastlstm.functional.attention_values import AttentionWeights, Precomputed
 from fastlstm.kernels.attention_lstm import PARAMETERS, Attention
 from fastlstm.kernels.variant import PARAMETERS as RECURRENT
-from fastlstm.modules.base import own_repr, shown_name, weights_of
+from fastlstm.modules.base import Ours, own_repr, weights_of
 from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 from fastlstm.sequences import Lengths
 
@@ -25,7 +25,7 @@ USUAL: dict[str, Any] = {
 }  # fmt: skip
 
 
-class AttentionLSTM(nn.Module):
+class AttentionLSTM(Ours):
     """An LSTM decoder that attends to an encoder's memory (Bahdanau et al. 2014, https://arxiv.org/abs/1409.0473; Luong et al.
     2015, https://arxiv.org/abs/1508.04025): the whole target in one call, or a step at a time.
 
@@ -222,9 +222,6 @@ class AttentionLSTM(nn.Module):
         # at each call: an attribute that was edited counts, and the repr does not lie
         kind = Attention(self.attention, self.feed, self.attend, self.output)
         return call, AttentionCall(kind, self.query_layer, self.coupled, self.output_dropout, need_weights)
-
-    def _get_name(self) -> str:
-        return shown_name(self, super()._get_name())
 
     def extra_repr(self) -> str:
         shown = {name: getattr(self, name) for name, value in USUAL.items() if getattr(self, name) != value}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastlstm import onnx
 from fastlstm.backends import check_backend
 from fastlstm.call import Call
 from fastlstm.functional.driver import recurrent
@@ -15,7 +16,19 @@ from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 from fastlstm.sequences import Input, Lengths
 
 
-class Recurrent(nn.RNNBase):
+class Ours(nn.Module):
+    """What is ours of every module: its name where a model is printed, and a word to PyTorch's old exporter."""
+
+    def _get_name(self) -> str:
+        return shown_name(self, super()._get_name())
+
+    def _slow_forward(self, *input: Any, **kwargs: Any) -> Any:
+        """What runs in place of `forward` where `torch.jit` traces, as that exporter does."""
+        onnx.check_exporter(self._get_name(), isinstance(self, (nn.RNNBase, nn.RNNCellBase)))
+        return super()._slow_forward(*input, **kwargs)
+
+
+class Recurrent(Ours, nn.RNNBase):
     """Parameters, names and shapes as `nn.RNNBase` makes them, or its own where PyTorch has no such variant."""
 
     variant: Variant
@@ -97,9 +110,6 @@ class Recurrent(nn.RNNBase):
             lengths=lengths, reset=reset, return_cells=return_cells, backend=self.backend,
         )  # fmt: skip
         return recurrent(self.variant, input, self.all_weights, hx, call)
-
-    def _get_name(self) -> str:
-        return shown_name(self, super()._get_name())
 
     def extra_repr(self) -> str:
         return super().extra_repr() + own_repr(self._forget_bias, self.backend)

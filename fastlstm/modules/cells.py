@@ -10,11 +10,11 @@ from fastlstm.checks import check_hx
 from fastlstm.functional.driver import step
 from fastlstm.kernels import gru, lstm
 from fastlstm.kernels.variant import Variant
-from fastlstm.modules.base import own_repr, shown_name, take_variant_of_old, weights_of
+from fastlstm.modules.base import Ours, own_repr, take_variant_of_old, weights_of
 from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 
 
-class Cell(nn.RNNCellBase):
+class Cell(Ours, nn.RNNCellBase):
     """What the cells share: the parameters of `nn.RNNCellBase`, and inputs (B, I) or (I) with states alike."""
 
     variant: Variant
@@ -54,9 +54,6 @@ class Cell(nn.RNNCellBase):
         weights = weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         return step(self.variant, x, states, (*weights, self.weight_peephole), self.backend)
 
-    def _get_name(self) -> str:
-        return shown_name(self, super()._get_name())
-
     def extra_repr(self) -> str:
         return super().extra_repr() + own_repr(self._forget_bias, self.backend)
 
@@ -82,7 +79,10 @@ class LSTMCell(Cell):
 
 
 class PeepholeLSTMCell(LSTMCell):
-    """One step of `fastlstm.PeepholeLSTM`; as `LSTMCell`, with `weight_peephole` (3, H) in the order i, f, o."""
+    """One step of `fastlstm.PeepholeLSTM`; as `LSTMCell`, with `weight_peephole` (3, H) in the order i, f, o.
+
+    It starts uniform within 1 / sqrt(H), as all parameters.
+    """
 
     variant = lstm.PEEPHOLE_LSTM
 
@@ -90,7 +90,7 @@ class PeepholeLSTMCell(LSTMCell):
 class CIFGLSTMCell(LSTMCell):
     """One step of `fastlstm.CIFGLSTM`; as `LSTMCell`, with three gates, in the order i, g, o.
 
-    With `peephole=True` there is `weight_peephole` (2, H), in the order i, o.
+    With `peephole=True` there is `weight_peephole` (2, H), in the order i, o, which starts uniform within 1 / sqrt(H).
     """
 
     variant = lstm.CIFG_LSTM

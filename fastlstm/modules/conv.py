@@ -15,7 +15,7 @@ from fastlstm.functional import ConvLSTMResult, ConvLSTMState
 from fastlstm.functional.conv_driver import convolutional
 from fastlstm.kernels.conv_lstm import Geometry
 from fastlstm.kernels.variant import PARAMETERS, Variant
-from fastlstm.modules.base import own_repr, shown_name, weights_of
+from fastlstm.modules.base import Ours, own_repr, weights_of
 from fastlstm.modules.forget_bias import add_forget_bias, check_forget_bias
 from fastlstm.sequences import Lengths
 
@@ -23,7 +23,7 @@ Device = torch.device | str | int | None
 SHOWN = {"stride": 1, "dilation": 1, "padding": "same", "peephole": None, "coupled": False, "spatial_size": None}
 
 
-class Convolutional(nn.Module):
+class Convolutional(Ours):
     """What the modules and the cells share: the options of a first layer, and parameters in PyTorch's names and order."""
 
     dims: int  # of an image
@@ -94,9 +94,6 @@ class Convolutional(nn.Module):
             nn.init.uniform_(getattr(self, name), -bound, bound)
         biases = [name for name in names if name.startswith(PARAMETERS["b_ih"])]
         add_forget_bias(self, self.variant, biases, self._forget_bias)
-
-    def _get_name(self) -> str:
-        return shown_name(self, super()._get_name())
 
     def _own_repr(self) -> str:
         shown = {name: getattr(self, name) for name, usual in SHOWN.items() if getattr(self, name) != usual}

@@ -88,13 +88,12 @@ class AttentionPooling(nn.Module):
         axes = "(B, S, M)" if self.batch_first else "(S, B, M)"
         if not isinstance(memory, Tensor):
             raise TypeError(f"memory is of type {type(memory).__name__}, expected a Tensor {axes}")
+        checks.check_strided("memory", memory, "it is read as dense rows")
         if memory.dim() != 3 or memory.shape[2] != self.memory_size:
             raise ValueError(
                 f"memory has shape {tuple(memory.shape)}, expected {axes} with M = {self.memory_size}: "
                 "the module's memory_size, which of a bidirectional LSTM is 2 * hidden_size"
             )
-        if memory.layout is not torch.strided:
-            raise RuntimeError(f"memory has layout {memory.layout}, expected torch.strided: it is read as dense rows")
         dtype, device = self.weight_key.dtype, memory.device.type
         if memory.dtype == dtype:
             return
