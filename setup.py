@@ -5,12 +5,19 @@ package installs all the same, says so, and runs on PyTorch's own ops (`fastlstm
 """
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 PACKAGES = {"fastlstm": "fastlstm", "fastlstm.kernels": "kernels", "fastlstm.benchmarks": "benchmarks"}
+NEEDS = ("torch", "pybind11")
+LACKING = """
+fastlstm: building it needs {needed}, and {python} has no {missing}.
+fastlstm: run: {python} -m pip install {missing}
+fastlstm: then install fastlstm again.
+"""
 NO_EXTENSION = """
 fastlstm: the C++ extension could not be built ({error}).
 fastlstm: it is installed without it: results are the same, on PyTorch's own ops and at their speed.
@@ -33,10 +40,13 @@ class BuildOptional(build_ext):
 
 
 def extension() -> Extension:
+    if missing := [name for name in NEEDS if find_spec(name) is None]:
+        said = LACKING.format(needed=" and ".join(NEEDS), missing=" ".join(missing), python=sys.executable)
+        raise SystemExit(said)
     import pybind11
-    import torch
 
-    root = Path(torch.__file__).parent
+    # torch is not imported: its headers and libraries serve any Python, and are the same to link against whatever else is there
+    root = Path(find_spec("torch").origin).parent
     return Extension(
         "fastlstm._C",
         sources=sorted(str(p) for p in Path("csrc").rglob("*.cpp")),

@@ -61,6 +61,25 @@ def test_missing_compiler_is_said_and_not_fatal(built: tuple[Path, str]) -> None
     assert "install a C++" in said
 
 
+@pytest.mark.parametrize("lacking", [["pybind11"], ["torch", "pybind11"]], ids=" ".join)
+def test_what_a_build_lacks_is_said_in_one_piece(lacking: list[str]) -> None:
+    program = f"""
+import runpy, sys
+sys.modules |= dict.fromkeys({lacking!r})
+sys.argv = ["setup.py", "build"]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    code, said = run("-c", program, cwd=ROOT)
+    names = " ".join(lacking)
+    assert code == 1
+    assert said.splitlines() == [
+        "",
+        f"fastlstm: building it needs torch and pybind11, and {sys.executable} has no {names}.",
+        f"fastlstm: run: {sys.executable} -m pip install {names}",
+        "fastlstm: then install fastlstm again.",
+    ]
+
+
 def test_lstm_works_without_the_extension(built: tuple[Path, str]) -> None:
     lib, _ = built
     program = """
