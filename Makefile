@@ -4,12 +4,16 @@
 # TORCH   the torch to install, as pip spells a requirement                             make demo TORCH=torch==2.12.0
 # ARGS    more arguments for the tool behind demo, test and gpu-check                   make test ARGS="-k packed"
 # CPU     a lesser CPU to test as: avx512, avx2 or portable                             make test CPU=avx2 ARGS="-m cpu"
+# PYTHONS those to build wheels for; without it, all here       make wheels PYTHONS="python3.11 python3.13"
+# TORCHES those to use wheels beside; lent: that of .venv       make wheels TORCHES="torch==2.11.0 torch"
 # OUT     where gpu-check writes its results                                            make gpu-check OUT=results
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 ARGS ?=
 CPU ?=
+PYTHONS ?=
+TORCHES ?= torch==2.11.0 torch
 OUT ?= build/gpu-check
 
 VENV := .venv
@@ -20,7 +24,7 @@ SOURCES := pyproject.toml setup.py fastlstm/version.py $(wildcard csrc/* csrc/*/
 BUILD_NEEDS = $(shell $(BIN)/python -c "import tomllib; print(*map(repr, tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires']))")
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench wheel gpu-check clean FORCE
+.PHONY: help demo test lint docs bench wheels gpu-check clean FORCE
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1/p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-10s%s\n", name, $$0 }'
@@ -71,10 +75,9 @@ bench: $(VENV)/dev.stamp  ## measure every case for the README, which is written
 	$(BENCH) --resume $(OWN) --case darts --against compile --against compile-ours --mode train
 	$(BIN)/fastlstm bench --readme "$$(ls -t benchmarks/results/*.json | head -n 1)"
 
-wheel: $(VENV)/dev.stamp  ## build dist/fastlstm-*.whl
-	rm -rf build/lib* build/bdist* dist
-	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
-	@ls dist/*.whl
+# Both torches are downloaded for each Python: from PyPI, GPU builds of some GB on Linux; set PIP_EXTRA_INDEX_URL to PyTorch's CPU builds
+wheels: $(VENV)/run.stamp  ## a wheel for each Python here, in dist/: built, audited, and used beside TORCHES
+	PYTHONS="$(PYTHONS)" TORCHES="$(TORCHES)" .ci/wheels
 
 # Uses PYTHON as it is, installs nothing and needs no network: the package is built beside the checkout's sources
 gpu-check:  ## parity and speed on a GPU, with the torch that PYTHON already has
