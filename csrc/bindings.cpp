@@ -20,7 +20,7 @@ namespace {
 
 py::object* compile = nullptr;  // (variant, pass, dtype, path) -> int; never freed: the interpreter may be gone when static objects are
 
-constexpr const char* kPasses[] = {"fwd", "bwd", "prepare", "keys"};
+constexpr const char* kPasses[] = {"fwd", "bwd", "hidden", "prepare", "keys"};
 
 void* compile_kernel(const std::string& variant, Pass pass, bool is_double, Isa isa) {
   const py::gil_scoped_acquire gil;
@@ -74,6 +74,6 @@ PYBIND11_MODULE(_C, m) {
         delete compile;
         compile = new py::object(std::move(f));
       },
-      "Register the function that compiles a kernel, for (variant, 'fwd', 'bwd', 'prepare' or 'keys', 'f32' or 'f64', path), and returns its "
-      "address; forgets those known so far.");
+      "Register the function that compiles a kernel, for (variant, 'fwd', 'bwd', 'hidden', 'prepare' or 'keys', 'f32' or 'f64', path), "
+      "and returns its address; forgets those known so far.");
 }

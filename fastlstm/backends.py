@@ -213,7 +213,7 @@ _registered: dict[str, Variant] = {}
 def _compile_gate_kernel(name: str, of_pass: str, dtype: str, path: str) -> int:
     """The address of a variant's gate kernel, or of one of attention's, the first time that it is needed on a path.
 
-    Compiled by Numba, or read from its cache. of_pass: "fwd" or "bwd", or another of attention's; dtype: "f32" or "f64".
+    Compiled by Numba, or read from its cache. of_pass: "fwd", "bwd", "hidden", or one of attention's; dtype: "f32" or "f64".
     """
     forced = path != _NATIVE_PATH and platform.machine() in ("x86_64", "AMD64")
     variant = _registered.get(name)

@@ -51,6 +51,11 @@ class Batch(NamedTuple):
         return tuple(states) if self.batched else tuple(s.squeeze(1) for s in states)
 
 
+def own(result: Tensor) -> Tensor:
+    """For the caller, who may edit it in place: PyTorch's op that made `result` keeps it for its backward."""
+    return result.clone() if torch.is_grad_enabled() else result
+
+
 def time_major(
     input: Input, x: Tensor, batch_first: bool, lengths: Lengths, reset: Tensor | None, dims: int = 3
 ) -> Batch:

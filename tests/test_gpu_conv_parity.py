@@ -68,7 +68,7 @@ def test_nothing_to_run_launches_nothing(T: int, B: int, interpreter: Interprete
     assert torch.equal(h_n, states)
     assert torch.equal(c_n, states)
     dx, dh0, dc0, dw_ih, dw_hh, db, _ = gpu_conv_lstm.conv_lstm_bwd(
-        y, h_n, c_n, None, x, None, None, states, states, w_ih, w_hh, None, y, saved, *flags, True, True
+        y, h_n, c_n, None, x, None, None, states, states, w_ih, w_hh, None, saved, *flags, True, True
     )
     assert dx.shape == x.shape
     assert torch.equal(dh0, states)

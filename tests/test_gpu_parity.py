@@ -66,6 +66,23 @@ def test_weights_in_blocks(case: str, interpreter: Interpreter, monkeypatch: pyt
     assert kept == {False}
 
 
+@pytest.mark.parametrize(
+    "module",
+    [fastlstm.LSTM(3, 5), fastlstm.LSTM(3, 5, proj_size=2), fastlstm.GRU(3, 5), fastlstm.ConvLSTM2d(3, 5, 3)],
+    ids=["lstm", "projection", "gru", "conv_lstm"],
+)
+def test_edited_outputs(module: torch.nn.Module, interpreter: Interpreter) -> None:
+    """What is returned is the caller's: the backward takes h from what was saved."""
+    x, found = torch.randn(4, 2, 3, *[4, 3] * isinstance(module, fastlstm.ConvLSTM2d)), []
+    for edit in (lambda y: y * 2, lambda y: y.mul_(2)):
+        y, finals = module(x, lengths=[4, 3])
+        h_n, *_ = [finals] if isinstance(finals, torch.Tensor) else finals
+        loss = edit(y).sin().sum() + edit(h_n).sum()
+        found.append(torch.autograd.grad(loss, list(module.parameters())))
+    assert interpreter.launched
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("variant", ["LSTM", "GRU"])
 def test_an_empty_batch_launches_nothing(variant: str, interpreter: Interpreter) -> None:
     module = getattr(fastlstm, variant)(3, 5)
@@ -83,7 +100,7 @@ def test_no_steps_launch_nothing(interpreter: Interpreter) -> None:
     y, h_n, saved = gpu_gru.gru_fwd(torch.randn(0, 2, 3), None, None, h, w_ih, w_hh, None, None, False, True)
     assert y.shape == (0, 2, 5)
     assert torch.equal(h_n, h)
-    dx, dh0, *_ = gpu_gru.gru_bwd(None, h, torch.randn(0, 2, 3), None, None, h, w_ih, w_hh, y, saved, False, True, True)
+    dx, dh0, *_ = gpu_gru.gru_bwd(None, h, torch.randn(0, 2, 3), None, None, h, w_ih, w_hh, saved, False, True, True)
     assert dx.shape == (0, 2, 3)
     assert torch.equal(dh0, h)
     assert not interpreter.launched

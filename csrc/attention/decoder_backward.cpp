@@ -24,7 +24,7 @@ class DecoderBackward {
       calls.push_back({.variant = f.variant, .seq = seq, .size = {I, d.H, d.H, false},
                        .w = {of_inputs(f.w.ih, f.w.ih_above), of(f.w.hh, gates * d.H), nullptr, nullptr, nullptr, of(f.w.peephole, peepholes)},
                        .x = {l ? kept.dropped[l - 1] : kept.inputs, seq.B * I, I}, .dy = {given.p, 0, given.row}, .dcells = {},
-                       .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH, .y = kept.hidden[l], .dh_n = of(f.dh_n, BH), .dc_n = of(f.dc_n, BH),
+                       .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH, .h = kept.hidden[l], .dh_n = of(f.dh_n, BH), .dc_n = of(f.dc_n, BH),
                        .saved = kept.records[l], .dx = l ? nullptr : f.d.x, .dh0 = f.d.h0 + l * BH, .dc0 = f.d.c0 + l * BH,
                        .need_dw = f.need_dw, .stepwise_begin = l ? 0 : d.I, .stepwise_columns = l ? d.H : d.F,
                        .make_dw = [this, of, of_inputs, gates, peepholes]() -> WeightGradients<T> {

@@ -101,7 +101,7 @@ class GateBackward final : public BackwardStage<S> {
     T* const records = o.tile_of(thread);
     for (int64_t p = panels.begin; p < panels.end; p++)
       thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
-        if (p + 1 < panels.end) prefetch<false>(saved_of(t, p + 1, b), rows * o.record.saved());
+        if (p + 1 < panels.end) prefetch_saved(t, p + 1, b, rows);
         const Tile tile{s, t, b, rows, row + b, p};
         fill(tile, records);
         kernel_(records, rows);
@@ -146,6 +146,15 @@ class GateBackward final : public BackwardStage<S> {
  private:
   double* dpeepholes_of(int64_t p) const { return dpeepholes_ + p * o.size.peephole_rows * o.v.peephole_width(); }
   const T* saved_of(int64_t t, int64_t p, int64_t b) const { return f.saved + o.saved_at(t, p, b); }
+
+  // All of a step, and of the step before what h and c come from.
+  void prefetch_saved(int64_t t, int64_t p, int64_t b, int64_t rows) const {
+    const int64_t width = o.record.saved(), known = std::min(b + rows, o.seq.size_before(t));
+    prefetch<false>(saved_of(t, p, b), rows * width);
+    if (known <= b) return;
+    const T* const before = saved_of(o.seq.before(t), p, b);
+    for (int64_t row = 0; row < known - b; row++) prefetch<false>(before + row * width + o.record.o(), 2 * kPanel);
+  }
 
   void fill(const Tile& tile, T* records) const {
     const auto [s, t, b, rows, row, p] = tile;

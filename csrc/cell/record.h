@@ -45,6 +45,8 @@ struct Record {
   int64_t backward() const { return backward_peepholes() + peephole_width; }
   // What the forward saves for the backward: gates and c, and the hidden values where a projection needs them.
   int64_t saved() const { return m() + (project ? kPanel : 0); }
+  // Of it, what h = m comes from: o and c, side by side; or where c is h, that alone.
+  int64_t o() const { return c() - kPanel; }
 };
 
 }  // namespace fastlstm

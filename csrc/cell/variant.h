@@ -30,8 +30,8 @@ struct Peephole {
   bool sees_new;
 };
 
-// What a kernel is for; `prepare` and `keys` are attention's.
-enum class Pass : int { forward, backward, prepare, keys, count };
+// What a kernel is for; `hidden` is of variants with a cell, `prepare` and `keys` are attention's.
+enum class Pass : int { forward, backward, hidden, prepare, keys, count };
 
 // The kernels of one name, each compiled by Python the first time that it is needed on a path; bindings.cpp.
 struct Kernels {

@@ -58,7 +58,8 @@ struct BackwardCall {
   Weights<S> w;
   Rows<const S> x, dy, dcells;  // dy.p and dcells.p may be null: zero
   const Images* images = nullptr;
-  const S *h0, *c0, *y;
+  const S *h0, *c0;
+  const S* h = nullptr;  // of every row, in order; null: what is saved yields it, as no projection made it
   const S *dh_n, *dc_n;  // null: zero
   const T* saved;
   S *dx;  // null where not wanted; rows of I in the order of y's

@@ -112,13 +112,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
 // Gradients that are not wanted come back empty (zero elements).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd(
     Optional dy, Optional dh_n, Optional dc_n, Optional dcells, Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0,
-    Tensor w_ih, Tensor w_hh, Optional w_peephole, Tensor y, Tensor saved, Ints stride, Ints padding, Ints dilation, bool coupled,
+    Tensor w_ih, Tensor w_hh, Optional w_peephole, Tensor saved, Ints stride, Ints padding, Ints dilation, bool coupled,
     bool fresh, bool reverse, bool need_dx, bool need_dw) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
   const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_peephole, stride, padding,
                                dilation, fresh, reverse, variant);
   check_like(x, dy, "dy", s.steps());
-  check_like(x, y, "y", s.steps());
   check_like(x, dcells, "dcells", s.steps());
   check_like(x, dh_n, "dh_n", s.states());
   check_like(x, dc_n, "dc_n", s.states());
@@ -126,7 +125,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   dy = as_contiguous(dy), dcells = as_contiguous(dcells);
   dh_n = as_contiguous(dh_n), dc_n = as_contiguous(dc_n);
   h0 = as_contiguous(h0), c0 = as_contiguous(c0);
-  y = as_contiguous(y), saved = as_contiguous(saved);
+  saved = as_contiguous(saved);
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh), w_peephole = as_contiguous(w_peephole);
   const Tensor dx = need_dx ? new_tensor(x, shape_of(x)) : new_tensor(x, {0});
   const Tensor dh0 = gradient_of(x, h0, !fresh), dc0 = gradient_of(x, c0, !fresh);
@@ -141,7 +140,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
     const auto rows = [&](const Optional& t) { return t ? Rows<const S>{data<S>(*t), s.seq.B * s.size.H, s.size.H} : no_rows; };
     BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size,
                     .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, data<S>(w_peephole)}, .x = x_rows, .dy = rows(dy),
-                    .dcells = rows(dcells), .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0), .y = data<S>(y),
+                    .dcells = rows(dcells), .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0),
                     .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = fresh ? nullptr : out<S>(dh0), .dc0 = fresh ? nullptr : out<S>(dc0),
                     .need_dw = need_dw, .make_dw = [&] {
@@ -163,7 +162,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
       "bool return_cells, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "conv_lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
-      "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_peephole, Tensor y, Tensor saved, int[] stride, int[] padding, int[] dilation, "
+      "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_peephole, Tensor saved, int[] stride, int[] padding, int[] dilation, "
       "bool coupled, bool fresh, bool reverse, bool need_dx, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, "
       "Tensor dw_hh, Tensor db, Tensor dw_peephole)");
 }

@@ -40,19 +40,18 @@ std::tuple<Tensor, Tensor, Tensor> gru_fwd(Tensor x, Optional batch_sizes, Optio
 
 // Gradients that are not wanted come back empty (zero elements).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, Optional dh_n, Tensor x, Optional batch_sizes,
-                                                                   Optional reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor y,
-                                                                   Tensor saved, bool reverse, bool need_dx, bool need_dw) {
+                                                                   Optional reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor saved,
+                                                                   bool reverse, bool need_dx, bool need_dw) {
   const Variant& variant = find_variant("gru");
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, w_ih, w_hh, std::nullopt, std::nullopt);
   const ScalarType dtype = x.scalar_type();
   check_like(x, dy, "dy", rows_shape(seq, x, size.H));
-  check_like(x, y, "y", rows_shape(seq, x, size.H));
   check_like(x, dh_n, "dh_n", {seq.B, size.H});
   check_saved(saved, dtype, row_count(seq, x), panels_of(size.H) * Record(variant, size).saved(), "gru_fwd");
   x = with_contiguous_rows(x), h0 = as_contiguous(h0);
   if (dy) dy = with_contiguous_rows(*dy);
-  dh_n = as_contiguous(dh_n), y = as_contiguous(y), saved = as_contiguous(saved);
+  dh_n = as_contiguous(dh_n), saved = as_contiguous(saved);
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
   const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, true);
   Tensor dw_ih, dw_hh, db_ih, db_hh;
@@ -64,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, 
   for_storage_type(dtype, [&]<class S>(S) {
     BackwardCall<S>{.variant = variant, .seq = seq, .size = size,
                     .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, nullptr}, .x = rows_of<S>(x),
-                    .dy = rows_of<S>(dy), .dcells = {}, .h0 = data<S>(h0), .c0 = data<S>(h0), .y = data<S>(y),
+                    .dy = rows_of<S>(dy), .dcells = {}, .h0 = data<S>(h0), .c0 = data<S>(h0),
                     .dh_n = data<S>(dh_n), .dc_n = nullptr, .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = nullptr, .need_dw = need_dw,
                     .make_dw = [&] {
@@ -85,7 +84,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
       "bool reverse, bool save) -> (Tensor y, Tensor h_n, Tensor saved)");
   m.def(
       "gru_bwd(Tensor? dy, Tensor? dh_n, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor w_ih, Tensor w_hh, "
-      "Tensor y, Tensor saved, bool reverse, bool need_dx, bool need_dw) "
+      "Tensor saved, bool reverse, bool need_dx, bool need_dw) "
       "-> (Tensor dx, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)");
 }
 

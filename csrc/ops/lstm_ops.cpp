@@ -20,6 +20,14 @@ Sizes make_sizes(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tens
   return size;
 }
 
+// What a row saves: its records, and h where a projection makes it. Those of all rows follow the records of all.
+int64_t saved_records(const Variant& v, const Sizes& size) { return panels_of(size.H) * Record(v, size).saved(); }
+int64_t saved_row(const Variant& v, const Sizes& size) { return saved_records(v, size) + (size.project ? size.R : 0); }
+template <class S>
+S* projected(const Tensor& saved, const Variant& v, const Sizes& size) {
+  return reinterpret_cast<S*>(out<compute_t<S>>(saved) + saved.size(0) * saved_records(v, size));
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_fwd(
     Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
     Optional w_hr, Optional w_peephole, bool coupled, bool reverse, bool return_cells, bool save) {
@@ -34,8 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_fwd(
   const Tensor y = new_tensor(x, rows_shape(seq, x, size.R));
   const Tensor h_n = new_tensor(x, {seq.B, size.R}), c_n = new_tensor(x, {seq.B, size.H});
   const Tensor cells = new_tensor(x, return_cells ? rows_shape(seq, x, size.H) : std::vector<int64_t>{0});
-  const int64_t saved_row = panels_of(size.H) * Record(variant, size).saved();
-  const Tensor saved = new_saved(x, save ? row_count(seq, x) : 0, saved_row, compute_type(dtype));
+  const Tensor saved = new_saved(x, save ? row_count(seq, x) : 0, saved_row(variant, size), compute_type(dtype));
   for_storage_type(dtype, [&]<class S>(S) {
     ForwardCall<S>{.variant = variant, .seq = seq, .size = size,
                    .w = {data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), data<S>(w_hr), data<S>(w_peephole)},
@@ -43,6 +50,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_fwd(
                    .c_n = out<S>(c_n), .cells = return_cells ? out<S>(cells) : nullptr,
                    .saved = save ? out<compute_t<S>>(saved) : nullptr}
         .run();
+    if (save && size.project) std::copy_n(data<S>(y), y.numel(), projected<S>(saved, variant, size));
   });
   return {y, h_n, c_n, cells, saved};
 }
@@ -50,24 +58,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_fwd(
 // Gradients that are not wanted come back empty (zero elements).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bwd(
     Optional dy, Optional dh_n, Optional dc_n, Optional dcells, Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0,
-    Tensor w_ih, Tensor w_hh, Optional w_hr, Optional w_peephole, Tensor y, Tensor saved, bool coupled, bool reverse, bool need_dx,
-    bool need_dw) {
+    Tensor w_ih, Tensor w_hh, Optional w_hr, Optional w_peephole, Tensor saved, bool coupled, bool reverse, bool need_dx, bool need_dw) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_hr, w_peephole, variant);
   const ScalarType dtype = x.scalar_type();
   check_like(x, dy, "dy", rows_shape(seq, x, size.R));
-  check_like(x, y, "y", rows_shape(seq, x, size.R));
   check_like(x, dcells, "dcells", rows_shape(seq, x, size.H));
   check_like(x, dh_n, "dh_n", {seq.B, size.R});
   check_like(x, dc_n, "dc_n", {seq.B, size.H});
-  check_saved(saved, dtype, row_count(seq, x), panels_of(size.H) * Record(variant, size).saved(), "lstm_fwd");
+  check_saved(saved, dtype, row_count(seq, x), saved_row(variant, size), "lstm_fwd");
   x = with_contiguous_rows(x);
   if (dy) dy = with_contiguous_rows(*dy);
   if (dcells) dcells = with_contiguous_rows(*dcells);
   dh_n = as_contiguous(dh_n), dc_n = as_contiguous(dc_n);
   h0 = as_contiguous(h0), c0 = as_contiguous(c0);
-  y = as_contiguous(y), saved = as_contiguous(saved);
+  saved = as_contiguous(saved);
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
   w_hr = as_contiguous(w_hr), w_peephole = as_contiguous(w_peephole);
   const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, true), dc0 = gradient_of(x, c0, true);
@@ -82,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
     BackwardCall<S>{.variant = variant, .seq = seq, .size = size,
                     .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, data<S>(w_hr), data<S>(w_peephole)},
                     .x = rows_of<S>(x), .dy = rows_of<S>(dy), .dcells = rows_of<S>(dcells), .h0 = data<S>(h0), .c0 = data<S>(c0),
-                    .y = data<S>(y), .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
+                    .h = size.project ? projected<S>(saved, variant, size) : nullptr, .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = out<S>(dc0), .need_dw = need_dw,
                     .make_dw = [&] {
                       make_dw();
@@ -103,7 +109,7 @@ STABLE_TORCH_LIBRARY(fastlstm, m) {
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
-      "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_hr, Tensor? w_peephole, Tensor y, Tensor saved, bool coupled, bool reverse, "
+      "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_hr, Tensor? w_peephole, Tensor saved, bool coupled, bool reverse, "
       "bool need_dx, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "
       "Tensor dw_peephole)");
 }

@@ -13,7 +13,8 @@ class BackwardProducts {
   using T = compute_t<S>;
 
   BackwardProducts(const Context<S>& context, const BackwardCall<S>& call)
-      : o(context), f(call), db_(f.need_dw ? o.n_panels * o.gate_width : 0) {}
+      : o(context), f(call), hidden_(f.need_dw && o.v.cell && !f.h && o.seq.T > 1 ? o.v.kernel(Pass::hidden, sizeof(T) == 8) : nullptr),
+        db_(f.need_dw ? o.n_panels * o.gate_width : 0) {}
   virtual ~BackwardProducts() = default;
 
   // What is made of panel p of the weights before the first step.
@@ -46,10 +47,42 @@ class BackwardProducts {
     J* const to = xh + (row + rows.begin) * xh_row;
     convert<S, J>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {to, xh_row});
     const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - rows.begin, 0, rows.size());
-    if (known > 0)
-      convert<S, J>(known, o.R, {f.y + (o.seq.first[o.seq.before(t)] + rows.begin) * o.R, o.R}, {to + o.I, xh_row});
+    if (known > 0 && f.h)
+      convert<S, J>(known, o.R, {f.h + (o.seq.first[o.seq.before(t)] + rows.begin) * o.R, o.R}, {to + o.I, xh_row});
+    else if (known > 0)
+      hidden(thread, o.seq.before(t), rows.begin, known, [&](int64_t row, int64_t n, int64_t p, Block<const T> h) {
+        round_to(n, units_of(o.R, p), h, Block<J>{to + row * xh_row + o.I + p * kPanel, xh_row});
+      });
     convert<S, J>(rows.size() - known, o.R, {f.h0 + (rows.begin + known) * o.R, o.R}, {to + known * xh_row + o.I, xh_row});
     o.apply_reset(t, rows.begin, rows.size(), o.R, Block<J>{to + o.I, xh_row});
+  }
+
+  // h of `rows` sequences from b on after step t, from what is saved: put(row, n, p, h) gets panel p of n of them, from `row` on.
+  template <class F>
+  void hidden(const Thread& thread, int64_t t, int64_t b, int64_t rows, const F& put) const {
+    const int64_t most = o.team->plan.tile_rows;
+    T* const tile = o.tile_of(thread);
+    for (int64_t row = 0; row < rows; row += most)
+      for (int64_t p = 0; p < o.n_panels; p++) {
+        const int64_t n = std::min(most, rows - row);
+        const T* const record = f.saved + o.saved_at(t, p, b + row);
+        if (!o.v.cell) {
+          put(row, n, p, Block<const T>{record + o.record.c(), o.record.saved()});
+          continue;
+        }
+        o.micro.copy(n, kPanel, {record + o.record.c(), o.record.saved()}, {tile, kPanel});
+        o.micro.copy(n, kPanel, {record + o.record.o(), o.record.saved()}, {tile + n * kPanel, kPanel});
+        hidden_(tile, n);
+        put(row, n, p, Block<const T>{tile, kPanel});
+      }
+  }
+
+  // Some units of a panel, rounded as the outputs were.
+  template <class J>
+  void round_to(int64_t rows, int64_t n, Block<const T> from, Block<J> to) const {
+    if constexpr (std::is_same_v<J, S>) return o.store(rows, n, from, to);
+    for (int64_t m = 0; m < rows; m++)
+      for (int64_t i = 0; i < n; i++) to.p[m * to.row + i] = static_cast<J>(static_cast<S>(from.p[m * from.row + i]));
   }
 
   // Calls put(i, m, to) for runs of m rows, of the chunk's rows [row, row + rows), that belong to one step: the i-th and
@@ -81,6 +114,7 @@ class BackwardProducts {
       convert<double, S>(1, units_of(o.H, p), {db(p) + map.offset() + i * kPanel, 0}, {to + map.gate[i] * o.H + p * kPanel, 0});
   }
 
+  const GateKernel hidden_;
   // Sums over all rows, of either sign and any size, to little in the end: by chunks, and over chunks in float64
   Buffer<double> db_;
 };

@@ -71,11 +71,17 @@ class ConvBackward final : public BackwardProducts<S> {
     const Range images = thread.mine(o.seq.size[t] / pixels);
     for (int64_t b = images.begin; b < images.end && o.I > 0; b++) x_.put_input(first + b, t, b);
     if (o.fresh() && t == o.seq.step(0)) return;
-    for (int64_t b = images.begin * pixels; b < images.end * pixels; b++) {
-      T* const to = h_.pixel(row + b);
-      const S* const from = b < o.seq.size_before(t) ? f.y + (o.seq.first[o.seq.before(t)] + b) * o.R : f.h0 + b * o.R;
-      if (o.seq.resets_before(t, b)) std::fill_n(to, o.R, T(0));
-      else convert<S, T>(1, o.R, {from, 0}, {to, 0});
+    const int64_t begin = images.begin * pixels, end = images.end * pixels;
+    const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - begin, 0, end - begin);
+    if (known > 0)
+      this->hidden(thread, o.seq.before(t), begin, known, [&](int64_t first, int64_t n, int64_t p, Block<const T> h) {
+        h_.for_pixels(row + begin + first, n, [&](int64_t m, T* pixel) {
+          this->round_to(1, units_of(o.R, p), {h.p + m * h.row, 0}, Block<T>{pixel + p * kPanel, 0});
+        });
+      });
+    for (int64_t b = begin; b < end; b++) {
+      if (o.seq.resets_before(t, b)) std::fill_n(h_.pixel(row + b), o.R, T(0));
+      else if (b >= begin + known) convert<S, T>(1, o.R, {f.h0 + b * o.R, 0}, {h_.pixel(row + b), 0});
     }
   }
 

@@ -15,7 +15,7 @@ from fastlstm.kernels.variant import Variant
 from fastlstm.ops.attention_layer import attend_layer, attention_layer
 from fastlstm.ops.dot_attend import dot_attend
 from fastlstm.ops.layer import layer
-from fastlstm.sequences import Batch
+from fastlstm.sequences import Batch, own
 
 
 class Plan(NamedTuple):
@@ -135,13 +135,14 @@ def run_at_once(plan: Plan, batch: Batch, states: tuple[Tensor, Tensor], precomp
     y = linear(torch.cat([context, h], -1), beside["w_out"], beside["b_out"])  # type: ignore[arg-type]
     if attention.output == "tanh":
         y = y.tanh()
+        y = own(y)
     if plan.output_drop:
         y = dropout(y, plan.output_drop)
     if batch.batch_sizes is not None:
         over = (torch.arange(batch.B, device="cpu") >= batch.batch_sizes[:, None]).to(y.device).unsqueeze(-1)
         y = y.masked_fill(over, 0)
         alignments = alignments.masked_fill(over, 0) if need_weights else alignments
-    return Run(y, *finals, None, alignments)
+    return Run(y, *finals, None, own(alignments))
 
 
 def _run_stack(plan: Plan, batch: Batch, states: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

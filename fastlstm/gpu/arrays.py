@@ -74,6 +74,11 @@ def or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
 
 
+def or_new(tensor: Tensor | None, like: Tensor, *shape: int) -> Tensor:
+    """It, or zeros of that shape."""
+    return like.new_zeros(shape) if tensor is None else tensor
+
+
 def input_gates(out: Tensor, x: Tensor, w_ih: Tensor, *biases: Tensor | None) -> None:
     """`out` (N, G*H) = x W_ih^T + the biases: the share of all steps' pre-activations that doesn't wait for the loop."""
     x, bias = x.reshape(-1, x.shape[-1]), sum_of(*biases)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.gpu import launch, plan
-from fastlstm.gpu.arrays import aligned, state
+from fastlstm.gpu.arrays import aligned, or_new, state
 from fastlstm.gpu.attend import Attention
 from fastlstm.gpu.attention_saved import Kept
 from fastlstm.gpu.loop import Given, Loop
@@ -235,11 +235,6 @@ def add_fed_gradient(loop: Loop, p: Problem, d: Gradients, dy: Tensor | None, df
 
 def some(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else aligned(tensor)
-
-
-def or_new(tensor: Tensor | None, like: Tensor, *shape: int) -> Tensor:
-    """It, or zeros of that shape."""
-    return like.new_zeros(shape) if tensor is None else tensor
 
 
 def row_bytes(features: int, like: Tensor) -> int:

@@ -11,9 +11,19 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fastlstm.gpu import plan
-from fastlstm.gpu.arrays import bias_gradient, input_gates, nothing, on_gpu, or_zeros, recurrent_gradient, state, sum_of
+from fastlstm.gpu.arrays import (
+    bias_gradient,
+    input_gates,
+    nothing,
+    on_gpu,
+    or_new,
+    or_zeros,
+    recurrent_gradient,
+    state,
+    sum_of,
+)
 from fastlstm.gpu.attend import weights_of
-from fastlstm.gpu.attention_loop import NOTHING, Gradients, Problem, backward_loop, forward_loop, or_new
+from fastlstm.gpu.attention_loop import NOTHING, Gradients, Problem, backward_loop, forward_loop
 from fastlstm.gpu.attention_saved import Kept, saved_like, widths
 from fastlstm.gpu.rows import Rows
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fastlstm.gpu import launch, plan
-from fastlstm.gpu.arrays import Block, aligned, bias_gradient, nothing, on_gpu, or_zeros, state, sum_of
+from fastlstm.gpu.arrays import Block, aligned, bias_gradient, nothing, on_gpu, or_new, or_zeros, state, sum_of
 from fastlstm.gpu.convolution import Convolution
 from fastlstm.gpu.loop import Given, Loop
+from fastlstm.gpu.lstm import hidden
 from fastlstm.gpu.rows import Rows
 from fastlstm.kernels.gpu_compile import Spec, saved_dtype
 
@@ -50,26 +51,27 @@ def conv_lstm_fwd(
 def conv_lstm_bwd(
     dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dcells: Tensor | None,
     x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor,
-    w_peephole: Tensor | None, y: Tensor, saved: Tensor,
+    w_peephole: Tensor | None, saved: Tensor,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     coupled: bool, fresh: bool, reverse: bool, need_dx: bool, need_dw: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`(dx, dh0, dc0, dw_ih, dw_hh, db, dw_peephole)`, empty where not needed."""
-    rows, G = frames(x, batch_sizes, reset, h0, reverse), w_ih.shape[0]
-    cells, gates = saved_block(y, G, True).split(saved)
-    dgates, dc = rows.new(math.prod(y.shape[2:-1]) * G, x), state(or_zeros(dc_n, c0))
+    rows, G, image = frames(x, batch_sizes, reset, h0, reverse), w_ih.shape[0], h0.shape[1:-1]
+    dy = or_new(dy, x, *rows.leading, *h0.shape[1:])
+    cells, gates = saved_block(dy, G, True).split(saved)
+    dgates, dc = rows.new(math.prod(image) * G, x), state(or_zeros(dc_n, c0))
     dh_n = aligned(or_zeros(dh_n, h0))
     step = Step(rows, w_hh, h0, x.dtype, G, 1)
     dpeephole = step.peephole_sums(w_peephole)
     given: Given = {
-        "dgates": dgates, "dh": aligned(or_zeros(dy, y)), "gates": gates, "cells": cells, "c0": state(c0), "dh_n": dh_n,
+        "dgates": dgates, "dh": aligned(dy), "gates": gates, "cells": cells, "c0": state(c0), "dh_n": dh_n,
         "dc_state": dc, "dpeephole": dpeephole, "dcells": None if dcells is None else aligned(dcells),
         "w": aligned(w_hh.movedim(0, -1)),
     }  # fmt: skip
     step.run("conv_lstm_backward", given, w_peephole, {"COUPLED": coupled, "CELLS": dcells is not None})
 
     of_input, recurrent = Convolution(stride, padding, dilation), Convolution.same(w_hh.shape[1:-1])
-    maps, image, fed = dgates.view(rows.N, *y.shape[2:-1], G), h0.shape[1:-1], x.shape[-1] > 0
+    maps, fed = dgates.view(rows.N, *image, G), x.shape[-1] > 0
     dx = x.new_empty(x.shape) if need_dx else nothing(x)
     if need_dx and fed:
         dx = of_input.input_gradient(maps, w_ih, x.shape[2:-1]).view(x.shape)
@@ -84,7 +86,7 @@ def conv_lstm_bwd(
     if not need_dw:
         return dx, dh0, dc0, *(nothing(x) for _ in range(4))
     dw_ih = of_input.weight_gradient(maps, rows.owned(x), w_ih) if fed else torch.zeros_like(w_ih)
-    dw_hh = recurrent_gradient(recurrent, maps, rows, y, h0, w_hh, fresh=fresh)
+    dw_hh = recurrent_gradient(recurrent, maps, rows, hidden(cells, gates).view(dy.shape), h0, w_hh, fresh=fresh)
     db, dw_peephole = bias_gradient(maps.view(-1, G)), nothing(x)
     if w_peephole is not None and dpeephole is not None:
         dw_peephole = dpeephole.sum(0 if w_peephole.dim() == 2 else 1).to(x.dtype).view(w_peephole.shape)

@@ -32,7 +32,7 @@ def gru_fwd(
     rows = Rows(x, batch_sizes, reset, B, reverse)
     block = saved_block(rows.N, x.dtype, H, save)
     saved = block.new(x, zero=False)
-    gates, hn = block.split(saved)
+    gates, hn, h = block.split(saved)
     # b_hn can't be added to b_in: r acts on it
     input_gates(gates, x, w_ih, b_ih, None if b_hh is None else pad(b_hh[: 2 * H], (0, H)))
     y = rows.new(H, x)
@@ -44,13 +44,15 @@ def gru_fwd(
     flags = {"BIAS": b_hh is not None, "SAVE": save, "SAVED": saved_dtype(x.dtype)}
     loop.add("gru_forward", H, H, 4, given, flags)
     loop.run()
+    if save:
+        h.copy_(y.view(h.shape))  # what is returned is the caller's, who may edit it
     return y, rows.take("last", y, h0), saved if save else nothing(saved)
 
 
 @on_gpu
 def gru_bwd(
     dy: Tensor | None, dh_n: Tensor | None, x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None,
-    h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, saved: Tensor, reverse: bool, need_dx: bool, need_dw: bool,
+    h0: Tensor, w_ih: Tensor, w_hh: Tensor, saved: Tensor, reverse: bool, need_dx: bool, need_dw: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`(dx, dh0, dw_ih, dw_hh, db_ih, db_hh)`, empty where not needed.
 
@@ -58,11 +60,11 @@ def gru_bwd(
     """
     B, H = h0.shape
     rows = Rows(x, batch_sizes, reset, B, reverse)
-    gates, hn = saved_block(rows.N, x.dtype, H, True).split(saved)
+    gates, hn, h = saved_block(rows.N, x.dtype, H, True).split(saved)
     dgates, dh = rows.new(4 * H, x), state(or_zeros(dh_n, h0))
     loop = Loop(rows, x.dtype, alone=True)
     given: Given = {
-        "dgates": dgates, "dy": aligned(or_zeros(dy, y)), "gates": gates, "hn": hn, "y": aligned(y), "h0": aligned(h0),
+        "dgates": dgates, "dy": aligned(or_zeros(dy, h)), "gates": gates, "hn": hn, "y": h, "h0": aligned(h0),
         "dh_state": dh, "w": aligned(w_hh.t()),
     }  # fmt: skip
     loop.add("gru_backward", H, 3 * H, 1, given, {"SAVED": saved_dtype(x.dtype)})
@@ -80,7 +82,7 @@ def gru_bwd(
         dx,
         dh0,
         (of_input.t() @ rows.owned(x)).roll(-H, 0),
-        recurrent_gradient(of_hidden, rows, y.view(rows.N, H), h0),
+        recurrent_gradient(of_hidden, rows, h, h0),
         db[: 3 * H].roll(-H),
         db[H:].clone(),
     )
@@ -93,5 +95,5 @@ def saved_like(x: Tensor, H: int, save: bool) -> Tensor:
 
 
 def saved_block(N: int, dtype: torch.dtype, H: int, save: bool) -> Block:
-    """What the forward saves, by the columns of each: the activated gates, and what r acts on."""
-    return Block(N, [3 * H, H * save], [dtype, dtype])
+    """What the forward saves, by the columns of each: the activated gates, what r acts on, and h."""
+    return Block(N, [3 * H, H * save, H * save], [dtype, dtype, dtype])

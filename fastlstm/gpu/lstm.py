@@ -13,6 +13,7 @@ from fastlstm.gpu.arrays import (
     input_gates,
     nothing,
     on_gpu,
+    or_new,
     or_zeros,
     recurrent_gradient,
     state,
@@ -59,7 +60,7 @@ def lstm_fwd(
 def lstm_bwd(
     dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dcells: Tensor | None,
     x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor,
-    w_hr: Tensor | None, w_peephole: Tensor | None, y: Tensor, saved: Tensor,
+    w_hr: Tensor | None, w_peephole: Tensor | None, saved: Tensor,
     coupled: bool, reverse: bool, need_dx: bool, need_dw: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`(dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr, dw_peephole)`, empty where not needed."""
@@ -68,7 +69,7 @@ def lstm_bwd(
     rows = Rows(x, batch_sizes, reset, B, reverse)
     cells, gates, m = saved_block(rows.N, x.dtype, H, G, H * projected).split(saved)
     dgates, dc = rows.new(G, x), state(or_zeros(dc_n, c0))
-    dy, dh_n = aligned(or_zeros(dy, y)), aligned(or_zeros(dh_n, h0))
+    dy, dh_n = aligned(or_new(dy, x, *rows.leading, R)), aligned(or_zeros(dh_n, h0))
     dh = rows.new(R, x) if projected else dy
     loop = Loop(rows, x.dtype, alone=not projected)
     given: Given
@@ -100,11 +101,18 @@ def lstm_bwd(
         dh0,
         dc.to(x.dtype),
         dgates.t() @ rows.owned(x),
-        recurrent_gradient(dgates, rows, y.view(rows.N, R), h0),
+        recurrent_gradient(dgates, rows, m @ w_hr.t() if w_hr is not None else hidden(cells, gates), h0),
         bias_gradient(dgates),
         dh.view(rows.N, R).t() @ m if projected else nothing(x),
         dpeephole.sum(0).to(x.dtype) if dpeephole is not None else nothing(x),
     )
+
+
+def hidden(cells: Tensor, gates: Tensor) -> Tensor:
+    """h = o * tanh(c) of every row, from what is saved: what was returned is the caller's, who may have edited it."""
+    o = gates[..., -cells.shape[-1] :]
+    exact = o if o.dtype == torch.float32 else o.view(torch.float16)  # whatever the dtype: see `saved_dtype`
+    return (exact * cells.tanh()).to(o.dtype)
 
 
 def weights(w: Tensor, peephole: Tensor | None) -> Given:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastlstm import checks
 from fastlstm.modules.base import shown_name
-from fastlstm.sequences import Lengths
+from fastlstm.sequences import Lengths, own
 
 
 class AttentionPooling(nn.Module):
@@ -82,7 +82,7 @@ class AttentionPooling(nn.Module):
         scores = scores.masked_fill(hidden & ~hidden.all(-1, keepdim=True), -torch.inf)
         weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
         weights = weights.masked_fill(hidden, 0).to(memory.dtype)
-        return (weights @ memory).flatten(1), weights
+        return (weights @ memory).flatten(1), own(weights)
 
     def _check(self, memory: Tensor) -> None:
         axes = "(B, S, M)" if self.batch_first else "(S, B, M)"

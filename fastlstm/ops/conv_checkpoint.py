@@ -67,12 +67,12 @@ def checkpoint_bwd(
                 cut = (reset[before] & (torch.arange(len(h0), device=x.device) < n)).view(-1, *[1] * (h.dim() - 1))
                 h, c = h.masked_fill(cut, 0), c.masked_fill(cut, 0)
         shared = (*geometry, coupled, first, reverse)
-        y, *_, gates = torch.ops.fastlstm.conv_lstm_fwd(
+        *_, gates = torch.ops.fastlstm.conv_lstm_fwd(
             *of_segment, h, c, w_ih, w_hh, b_ih, b_hh, w_peephole, *shared, False, True
         )
         d_steps = [None if d is None else d[a:b] for d in (dy, dcells)]
         steps[a], dh, dc, *dw = torch.ops.fastlstm.conv_lstm_bwd(
-            d_steps[0], dh, dc, d_steps[1], *of_segment, h, c, w_ih, w_hh, w_peephole, y, gates, *shared, need_dx, need_dw
+            d_steps[0], dh, dc, d_steps[1], *of_segment, h, c, w_ih, w_hh, w_peephole, gates, *shared, need_dx, need_dw
         )  # fmt: skip
         if cut is not None:
             dh, dc = dh.masked_fill(cut, 0), dc.masked_fill(cut, 0)

@@ -26,9 +26,10 @@ def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *other
     return tuple(t.to(x.dtype) for t in reference(x.float(), *wide))
 
 
-def saved_like(y: Tensor, units: int, slots: int, save: bool) -> Tensor:
-    """An empty tensor like the one that a forward saves for its backward: a record for each row of `y`, or of x."""
+def saved_like(y: Tensor, units: int, slots: int, save: bool, projected: int = 0) -> Tensor:
+    """An empty tensor like the one that a forward saves for its backward: a record for each row of `y`, or of x, and
+    what `projected` is the width of."""
     rows = math.prod(y.shape[:-1])
     panel = backends.panel()
-    shape = (rows if save else 0, (units + panel - 1) // panel * slots * panel)
+    shape = (rows if save else 0, (units + panel - 1) // panel * slots * panel + projected)
     return y.new_empty(shape, dtype=torch.float64 if y.dtype == torch.float64 else torch.float32)

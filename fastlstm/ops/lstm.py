@@ -106,7 +106,8 @@ def _fake_fwd(
     if x.is_cuda:
         saved = gpu_lstm.saved_like(x, c0.shape[1], w_ih.shape[0], w_hr is not None, save)
     else:
-        saved = saved_like(x, c0.shape[1], 4 + (not coupled) + (w_hr is not None), save)
+        projected = 0 if w_hr is None else w_hr.shape[0]
+        saved = saved_like(x, c0.shape[1], 4 + (not coupled) + (w_hr is not None), save, projected)
     return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved
 
 

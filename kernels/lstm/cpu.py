@@ -4,6 +4,7 @@ A kernel works in place on `rows` records of 16 hidden units each. A record is a
 
     forward    a_i a_f a_g a_o c_prev . [p_i p_f p_o]               ->  i f g o c o*tanh(c)
     backward   i f g o c c_prev dh dc [p_i p_f p_o]                 ->  da_i da_f da_g da_o . . . dc_prev
+    hidden     c of all rows, then o of all                         ->  o*tanh(c), .
 
 Slots of f are absent where the gates are coupled, those of p where there are no peepholes. One pointer and constant offsets:
 LLVM sees that nothing aliases and turns a slot into one vector register.
@@ -16,7 +17,9 @@ from fastlstm.kernels.variant import Variant
 
 
 def compile_kernel(variant: Variant, of_pass: str, dtype: str, cpu: str | None = None):
-    """The kernel of a pass, "fwd" or "bwd", in "f32" or "f64": an object with `.address`, as `compile_gates` gives it."""
+    """The kernel of a pass, "fwd", "bwd" or "hidden", in "f32" or "f64": an object with `.address`, as of `compile_gates`."""
+    if of_pass == "hidden":
+        return compile_gates(lstm_hidden, dtype, cpu=cpu)
     make = {"fwd": lstm_fwd, "bwd": lstm_bwd}[of_pass]
     return compile_gates(make, dtype, variant.coupled, bool(variant.peepholes), cpu=cpu)
 
@@ -91,5 +94,18 @@ def lstm_bwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):
                 tile[row, 0, u], tile[row, O, u] = da_i, da_o
                 tile[row, G, u] = dc * i * (one - g * g)
                 tile[row, DC, u] = dc_prev
+
+    return kernel
+
+
+def lstm_hidden(dtype, stamp=SOURCE_STAMP):
+    """The same bits as the forward's: the backward takes h from what is saved, since what was returned may have been edited."""
+
+    def kernel(records, rows):
+        stamp  # noqa: B018
+        tile = carray(records, (2, rows * PANEL), dtype)
+        h, o = tile[0], tile[1]
+        for j in range(rows * PANEL):  # of a record's 16 alone, LLVM would make 16 numbers, not a vector
+            h[j] = o[j] * tanh(h[j])
 
     return kernel
