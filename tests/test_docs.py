@@ -10,7 +10,9 @@ import fastlstm
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
-CODE = re.compile(r"^```python\n(.*?)^```", re.S | re.M)  # docs/deploying.md has blocks of its own kind, and a test
+CODE = re.compile(
+    r"^```python\n(.*?)^```", re.S | re.M
+)  # not "py": a piece of code; docs/deploying.md has its own test
 REFERENCE = "\n".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
 
 
