@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastlstm import backends
+from fastlstm.case import Case, parse
 from fastlstm.ops.gru import gru
 from fastlstm.ops.lstm import lstm
 
@@ -16,22 +17,45 @@ pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="
 LAYOUTS = ("dense", "packed", "padded", "step")
 
 
-@st.composite
-def cases(draw: st.DrawFn) -> dict:
-    case = {
-        "variant": draw(st.sampled_from(list(VARIANTS))),
-        "layout": draw(st.sampled_from(LAYOUTS)),
-        "T": draw(st.integers(1, 9)),
-        "B": draw(st.integers(1, 14)),
-        "I": draw(st.sampled_from([1, 2, 3, 16, 20, 65])),
-        "H": draw(st.sampled_from([1, 2, 3, 5, 16, 17, 33, 48])),
-        "bias": draw(st.booleans()),
-        "reset": draw(st.booleans()),
-        "reverse": draw(st.booleans()),
-        "cells": draw(st.booleans()),
-        "threads": draw(st.integers(1, 3)),
-        "seed": draw(st.integers(0, 2**31)),
+class Drawn(dict):
+    """A case; what fails says the line that `fastlstm parity --case` takes, whose numbers are drawn anew."""
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}, as a case: {line(self)!r}"
+
+
+def line(case: dict) -> str:
+    T, B, layout = case["T"], case["B"], {"padded": "lengths", "step": "dense"}.get(case["layout"], case["layout"])
+    some = {name: case[name] for name in ("variant", "B", "I", "H", "P", "bias", "reverse")}
+    some |= {
+        "return_cells": case["cells"] and case["variant"] != "gru",
+        "resets": 0.3 * case["reset"],
+        "layout": layout,
     }
+    if layout in ("packed", "lengths"):
+        _, sizes = batch(case, torch.Generator().manual_seed(case["seed"]))
+        some["lengths"] = tuple([int((sizes > b).sum()) for b in range(B)])
+    return str(Case(T=1 if case["layout"] == "step" else T, **some))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Drawn:
+    case = Drawn(
+        {
+            "variant": draw(st.sampled_from(list(VARIANTS))),
+            "layout": draw(st.sampled_from(LAYOUTS)),
+            "T": draw(st.integers(1, 9)),
+            "B": draw(st.integers(1, 14)),
+            "I": draw(st.sampled_from([1, 2, 3, 16, 20, 65])),
+            "H": draw(st.sampled_from([1, 2, 3, 5, 16, 17, 33, 48])),
+            "bias": draw(st.booleans()),
+            "reset": draw(st.booleans()),
+            "reverse": draw(st.booleans()),
+            "cells": draw(st.booleans()),
+            "threads": draw(st.integers(1, 3)),
+            "seed": draw(st.integers(0, 2**31)),
+        }
+    )
     case["P"] = draw(st.integers(0, case["H"] - 1)) if case["variant"] != "gru" else 0
     return case
 
@@ -112,3 +136,18 @@ def test_the_same_bits_for_any_number_of_threads(case: dict) -> None:
         results.append(run(case, torch.float32, "numba"))
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+@settings(max_examples=60)
+@given(cases())
+def test_what_fails_says_its_case(case: Drawn) -> None:
+    said = parse(repr(case).rpartition("as a case: ")[2].strip("'"))
+    assert (said.variant, said.H, said.P, said.reverse) == (case["variant"], case["H"], case["P"], case["reverse"])
+    (*_, I), sizes = (
+        tensors(case, torch.float64)[0][0].shape,
+        batch(case, torch.Generator().manual_seed(case["seed"]))[1],
+    )
+    assert (said.I, said.rows) == (
+        I,
+        tensors(case, torch.float64)[0][0][..., 0].numel() if sizes is None else int(sizes.sum()),
+    )
