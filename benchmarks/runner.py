@@ -26,10 +26,10 @@ from fastlstm.parity import difference
 BLOCK_S = 0.05  # a block of runs is timed as one, and lasts about this long
 
 
-def measure(case: Case, against: str, *, name: str | None = None, pairs: int, device: str) -> dict:
+def measure(case: Case, against: str, *, name: str | None = None, pairs: int, device: str, memory: bool = True) -> dict:
     """One row of the result: the contenders' times, their ratios, and what bounds them. Losses are rows like any other.
 
-    `case` has its variant, dtype and mode, `name` is what it is called, if anything. A row with "reason" was not timed: the
+    `case` has its variant, dtype and mode, `name` is what it is called, if anything; `memory`: the peak is taken too. A row with "reason" was not timed: the
     contender can't do the work, or doesn't agree with the oracle.
     """
     row: dict[str, Any] = {"case": str(case), "variant": case.variant, "mode": case.mode, "against": against}
@@ -67,7 +67,7 @@ def measure(case: Case, against: str, *, name: str | None = None, pairs: int, de
             "read_gbs": 1e-9 * passes * case.T * read / ours_s,
             "sum_gbs": read_rate(read, work.dtype, device),
         }
-    if work.mode == "train" and against == main_peer(case.kind.name) and same_work:
+    if memory and work.mode == "train" and against == main_peer(case.kind.name) and same_work:
         if device == "cpu":
             threads = torch.get_num_threads()
             who = ("ours", *(("checkpoint",) if case.kind.name in CONVOLUTIONAL else ()), against)

@@ -26,7 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The cases that are measured, in order. Their ratios are what `RATIOS` says, or 2; no time goes by."""
     cases: list[str] = []
 
-    def measure(case: Case, against: str, *, name: str | None = None, pairs: int, device: str) -> dict:
+    def measure(case: Case, against: str, *, name: str | None = None, pairs: int, device: str, memory: bool) -> dict:
         cases.append(str(case))
         row = {"case": str(case), "variant": case.variant, "mode": case.mode, "against": against}
         if against == "onnx":

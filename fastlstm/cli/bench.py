@@ -147,7 +147,7 @@ def bench(
     if resume:
         result["rows"] = resumed(json_file, result)
 
-    ended = measure_all(work, result, json_file, device)
+    ended = measure_all(work, result, json_file, device, memory=trace is None)
     console = Console()
     if trace:
         show_prediction(console, traced, kept, left, result)

@@ -16,7 +16,7 @@ INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended
 EVERY_S = 10.0  # seconds between two lines, where there is no terminal
 
 
-def measure_all(work: Work, result: dict, file: Path | None, device: str) -> bool:
+def measure_all(work: Work, result: dict, file: Path | None, device: str, memory: bool) -> bool:
     """Add a row to the result for each that it doesn't have, and write it after each. False where Ctrl-C ended it."""
     from fastlstm.benchmarks import results, runner
     from fastlstm.benchmarks.machine import Others
@@ -33,7 +33,7 @@ def measure_all(work: Work, result: dict, file: Path | None, device: str) -> boo
                 runner.compile_ahead([(case, peer) for _, case, peer in left], device)
             for name, case, peer in left:
                 told.now(f"{case.variant}, {name or case}, {case.mode}, against {peer}")
-                row = runner.measure(case, peer, name=name, pairs=result["pairs"], device=device)
+                row = runner.measure(case, peer, name=name, pairs=result["pairs"], device=device, memory=memory)
                 result["rows"].append(row)
                 told.done(row)
                 if file:
