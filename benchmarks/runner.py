@@ -29,8 +29,8 @@ BLOCK_S = 0.05  # a block of runs is timed as one, and lasts about this long
 def measure(case: Case, against: str, *, name: str | None = None, pairs: int, device: str, memory: bool = True) -> dict:
     """One row of the result: the contenders' times, their ratios, and what bounds them. Losses are rows like any other.
 
-    `case` has its variant, dtype and mode, `name` is what it is called, if anything; `memory`: the peak is taken too. A row with
-    "reason" was not timed: the contender can't do the work, or doesn't agree with the oracle.
+    `case` has its variant, dtype and mode, `name` is what it is called, if anything; `memory`: its peak is taken too. A row
+    with "reason" was not timed: the contender can't do the work, or doesn't agree with the oracle.
     """
     row: dict[str, Any] = {"case": str(case), "variant": case.variant, "mode": case.mode, "against": against}
     if name:
