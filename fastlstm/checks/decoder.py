@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm.checks.input import check_strided, lengths_tensor
+from fastlstm.checks.input import check_strided, lengths_tensor, numbers
 from fastlstm.checks.states import check_state_fits
 from fastlstm.checks.weights import check_alike
 
@@ -78,7 +78,7 @@ def check_memory_lengths(lengths: Any, S: int, B: int, batched: bool) -> Tensor:
         raise TypeError(f"memory_lengths has dtype {lengths.dtype}, expected integers: each is a number of slots")
     lengths = lengths.to("cpu", torch.int64).reshape(B)
     if not torch.compiler.is_compiling():
-        for n in lengths.tolist():
+        for n in numbers(lengths):
             if not 0 <= n <= S:
                 raise ValueError(f"memory_lengths holds {n}, expected values from 0 to {S}: the slots of memory")
     return lengths

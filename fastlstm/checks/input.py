@@ -77,10 +77,17 @@ def check_lengths(
         raise TypeError(f"{name} has dtype {lengths.dtype}, expected integers: each is a number of {counts}")
     lengths = lengths.to("cpu", torch.int64)
     if not torch.compiler.is_compiling():
-        for n in lengths.tolist():
+        for n in numbers(lengths):
             if not 0 <= n <= T:
                 raise ValueError(f"{name} holds {n}, expected values from 0 to {T}: the number of {counts} of {of}")
     return lengths
+
+
+def numbers(lengths: Tensor) -> list[int]:
+    """All of them, those of every element where a transform of `torch.func` maps them."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(lengths):
+        lengths = torch._C._functorch.get_unwrapped(lengths)
+    return lengths.flatten().tolist()
 
 
 def lengths_tensor(name: str, lengths: Any, counts: str) -> Tensor:

@@ -12,7 +12,6 @@ from fastlstm.kernels.attention_lstm.reference import attend_reference
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable
 from fastlstm.ops.pair import OpPair
-from fastlstm.ops.vmap import vmap_by_loop
 
 ELEMENTS = 1 << 20  # of a chunk of steps, (t, S, B, A)
 
@@ -65,7 +64,7 @@ class AttendFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(AttendFunction.apply, info, in_dims, args)
+        return OPS.vmap(AttendFunction.apply, info, in_dims, args)
 
 
 class AttendBackward(torch.autograd.Function):
@@ -85,7 +84,7 @@ class AttendBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(AttendBackward.apply, info, in_dims, args)
+        return OPS.vmap_backward(AttendBackward.apply, AttendFunction.apply, info, in_dims, args)
 
 
 def _by_reference(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -117,6 +116,8 @@ def _fake_fwd(query, memory, keys, memory_lengths, w_score, return_alignments, s
     return query.new_empty(T, B, M), alignments, saved
 
 
+ROWS = {"query": 1, "memory": 1, "keys": 1, "memory_lengths": 0, "context": 1, "alignments": 1}
+
 if backends.extension_status() == "built":
-    OPS = OpPair("attend", _reference)
+    OPS = OpPair("attend", _reference, ROWS)
     OPS.register((gpu_attend.attend_fwd, gpu_attend.attend_bwd), _fake_fwd)

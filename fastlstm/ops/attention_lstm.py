@@ -12,7 +12,6 @@ from fastlstm.kernels.attention_lstm.reference import attention_lstm_reference
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable
 from fastlstm.ops.pair import OpPair
-from fastlstm.ops.vmap import vmap_by_loop
 
 FLAGS = 7  # of the forward's arguments, those that are no tensors
 HALVES = (torch.float16, torch.bfloat16)
@@ -105,7 +104,7 @@ class AttentionLSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(AttentionLSTMFunction.apply, info, in_dims, args)
+        return OPS.vmap(AttentionLSTMFunction.apply, info, in_dims, args)
 
 
 class AttentionLSTMBackward(torch.autograd.Function):
@@ -125,7 +124,7 @@ class AttentionLSTMBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(AttentionLSTMBackward.apply, info, in_dims, args)
+        return OPS.vmap_backward(AttentionLSTMBackward.apply, AttentionLSTMFunction.apply, info, in_dims, args)
 
 
 # PyTorch asks for it at every call, and would take 10 microseconds to find out.
@@ -156,8 +155,13 @@ def _fake_fwd(
     return x.new_empty(T, B, H), x.new_empty(h0.shape), x.new_empty(c0.shape), fed_n, alignments, saved
 
 
+ROWS = {
+    "x": 1, "h0": 1, "c0": 1, "fed0": 0, "memory": 1, "keys": 1, "memory_lengths": 0, "dropped_layers": 2, "dropped_output": 1,
+    "dropped_fed": 1, "y": 1, "h_n": 1, "c_n": 1, "fed_n": 0, "alignments": 1,
+}  # fmt: skip
+
 if backends.extension_status() == "built":
-    OPS = OpPair("attention_lstm", _reference)
+    OPS = OpPair("attention_lstm", _reference, ROWS)
     OPS.register(
         (gpu_attention_lstm.attention_lstm_fwd, gpu_attention_lstm.attention_lstm_bwd),
         _fake_fwd,

@@ -14,7 +14,6 @@ from fastlstm.ops import conv_checkpoint
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
-from fastlstm.ops.vmap import vmap_by_loop
 
 
 def conv_lstm(
@@ -83,7 +82,7 @@ class ConvLSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(ConvLSTMFunction.apply, info, in_dims, args)
+        return OPS.vmap(ConvLSTMFunction.apply, info, in_dims, args)
 
 
 class ConvLSTMBackward(torch.autograd.Function):
@@ -103,7 +102,7 @@ class ConvLSTMBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(ConvLSTMBackward.apply, info, in_dims, args)
+        return OPS.vmap_backward(ConvLSTMBackward.apply, ConvLSTMFunction.apply, info, in_dims, args)
 
 
 class CheckpointFunction(torch.autograd.Function):
@@ -123,7 +122,7 @@ class CheckpointFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(CheckpointFunction.apply, info, in_dims, args)
+        return CHECKPOINT.vmap(CheckpointFunction.apply, info, in_dims, args)
 
 
 class CheckpointBackward(torch.autograd.Function):
@@ -143,7 +142,7 @@ class CheckpointBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(CheckpointBackward.apply, info, in_dims, args)
+        return CHECKPOINT.vmap_backward(CheckpointBackward.apply, CheckpointFunction.apply, info, in_dims, args)
 
 
 # PyTorch asks for them at every call, and would take 10 microseconds to find out.
@@ -170,8 +169,10 @@ def _fake_checkpoint_fwd(x, *args):
     return *outputs, x.new_empty(2, count, *outputs[1].shape)
 
 
+ROWS = {"x": 1, "reset": 1, "h0": 0, "c0": 0, "y": 1, "h_n": 0, "c_n": 0, "cells": 1}
+
 if backends.extension_status() == "built":
-    OPS = OpPair("conv_lstm", conv_lstm_reference)
+    OPS = OpPair("conv_lstm", conv_lstm_reference, ROWS)
     OPS.register((gpu_conv_lstm.conv_lstm_fwd, gpu_conv_lstm.conv_lstm_bwd), _fake_fwd)
-    CHECKPOINT = OpPair("conv_lstm_checkpoint", conv_lstm_reference)
+    CHECKPOINT = OpPair("conv_lstm_checkpoint", conv_lstm_reference, ROWS)
     CHECKPOINT.register(None, _fake_checkpoint_fwd)

@@ -9,10 +9,11 @@ from torch import Tensor
 from fastlstm import backends
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.kernels.gru.reference import gru_reference
+from fastlstm.ops import per_sample
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
-from fastlstm.ops.vmap import vmap_by_loop
+from fastlstm.ops.vmap import ROWS
 
 
 def gru(
@@ -58,7 +59,7 @@ class GRUFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(GRUFunction.apply, info, in_dims, args)
+        return OPS.vmap(GRUFunction.apply, info, in_dims, args)
 
 
 class GRUBackward(torch.autograd.Function):
@@ -78,7 +79,7 @@ class GRUBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(GRUBackward.apply, info, in_dims, args)
+        return OPS.vmap_backward(GRUBackward.apply, GRUFunction.apply, info, in_dims, args)
 
 
 # PyTorch asks for it at every call, and would take 10 microseconds to find out.
@@ -92,5 +93,5 @@ def _fake_fwd(x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, save):
 
 
 if backends.extension_status() == "built":
-    OPS = OpPair("gru", gru_reference)
+    OPS = OpPair("gru", gru_reference, ROWS, per_sample.gru)
     OPS.register((gpu_gru.gru_fwd, gpu_gru.gru_bwd), _fake_fwd)

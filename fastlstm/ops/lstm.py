@@ -9,10 +9,11 @@ from torch import Tensor
 from fastlstm import backends
 from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.kernels.lstm.reference import lstm_reference
+from fastlstm.ops import per_sample
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
-from fastlstm.ops.vmap import vmap_by_loop
+from fastlstm.ops.vmap import ROWS
 
 
 def lstm(
@@ -71,7 +72,7 @@ class LSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(LSTMFunction.apply, info, in_dims, args)
+        return OPS.vmap(LSTMFunction.apply, info, in_dims, args)
 
 
 class LSTMBackward(torch.autograd.Function):
@@ -91,7 +92,7 @@ class LSTMBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
-        return vmap_by_loop(LSTMBackward.apply, info, in_dims, args)
+        return OPS.vmap_backward(LSTMBackward.apply, LSTMFunction.apply, info, in_dims, args)
 
 
 # PyTorch asks for it at every call, and would take 10 microseconds to find out.
@@ -112,5 +113,5 @@ def _fake_fwd(
 
 
 if backends.extension_status() == "built":
-    OPS = OpPair("lstm", lstm_reference)
+    OPS = OpPair("lstm", lstm_reference, ROWS, per_sample.lstm)
     OPS.register((gpu_lstm.lstm_fwd, gpu_lstm.lstm_bwd), _fake_fwd)

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fastlstm.ops.derivatives import gradients, gradients_of_gradients
-from fastlstm.ops.vmap import vmap_by_loop
+from fastlstm.ops.dispatch import differentiable
+from fastlstm.ops.vmap import Folded, Given, count, vmap_by_loop
 
 BIASES = dict.fromkeys(("b", "b_ih", "b_hh"), ("w_ih", 1))
 
@@ -26,12 +27,22 @@ class OpPair:
     globals, but not what a function was made from.
     """
 
-    def __init__(self, stem: str, reference: Callable[..., tuple[Tensor, ...]]) -> None:
-        self.reference = reference
+    def __init__(
+        self,
+        stem: str,
+        reference: Callable[..., tuple[Tensor, ...]],
+        rows: Mapping[str, int],
+        per_sample: Callable[..., dict[str, Tensor] | None] | None = None,
+    ) -> None:
+        """`rows`: the dimension of the batch, by the names of arguments and results that have one.
+
+        `per_sample`: see `fastlstm.ops.per_sample`; None from it means that it can't.
+        """
+        self.reference, self.rows, self.per_sample = reference, rows, per_sample
         ops = torch.ops.fastlstm
         self.fwd, self.bwd = getattr(ops, f"{stem}_fwd").default, getattr(ops, f"{stem}_bwd").default
         self.inputs = tuple(a.name for a in self.fwd._schema.arguments)[:-1]
-        outputs = [r.name for r in self.fwd._schema.returns]
+        outputs = self.outputs = tuple(r.name for r in self.fwd._schema.returns)
         self.bwd_inputs = tuple(a.name for a in self.bwd._schema.arguments)
         self.gradients = tuple(r.name for r in self.bwd._schema.returns)
         known = (*self.inputs, *outputs)
@@ -50,7 +61,7 @@ class OpPair:
         # what a gradient depends on, but for flags: those of the results, and the reference's arguments; their places in
         # the arguments of the backward's Function, which are the biases and bwd's
         self.upstream = len(outputs) - 1
-        arguments = (*biases, *self.bwd_inputs)
+        arguments = self.arguments = (*biases, *self.bwd_inputs)
         tensors = [a.name for a in self.fwd._schema.arguments if "Tensor" in str(a.type)]
         self.sources = tuple(arguments.index(name) for name in (*self.bwd_inputs[: self.upstream], *tensors))
         self.second_flags = tuple(arguments.index(name) for name in passed if name in flags)
@@ -78,7 +89,9 @@ class OpPair:
         # a compiled backward has an empty gradient for an output that nobody asked for
         given = [None if k in ctx.unwanted else g for k, g in enumerate(grads[:-1])]
         need_dw = any(need[k] for k in self.weights)
-        if not (torch.is_grad_enabled() or forward_ad._current_level >= 0) or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or not (
+            torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+        ):
             found = self.bwd(*given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
         else:
             arguments = (*self._biases(ctx), *given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
@@ -134,6 +147,45 @@ class OpPair:
             for k, gradient in zip(needed, found, strict=True):
                 results[self.sources[k]] = gradient
         return tuple(results)
+
+    def vmap(self, apply: Callable, info: Any, in_dims: tuple, args: tuple) -> tuple[tuple, tuple]:
+        """The vmap rule of the forward's Function, whose `apply` it is."""
+        given = Given.of(self.inputs, args, in_dims, self.rows)
+        if not self._folds(given):
+            return vmap_by_loop(apply, info, in_dims, args)
+        batch = Folded(given, count(info))
+        return batch.unfold_all(self.outputs, apply(*batch.arguments(self.inputs)))
+
+    def vmap_backward(
+        self, apply: Callable, forward: Callable, info: Any, in_dims: tuple, args: tuple
+    ) -> tuple[tuple, tuple]:
+        """That of the backward's, `forward` being the other's `apply`; the gradients of weights are each element's own."""
+        given = Given.of(self.arguments, args, in_dims, self.rows)
+        # where only what came from above is mapped, the forward was not
+        if not self._folds(given) or not given.mapped(self.inputs):
+            return vmap_by_loop(apply, info, in_dims, args)
+        batch = Folded(given, count(info))
+        if not given.args["need_dw"]:
+            return batch.unfold_all(self.gradients, apply(*batch.arguments(self.arguments)))
+        if self.per_sample is not None and not differentiable(tuple(a for a in args if isinstance(a, Tensor))):
+            found = self.per_sample(self, batch)
+            if found is not None:
+                return tuple([found[name] for name in self.gradients]), (0,) * len(found)
+
+        def one(*args: Any) -> tuple[Tensor, ...]:
+            """Of one element, whose rows are not apart in what the forward saved."""
+            values = dict(zip(self.arguments, args, strict=True))
+            with torch.no_grad():
+                *_, values["saved"] = forward(*[values.get(name, False) for name in self.inputs])
+            return apply(*[values[name] for name in self.arguments])
+
+        return vmap_by_loop(one, info, in_dims, args)
+
+    def _folds(self, given: Given) -> bool:
+        """Whether what is mapped becomes rows of the batch: weights are not, nor the lengths of packed rows."""
+        if given.mapped([self.inputs[k] for k in self.weights]):
+            return False
+        return not (given.mapped(["batch_sizes"]) and given.packed())
 
     def register(
         self,
