@@ -209,8 +209,9 @@ int cuModuleGetFunction(void** function, void* module, const char* name) {
 int cuFuncSetAttribute(void* function, int attribute, int value) {
   RECORD(name_of(function), attribute, value);
   REFUSE(!is(function, 'f'), INVALID_HANDLE);
-  REFUSE(attribute != 8 || value > SETTING(MAX_SHARED), INVALID_VALUE);
-  ((Handle*)function)->max_shared = value;
+  REFUSE(attribute != 8 && attribute != 9, INVALID_VALUE);
+  REFUSE(value < 0 || value > (attribute == 8 ? SETTING(MAX_SHARED) : 100), INVALID_VALUE);
+  if (attribute == 8) ((Handle*)function)->max_shared = value;
   return SUCCESS;
 }
 

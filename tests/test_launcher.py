@@ -37,8 +37,10 @@ def test_load(fake_cuda):
 @pytest.mark.parametrize(("shared", "raised"), [(0, False), (48 * KB, False), (48 * KB + 1, True), (227 * KB, True)])
 def test_shared_memory_is_asked_for_above_48_kb(fake_cuda, shared, raised):
     kernel = load(shared=shared)
+    # 9: the carve-out, in per cent, of the memory that the first-level cache has as well
+    carved = [("cuFuncSetAttribute", "lstm_forward", 9, 100)] if shared else []
     expected = [("cuFuncSetAttribute", "lstm_forward", 8, shared)] if raised else []
-    assert [call for call in fake_cuda.calls if call[0] == "cuFuncSetAttribute"] == expected
+    assert [call for call in fake_cuda.calls if call[0] == "cuFuncSetAttribute"] == expected + carved
     _C.run_steps([(kernel, (1, 1), [0], 0)], 0, 1, 0)
     assert fake_cuda.calls[-1] == ("cuLaunchKernel", "lstm_forward", 1, 1, 1, 128, 1, 1, shared, 0)
 
@@ -169,6 +171,14 @@ def test_more_programs_than_can_be_resident(fake_cuda):
     with pytest.raises(RuntimeError, match=r"grid \(2147483647, 65535\), and GPU 0 can hold 8"):
         _C.run_resident(kernel, (2**31 - 1, 65535), [0], 0)
     assert fake_cuda.called.count("cuLaunchCooperativeKernel") == 1
+
+
+def test_a_share_of_the_gpu_that_is_too_small(fake_cuda):
+    """As MPS gives, and green contexts."""
+    kernel = load()
+    assert _C.run_resident(kernel, (1, 1), [0], 0)
+    fake_cuda.fail("cuLaunchCooperativeKernel", 720)
+    assert not _C.run_resident(kernel, (1, 1), [0], 0)
 
 
 def test_no_cooperative_launch(fake_cuda):

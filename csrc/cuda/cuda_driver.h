@@ -13,7 +13,9 @@ using Function = void*;  // CUfunction
 using Stream = void*;    // CUstream; null is the default stream
 
 enum DeviceAttribute : int { kMultiprocessors = 16, kCooperativeLaunch = 95, kMaxSharedBytes = 97 };
-enum FunctionAttribute : int { kMaxDynamicSharedBytes = 8 };
+enum FunctionAttribute : int { kMaxDynamicSharedBytes = 8, kSharedCarveout = 9 };
+
+constexpr Result kTooLarge = 720;  // COOPERATIVE_LAUNCH_TOO_LARGE
 
 // An entry point, by its name in libcuda. None of those below has a _v2, and every driver since CUDA 9 has them all.
 template <class... Parameters>
@@ -46,6 +48,14 @@ struct Driver {
   template <class... Parameters, class... Arguments>
   void call(const std::string& kernel, const Entry<Parameters...>& entry, Arguments... arguments) const {
     if (const Result result = entry.address(arguments...)) fail(entry.name, kernel, result);
+  }
+
+  // The same, but for one result, about which the caller knows what to do: whether it was another.
+  template <class... Parameters, class... Arguments>
+  bool call_unless(Result known, const std::string& kernel, const Entry<Parameters...>& entry, Arguments... arguments) const {
+    const Result result = entry.address(arguments...);
+    if (result && result != known) fail(entry.name, kernel, result);
+    return result != known;
   }
 
  private:

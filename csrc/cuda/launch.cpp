@@ -11,6 +11,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "a 32-bit parameter is read from the low bf16 of its slot");
 
 constexpr int64_t kSharedBytes = 48 * 1024;  // what a program may have without asking
+constexpr int kAllOfIt = 100;                // per cent of the memory that shared memory and the first-level cache share
 constexpr int64_t kInt = std::numeric_limits<int32_t>::max(), kMaxGridY = 65535, kMaxThreads = 1024;
 
 [[noreturn]] void fail(const std::string& message) { throw std::runtime_error("fastlstm: " + message); }
@@ -56,6 +57,8 @@ Kernel::Kernel(const void* cubin, std::string name, int64_t shared, int64_t thre
            " has " + std::to_string(limit) + ": it was compiled for another GPU, or with too large a tile");
     driver_.call(name_, driver_.set_function_attribute, function_, cuda::kMaxDynamicSharedBytes, static_cast<int>(shared_));
   }
+  // programs of two directions may be on one processor: what the first one leaves is settled when it starts
+  if (shared_ > 0) driver_.call(name_, driver_.set_function_attribute, function_, cuda::kSharedCarveout, kAllOfIt);
   int programs = 0;
   driver_.call(name_, driver_.occupancy, &programs, function_, static_cast<int>(threads_), static_cast<size_t>(shared_));
   resident_ = int64_t{programs} * attribute(cuda::kMultiprocessors);
@@ -92,8 +95,8 @@ void Kernel::launch(Grid grid, cuda::Stream stream, void** parameters) const {
   driver_.call(name_, driver_.launch, function_, grid.x, grid.y, 1, threads_, 1, 1, shared_, stream, parameters, nullptr);
 }
 
-void Kernel::launch_cooperative(Grid grid, cuda::Stream stream, void** parameters) const {
-  driver_.call(name_, driver_.launch_cooperative, function_, grid.x, grid.y, 1, threads_, 1, 1, shared_, stream, parameters);
+bool Kernel::launch_cooperative(Grid grid, cuda::Stream stream, void** parameters) const {
+  return driver_.call_unless(cuda::kTooLarge, name_, driver_.launch_cooperative, function_, grid.x, grid.y, 1, threads_, 1, 1, shared_, stream, parameters);
 }
 
 void run_steps(std::vector<Launch> launches, int64_t first, int64_t count, cuda::Stream stream) {
@@ -120,7 +123,7 @@ void run_steps(std::vector<Launch> launches, int64_t first, int64_t count, cuda:
   }
 }
 
-void run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, cuda::Stream stream) {
+bool run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, cuda::Stream stream) {
   kernel.check_grid(grid);
   if (!kernel.cooperative())
     fail(kernel.name() + " needs a cooperative launch, which " + gpu(kernel.device()) + " lacks: launch it once per step");
@@ -129,7 +132,7 @@ void run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> paramet
          std::to_string(kernel.resident_programs()) + " of its programs at once: launch it once per step");
   kernel.enter();
   Parameters given(std::move(parameters));
-  kernel.launch_cooperative(grid, stream, given.pointers());
+  return kernel.launch_cooperative(grid, stream, given.pointers());
 }
 
 }  // namespace fastlstm

@@ -36,7 +36,7 @@ class Kernel {
   void enter() const;
   void check_grid(Grid grid) const;
   void launch(Grid grid, cuda::Stream stream, void** parameters) const;
-  void launch_cooperative(Grid grid, cuda::Stream stream, void** parameters) const;
+  bool launch_cooperative(Grid grid, cuda::Stream stream, void** parameters) const;
 
  private:
   int attribute(cuda::DeviceAttribute which) const;
@@ -62,8 +62,9 @@ struct Launch {
 // For each step from `first` on, `count` of them: the launches, in order.
 void run_steps(std::vector<Launch> launches, int64_t first, int64_t count, cuda::Stream stream);
 
-// One launch whose programs run all at once, so that they may wait for one another.
-void run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, cuda::Stream stream);
+// One launch whose programs run all at once, so that they may wait for one another. False where the driver can't hold as many as
+// the GPU could: others have a share of it (MPS, green contexts).
+bool run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, cuda::Stream stream);
 
 // Adds the above to the module fastlstm._C.
 void bind_launcher(pybind11::module_& m);

@@ -67,10 +67,10 @@ void bind_launcher(py::module_& m) {
       [](const std::shared_ptr<Kernel>& kernel, Shape grid, const std::vector<Parameter>& parameters, uint64_t stream) {
         auto bits = slots(parameters);
         const Released released;
-        run_resident(*kernel, {grid.first, grid.second}, std::move(bits), stream_of(stream));
+        return run_resident(*kernel, {grid.first, grid.second}, std::move(bits), stream_of(stream));
       },
       py::arg("kernel"), py::arg("grid"), py::arg("params"), py::arg("stream"),
-      "Launch once, all programs at the same time; an error where the GPU can't hold them.");
+      "Launch once, all programs at the same time; False where this process has too small a share of the GPU for that.");
 }
 
 }  // namespace fastlstm
