@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastlstm import alarm
 from fastlstm.kernels.attention_lstm import ATTENTION_LSTM
 from fastlstm.kernels.conv_lstm import CIFG_CONV_LSTM, CIFG_PEEPHOLE_CONV_LSTM, CONV_LSTM, PEEPHOLE_CONV_LSTM
 from fastlstm.kernels.gru import GRU
@@ -31,7 +32,7 @@ IN_PYTORCH = tuple(name for name, v in VARIANTS.items() if v.counterpart)
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
-RUN_ON_A_GPU = False  # until `make gpu-check` has passed on one, "auto" leaves GPUs to PyTorch's own ops
+CUDNN = "cuDNN's kernels run it, until measurements say that ours are faster; backend='triton' runs ours"
 NO_EXTENSION = "the C++ extension is {}; install g++ >= 11, then fastlstm again"
 _CPU_LOOP = "C++ loop ({} matrix products) over Numba gate kernels"
 _log = logging.getLogger("fastlstm")
@@ -58,8 +59,11 @@ def choose(
     """
     check_backend(requested)
     choice = explain(variant, device.type, dtype, requested, beyond_torch)
-    if requested == "auto" and choice.backend in ("torch", "reference"):
-        _log_fallback(variant if isinstance(variant, str) else variant.name, device.type, dtype, choice)
+    if requested == "auto":
+        if choice.backend == "triton":
+            choice = _if_right(choice, variant, device, dtype, beyond_torch, may_try=True)
+        if choice.backend in ("torch", "reference") and choice.reason is not CUDNN:
+            _log_fallback(variant if isinstance(variant, str) else variant.name, device.type, dtype, choice)
     return choice
 
 
@@ -77,12 +81,8 @@ def check_backend(backend: str) -> None:
 def explain(
     variant: Variant | str, device: str, dtype: torch.dtype, requested: str = "auto", beyond_torch: bool = False
 ) -> Choice:
-    """What `choose` would choose, unlogged; `device` is a device type."""
-    if isinstance(variant, str):
-        known = VARIANTS | CONVOLUTIONAL | ATTENTION
-        if variant not in known:
-            raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, known))}")
-        variant = known[variant]
+    """What `choose` would choose, unlogged, if the kernels are right on this GPU; `device` is a device type."""
+    variant = _value(variant)
     check_backend(requested)
     if requested == "reference":
         return Choice("reference", "asked for")
@@ -93,15 +93,56 @@ def explain(
         obstacle: str | None = f"its kernels run on {kind}, and the tensors are on {device}"
     else:
         obstacle = _gpu_obstacle(dtype) if on_gpu else _obstacle(device, dtype)
-    if obstacle is None and on_gpu and requested == "auto" and not RUN_ON_A_GPU:
-        obstacle = "the Triton kernels have not been run on a GPU yet, only interpreted; backend='triton' runs them"
+    if obstacle is None and on_gpu and requested == "auto" and variant.counterpart and not beyond_torch:
+        return Choice("torch", CUDNN)
     if obstacle is None:
         return Choice(native, "C++ loop over Triton kernels" if on_gpu else _CPU_LOOP.format(gemm_path()))
     if requested != "auto":
         raise RuntimeError(
             f"backend {requested!r} can't run {variant.name} here: {obstacle}; backend 'auto' finds one that can"
         )
+    return _fallback(variant, beyond_torch, obstacle)
+
+
+def _fallback(variant: Variant, beyond_torch: bool, obstacle: str) -> Choice:
     return Choice("torch" if variant.counterpart and not beyond_torch else "reference", obstacle)
+
+
+def _value(variant: Variant | str) -> Variant:
+    if not isinstance(variant, str):
+        return variant
+    known = VARIANTS | CONVOLUTIONAL | ATTENTION
+    if variant not in known:
+        raise ValueError(f"variant is {variant!r}, expected one of {', '.join(map(repr, known))}")
+    return known[variant]
+
+
+def so_far(variant: Variant | str, device: torch.device, dtype: torch.dtype) -> Choice:
+    """What "auto" chooses by what is known: nothing is tried, and nothing logged."""
+    choice = explain(variant, device.type, dtype)
+    return _if_right(choice, variant, device, dtype, False, may_try=False) if choice.backend == "triton" else choice
+
+
+def _if_right(
+    choice: Choice, variant: Variant | str, device: torch.device, dtype: torch.dtype, beyond_torch: bool, may_try: bool
+) -> Choice:
+    """`choice`, which is "triton", or the fallback where the kernels are wrong on this GPU: tried at their first use."""
+    variant = _value(variant)
+    key = variant.name, dtype, device
+    if (wrong := _verdicts.get(key)) is None:
+        wrong = importlib.import_module("fastlstm.parity.first_use").verdict(*key, may_try=may_try)
+    if wrong is None:
+        wrong = "its kernels are tried on this GPU at their first use, but not while it is traced or captured: run it before"
+    elif not wrong:
+        _verdicts[key] = ""
+        return choice
+    else:
+        _verdicts[key] = wrong
+        wrong = f"its kernels are wrong on this GPU, please report it: {wrong}"
+    return _fallback(variant, beyond_torch, wrong)
+
+
+_verdicts: dict[tuple[str, torch.dtype, torch.device], str] = {}
 
 
 @cache
@@ -185,6 +226,27 @@ def force_path(path: str | None) -> None:
         raise RuntimeError(f"path {path!r} can't run here: {NO_EXTENSION.format(extension_status())}")
     _C.force_path(path)
     explain.cache_clear()  # its reasons name the path
+
+
+def force_form(form: str | None) -> None:
+    """Launch a kernel for every step of a loop on a GPU ("steps"), from now on in this process: slower, and programs don't wait
+    for each other. None: one launch for all steps where the GPU can hold all of its programs at once.
+
+    Raises ValueError for another name.
+    """
+    if form not in ("steps", None):
+        raise ValueError(f"form is {form!r}, expected 'steps', or None for what the GPU can do")
+    alarm.steps_only = form == "steps"
+
+
+def check_gpu() -> None:
+    """Wait for all that was launched on GPUs, and raise RuntimeError if a launch of ours has given up: its programs waited in
+    vain for each other, and its results are NaN. Without this call, the next call of ours raises it.
+    """
+    if torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(index)
+    alarm.check()
 
 
 _kept_alive: list[object] = []

@@ -67,6 +67,7 @@ def time_major(
         # A tracer doesn't know the values of batch_sizes
         B = len(order) if order is not None else int(batch_sizes[0])
         if reset is not None:
+            _check_capture(x, "reset= of a PackedSequence", "give sequences of equal lengths, as one tensor")
             reset = _reset(reset, len(batch_sizes), B, batch_first, order, x)
             reset = reset[(torch.arange(B, device="cpu") < batch_sizes[:, None]).to(x.device)]
         return Batch(x, batch_sizes, reset, B, order, restore, True, True, batch_first)
@@ -80,6 +81,9 @@ def time_major(
     checks.check_steps(T)
     sizes = order = restore = cpu_order = None
     if lengths is not None:
+        _check_capture(
+            x, "lengths=", "give a PackedSequence that was made before, which has its lengths there once it was used"
+        )
         lengths, cpu_order = checks.check_lengths(lengths, T, B).sort(descending=True, stable=True)
         sizes = (torch.arange(T, device="cpu")[:, None] < lengths).sum(1)
         order = cpu_order.to(x.device)
@@ -88,6 +92,14 @@ def time_major(
     if reset is not None:
         reset = _reset(reset, T, B if batched else None, batch_first, order, x)
     return Batch(x, sizes, reset, B, order, restore, False, batched, batch_first, cpu_order)
+
+
+def _check_capture(x: Tensor, what: str, remedy: str) -> None:
+    """Raise where a CUDA graph is being captured: what follows copies numbers to the GPU."""
+    if x.is_cuda and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{what} can't be captured in a CUDA graph: it is copied to the GPU from other memory; {remedy}"
+        )
 
 
 def _reset(reset: Tensor, T: int, B: int | None, batch_first: bool, order: Tensor | None, x: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ import torch
 # What the pointer arguments that don't hold the storage dtype point to, by name; all other arguments are integers.
 ELEMENTS = {
     "cells": "fp32", "c_state": "fp32", "c0": "fp32", "dc_state": "fp32", "h_state": "fp32", "dh_state": "fp32",
-    "dpeephole": "fp64", "reset": "u8", "offsets": "i64", "sizes": "i64", "barrier": "i32",
+    "dpeephole": "fp64", "reset": "u8", "offsets": "i64", "sizes": "i64", "barrier": "i32", "alarm": "i32",
     "lengths": "i64", "scores": "fp32", "sums": "fp32", "context": "fp32", "dscores": "fp32", "shares": "fp32",
 }  # fmt: skip
-INTEGERS = ("first", "steps", "T", "B", "S", "depth", "height", "width", "fresh")
+INTEGERS = ("number", "patience", "first", "steps", "T", "B", "S", "depth", "height", "width", "fresh")
 # pointers whose address may be any multiple of the element's size
-UNALIGNED = ("reset", "offsets", "sizes", "barrier", "peephole", "bias", "lengths")
+UNALIGNED = ("reset", "offsets", "sizes", "barrier", "alarm", "peephole", "bias", "lengths")
 # modules of kernels that aren't named after their variant
 MODULES = {
     "project": "lstm.gpu", "floor": "gpu_floor",
@@ -103,6 +103,13 @@ def image(spec: Spec, target: Target) -> Image:
     """The binary of `spec` for `target`."""
     kernel = compiled(spec, target)
     metadata = kernel.metadata
+    # parameters, and memory or a form of launch, that the launcher doesn't give
+    for name, least in (("global_scratch_size", 0), ("profile_scratch_size", 0), ("num_ctas", 1)):
+        if (found := getattr(metadata, name, None) or least) != least:
+            raise RuntimeError(
+                f"{spec.name} was compiled with {name} = {found}, expected {least}: that is what instrumented builds have "
+                "(a profiler's, Triton's sanitizer); switch it off, or use backend='reference'"
+            )
     return Image(kernel.asm["cubin"], metadata.name, metadata.shared, metadata.num_warps * target.warp_size)
 
 

@@ -52,57 +52,142 @@ def rows_run_before(s, T, B, offsets, sizes, DOWN: tl.constexpr, VARIABLE: tl.co
 
 
 @triton.jit
-def weight_tile(w, tile, k, H, K: tl.constexpr, GATES: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr):
-    """Columns k of the rows of `w` (GATES * H, K) that are the units' of `tile`: (4 * BH, BK), gate by gate, or (BH, BK)."""
+def weight_tile(
+    w, tile, k, H,
+    K: tl.constexpr, GATES: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr = 1,
+):  # fmt: skip
+    """Columns k of the rows of `w` (GATES * H, K) that are the units' of `tile`: (4 * BH, BK), gate by gate, or (BH, BK).
+
+    SPLIT: in so many pieces, (SPLIT, 4 * BH, BK / SPLIT).
+    """
     SLOTS: tl.constexpr = 1 if GATES == 1 else 4
     slot = tl.arange(0, SLOTS * BH)
     gate, unit = slot // BH, tile * BH + slot % BH
-    ks = k + tl.arange(0, BK)
+    ks = features(k, BK, SPLIT)
     mask = (unit < H) & (gate < GATES)
-    return tl.load(
-        w + (gate * H + unit).to(tl.int64)[:, None] * K + ks[None, :], mask=mask[:, None] & (ks < K)[None, :], other=0.0
-    )
+    row = (gate * H + unit).to(tl.int64)
+    at, mask = along(row, SPLIT), along(mask, SPLIT)
+    return tl.load(w + at * K + ks, mask & (ks < K), other=0.0)
+
+
+@triton.jit
+def features(k, BK: tl.constexpr, SPLIT: tl.constexpr):
+    """From the k-th on BK of them: (1, BK), or in pieces (SPLIT, 1, BK / SPLIT)."""
+    PIECE: tl.constexpr = BK // SPLIT
+    ks = k + tl.arange(0, PIECE)
+    if SPLIT > 1:
+        ks = PIECE * tl.arange(0, SPLIT)[:, None, None] + ks[None, None, :]
+    else:
+        ks = ks[None, :]
+    return ks
+
+
+@triton.jit
+def along(rows, SPLIT: tl.constexpr):
+    """Of each row, for all of its features."""
+    if SPLIT > 1:
+        rows = rows[None, :, None]
+    else:
+        rows = rows[:, None]
+    return rows
 
 
 @triton.jit
 def product(
     acc, a, a_mask, w, kept, more, tile, H,
     K: tl.constexpr, GATES: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, BK2: tl.constexpr,
-    KEEP: tl.constexpr, PRECISION: tl.constexpr,
+    KEEP: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr = 1,
 ):  # fmt: skip
     """`acc` plus rows times weights; `a` (BM,) points to rows of K.
 
     Where KEEP, the weights are there: `kept` of the first BK features, and `more` of the next BK2, which together cover K.
+    SPLIT: each warp sums over a part of the features, since a sum of matrix instructions waits for each of them in turn.
     """
+    if SPLIT > 1:
+        total = tl.zeros((SPLIT, acc.shape[0], acc.shape[1]), tl.float32)
+    else:
+        total = acc
     if KEEP:
-        first = row_tile(a, a_mask, 0, K, BK)
+        first = row_tile(a, a_mask, 0, K, BK, SPLIT=SPLIT)
         if BK2 > 0:
-            second = row_tile(a, a_mask, BK, K, BK2)
-        acc = dot(first, kept, acc, PRECISION)
+            second = row_tile(a, a_mask, BK, K, BK2, SPLIT=SPLIT)
+        total = dot(first, kept, total, PRECISION)
         if BK2 > 0:
-            acc = dot(second, more, acc, PRECISION)
+            total = dot(second, more, total, PRECISION)
     else:
         for k in range(0, K, BK):
-            weights = weight_tile(w, tile, k, H, K, GATES, BH, BK)
-            acc = dot(row_tile(a, a_mask, k, K, BK), weights, acc, PRECISION)
-    return acc
+            weights = weight_tile(w, tile, k, H, K, GATES, BH, BK, SPLIT)
+            total = dot(row_tile(a, a_mask, k, K, BK, SPLIT=SPLIT), weights, total, PRECISION)
+    if SPLIT > 1:
+        total = acc + sum_of_pieces(total)
+    return total
 
 
 @triton.jit
-def row_tile(a, a_mask, k, K: tl.constexpr, BK: tl.constexpr, CACHE: tl.constexpr = ".cg"):
-    """Columns k of the rows that `a` points to, (BM, BK); past the first-level cache if other programs write them meanwhile."""
-    ks = k + tl.arange(0, BK)
-    return tl.load(a[:, None] + ks[None, :], a_mask[:, None] & (ks < K)[None, :], other=0.0, cache_modifier=CACHE)
+def sum_of_pieces(pieces):
+    """The sum along the first axis, which has 1 to 16 pieces; each thread adds all that there are of a number, pair by pair."""
+    S: tl.constexpr = pieces.shape[0]
+    last = tl.permute(pieces, (1, 2, 0))
+    if S == 2:
+        total = halved(last)
+    elif S == 4:
+        total = halved(halved(tl.reshape(last, (last.shape[0], last.shape[1], 2, 2))))
+    elif S == 8:
+        total = halved(halved(halved(tl.reshape(last, (last.shape[0], last.shape[1], 2, 2, 2)))))
+    else:
+        total = halved(halved(halved(halved(tl.reshape(last, (last.shape[0], last.shape[1], 2, 2, 2, 2))))))
+    return total
+
+
+@triton.jit
+def halved(pairs):
+    one, other = tl.split(pairs)
+    return one + other
+
+
+@triton.jit
+def in_rows(x, doom, SPLIT: tl.constexpr):
+    """x + doom, of which each thread has what it loads and stores of a row; a sum of pieces (SPLIT > 1) is so already.
+
+    Triton carries the layout of a matrix product on to all that is computed with it, and then converts everything that is
+    loaded and stored, each time by barriers. A split of neighbouring rows can't keep that layout: one conversion, here.
+    """
+    if SPLIT > 1:
+        x += doom
+    else:
+        M: tl.constexpr = x.shape[0]
+        N: tl.constexpr = x.shape[1]
+        even, odd = tl.split(tl.permute(tl.reshape(x, (M // 2, 2, N)), (0, 2, 1)))
+        x = tl.reshape(tl.permute(tl.join(even + doom, odd + doom), (0, 2, 1)), (M, N))
+    return x
+
+
+@triton.jit
+def row_tile(a, a_mask, k, K: tl.constexpr, BK: tl.constexpr, CACHE: tl.constexpr = ".cg", SPLIT: tl.constexpr = 1):
+    """Columns k of the rows that `a` points to, (BM, BK) or (SPLIT, BM, BK / SPLIT); past the first-level cache if other
+    programs write them meanwhile."""
+    ks = features(k, BK, SPLIT)
+    return tl.load(along(a, SPLIT) + ks, along(a_mask, SPLIT) & (ks < K), other=0.0, cache_modifier=CACHE)
 
 
 @triton.jit
 def dot(rows, weights, acc, PRECISION: tl.constexpr):
     """The matrix product in the precision asked for; "wide" is for the interpreter, which can't multiply bfloat16."""
     if PRECISION == "wide":
-        acc += tl.dot(rows.to(tl.float32), tl.trans(weights.to(tl.float32)))
+        acc += tl.dot(rows.to(tl.float32), turned(weights.to(tl.float32)))
     else:
-        acc = tl.dot(rows, tl.trans(weights), acc, input_precision=PRECISION)
+        acc = tl.dot(rows, turned(weights), acc, input_precision=PRECISION)
     return acc
+
+
+@triton.jit
+def turned(weights):
+    """The transpose, of each piece where there are pieces."""
+    if len(weights.shape) == 3:
+        weights = tl.permute(weights, (0, 2, 1))
+    else:
+        weights = tl.trans(weights)
+    return weights
 
 
 @triton.jit
@@ -123,8 +208,25 @@ def arrive(barrier):
 
 
 @triton.jit
-def wait(barrier, arrivals):
-    """Until there were that many arrivals; what was stored before them is seen by loads that bypass the first-level cache."""
-    while tl.atomic_add(barrier, 0, sem="acquire") < arrivals:
-        pass
+def wait(barrier, arrivals, hope, patience, alarm, number):
+    """Until there were that many arrivals; what was stored before them is seen by loads that bypass the first-level cache.
+
+    A program that has looked `patience` times in vain writes its launch's `number` to `alarm`, and has no `hope` from then on:
+    it waits no more, and what it computes is NaN. Returns whether there is hope.
+    """
+    looks = tl.where(hope, 0, patience)
+    while (tl.atomic_add(barrier, 0, sem="acquire") < arrivals) & (looks < patience):
+        looks += 1
     tl.debug_barrier()
+    tl.store(alarm, number, looks >= patience)
+    return looks < patience
+
+
+@triton.jit
+def dread(hope, PERSISTENT: tl.constexpr):
+    """What is added to a step's product: 0, or NaN where there is no hope."""
+    if PERSISTENT:
+        doom = tl.where(hope, 0.0, float("nan"))
+    else:
+        doom = 0.0
+    return doom

@@ -2,15 +2,17 @@
 
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from fastlstm import backends
+from fastlstm import backends, sequences
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.gpu import launch, plan
 from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.gpu.rows import Rows, steps_of
+from fastlstm.kernels import gpu_compile
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
 
@@ -19,9 +21,6 @@ pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="
 def test_triton_runs_where_it_is_asked_for(variant: str) -> None:
     for dtype in backends.GPU_DTYPES:
         assert backends.explain(backends.VARIANTS[variant], "cuda", dtype, "triton").backend == "triton"
-    choice = backends.explain(backends.VARIANTS[variant], "cuda", torch.float32)
-    assert choice.backend == ("torch" if variant in backends.IN_PYTORCH else "reference")
-    assert "not been run on a GPU yet" in choice.reason
 
 
 @pytest.mark.parametrize(
@@ -140,3 +139,73 @@ def test_triton_is_asked_for_where_it_is_needed() -> None:
     ]
     assert any(line.startswith("triton") for line in extras["gpu"])
     assert any(line.startswith("triton") for line in extras["test"])
+
+
+def test_float32_is_as_exact_as_cudnn_is_set_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "none" inherits from the settings above it, as in PyTorch."""
+    cuda, rnn = torch.device("cuda"), torch.backends.cudnn.rnn
+    before, above = rnn.fp32_precision, torch.backends.fp32_precision
+    try:
+        for setting in ("tf32", "ieee"):
+            rnn.fp32_precision = setting
+            assert launch.precision(torch.float32, cuda) == setting
+            assert launch.precision(torch.bfloat16, cuda) == "tf32"
+        rnn.fp32_precision = "none"
+        for setting in ("tf32", "ieee"):
+            torch.backends.fp32_precision = setting
+            assert launch.precision(torch.float32, cuda) == setting
+        assert launch.precision(torch.float32, cuda, "matmul") == "ieee"
+    finally:
+        torch.backends.fp32_precision, rnn.fp32_precision = above, before
+
+
+def test_processors_are_left_for_those_who_sum_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_gpu", lambda device: launch.H100)
+    assert launch.gpu(torch.device("cuda")).processors == 132
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert launch.gpu(torch.device("cuda")).processors == 116
+
+
+@pytest.mark.parametrize(("T", "B"), [(0, 2), (3, 0)])
+@pytest.mark.parametrize("projected", [False, True])
+def test_nothing_is_compiled_where_nothing_is_to_run(T: int, B: int, projected: bool, monkeypatch) -> None:
+    monkeypatch.setattr(launch, "loaded", lambda *args: pytest.fail("a kernel was compiled"))
+    monkeypatch.setattr(launch, "gpu", lambda device: launch.H100)
+    monkeypatch.setattr(launch, "target", lambda index: None)
+    H, R = 4, 2 if projected else 4
+    x, h, c, w_ih, w_hh = (torch.zeros(*shape) for shape in ((T, B, 3), (B, R), (B, H), (4 * H, 3), (4 * H, R)))
+    w_hr = torch.zeros(R, H) if projected else None
+    y, h_n, *_ = gpu_lstm.lstm_fwd(x, None, None, h, c, w_ih, w_hh, None, None, w_hr, None, False, False, False, True)
+    assert y.shape == (T, B, R)
+    assert torch.equal(h_n, h)
+
+
+@pytest.mark.parametrize(("name", "value"), [("global_scratch_size", 8), ("profile_scratch_size", 4), ("num_ctas", 2)])
+def test_instrumented_kernels_are_refused(name: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {
+        "name": "k",
+        "shared": 0,
+        "num_warps": 4,
+        "global_scratch_size": 0,
+        "profile_scratch_size": 0,
+        "num_ctas": 1,
+    }
+
+    def compiled(facts: dict) -> SimpleNamespace:
+        return SimpleNamespace(asm={"cubin": b"-"}, metadata=SimpleNamespace(**facts))
+
+    spec, target = gpu_compile.Spec("lstm_forward", torch.float32, ()), gpu_compile.Target("cuda", 90, 32)
+    monkeypatch.setattr(gpu_compile, "compiled", lambda *_: compiled(right))
+    assert gpu_compile.image(spec, target) == (b"-", "k", 0, 128)
+    monkeypatch.setattr(gpu_compile, "compiled", lambda *_: compiled(right | {name: value}))
+    with pytest.raises(RuntimeError, match=f"lstm_forward was compiled with {name} = {value}, expected"):
+        gpu_compile.image(spec, target)
+
+
+def test_lengths_are_not_copied_during_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"while a CUDA graph is captured.* give a PackedSequence, the same one"):
+        steps_of(torch.tensor([2, 1]), 2, 3, False, torch.device("cuda"))
+    x = SimpleNamespace(is_cuda=True)
+    with pytest.raises(RuntimeError, match=r"lengths= can't be captured in a CUDA graph.* give a PackedSequence"):
+        sequences._check_capture(x, "lengths=", "give a PackedSequence")

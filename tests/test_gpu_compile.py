@@ -1,8 +1,12 @@
-"""Every GPU kernel is compiled for every kind of GPU, in one go that all tests here share; Triton keeps it for later runs."""
+"""GPU kernels are compiled for every kind of GPU, in one go that all tests here share; Triton keeps it for later runs.
+
+Each kernel, with every value of each flag, in the dtypes that make other code; `fastlstm info --kernels` compiles all sizes.
+"""
 
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from functools import cache, partial
@@ -16,13 +20,21 @@ from fastlstm.benchmarks import floor
 from fastlstm.cli import app
 from fastlstm.cli.kernels import SPILL_BUDGET
 from fastlstm.gpu import ahead, catalogue, launch
+from fastlstm.kernels import gpu_machine_code as machine_code
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
 
-# the others differ in little from these, and take a minute more: `fastlstm info --kernels` compiles all
-COMPILED = {"sm_80": ["bf16", "tf32"], "sm_90": ["bf16", "fp32", "tf32"], "gfx942": ["bf16"]}
+COMPILED = {"sm_80": ["bf16"], "sm_90": ["bf16", "fp32", "tf32"], "gfx942": ["bf16"]}
+READ = {(kind, dtype) for kind in ("lstm", "gru") for dtype in ("bf16", "tf32")}  # their machine code, at all sizes
 Jobs = list[tuple[catalogue.Entry, str]]
-entries = cache(catalogue.entries)
+
+
+@cache
+def entries(target: str) -> list[catalogue.Entry]:
+    found = [entry for entry in catalogue.entries(target) if entry.dtype in COMPILED[target]]
+    read = [e for e in found if (e.variant, e.dtype) in READ and dict(e.spec.constants).get("PERSISTENT")]
+    return list(dict.fromkeys([*catalogue.differing(found), *(read if target in catalogue.READ else [])]))
+
 
 PROGRAM = """
 import os, pickle, sys
@@ -53,7 +65,7 @@ def floor_jobs() -> Jobs:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[catalogue.Entry, str], catalogue.Compiled]:
     """What each kernel compiles to, where Triton compiles and does not interpret."""
-    jobs = [(e, target) for target in COMPILED for e in entries(target) if e.dtype in COMPILED[target]]
+    jobs = [(e, target) for target in COMPILED for e in entries(target)]
     jobs += floor_jobs()
     file = tmp_path_factory.mktemp("kernels") / "jobs.pickle"
     file.write_bytes(pickle.dumps(jobs))
@@ -92,6 +104,64 @@ def test_floor_compiles_and_spills_nothing(compiled: dict) -> None:
     assert [compiled[job].resources.spilled for job in floor_jobs()] == [0] * len(specs)
 
 
+# Instructions of a step: more of them would be a step back, see docs/decisions/0019-steps-by-machine-code.md
+CHAIN, BARRIERS = 16, {"in pieces": 4, "of all warps": 9}
+
+
+def test_a_step_keeps_the_order_of_its_barrier_and_is_short(compiled: dict) -> None:
+    """By the machine code for an H100: `catalogue.read` says what breaks the order, and then a kernel is one that fails."""
+    rows = [row for row in compiled.values() if row.step is not None and "floor" not in row.entry.variant]
+    kinds = {(row.entry.spec.name, row.entry.dtype) for row in rows}
+    assert kinds >= {(f"{v}_{p}", d) for v, d in READ for p in ("forward", "backward")}
+    for row in rows:
+        split = dict(row.entry.spec.constants)["SPLIT"] > 1
+        assert row.step.chain <= CHAIN, row
+        assert row.step.barriers <= BARRIERS["in pieces" if split else "of all warps"], row
+    assert any(dict(row.entry.spec.constants)["SPLIT"] > 1 for row in rows)
+
+
+STEP = """
+  /*0010*/ MUFU.EX2 R1, R2 ;
+  /*0020*/ LDG.E.STRONG.GPU R16, desc[UR18][R16.64] ;
+  /*0030*/ CCTL.IVALL ;
+  /*0040*/ @!P2 BRA 0x20 ;
+  /*0050*/ LDG.E.128.STRONG.GPU R16, desc[UR18][R26.64] ;
+  /*0060*/ HMMA.16816.F32.BF16 R32, R32, R24, RZ ;
+  /*0070*/ HMMA.16816.F32.BF16 R36, R32, R24, RZ ;
+  /*0080*/ HMMA.16816.F32.BF16 R32, R16, R20, R32 ;
+  /*0090*/ BAR.SYNC.DEFER_BLOCKING 0x0 ;
+  /*00a0*/ MUFU.RCP R1, R2 ;
+  /*00b0*/ @P0 STG.E.U16 desc[UR18][R16.64], R24 ;
+  /*00c0*/ BAR.SYNC.DEFER_BLOCKING 0x0 ;
+  /*00d0*/ MEMBAR.ALL.GPU ;
+  /*00e0*/ REDG.E.ADD.STRONG.GPU desc[UR18][R8.64], R7 ;
+  /*00f0*/ @P0 STG.E desc[UR18][R16.64], R23 ;
+  /*0100*/ @P1 BRA 0x10 ;
+"""
+WRONG = {
+    "cached": ("LDG.E.128.STRONG.GPU", "LDG.E.128", "no load behind the acquire goes past"),
+    "one cached": ("/*0060*/", "/*0058*/ LDG.E.64 R2, desc[UR18][R26.64] ;\n  /*0060*/", "goes through .* LDG.E.64 R2"),
+    "no fence": ("MEMBAR.ALL.GPU", "NOP", "no fence precedes"),
+    "no store": ("@P0 STG.E.U16", "NOP.U16", "stored behind the fence, or not at all"),
+    "late": ("MEMBAR.ALL.GPU ;", "MEMBAR.ALL.GPU ;\n  /*00d8*/ STG.E desc[UR18][R16.64], R24 ;", "between the fence and the"),
+}  # fmt: skip
+
+
+def test_a_step_is_read() -> None:
+    code = machine_code.parsed(STEP)
+    assert machine_code.cost(code) == (2, 2, 1, 1)
+    assert not machine_code.faults(code, streams=False, stores=1)
+    with pytest.raises(ValueError, match="there is no"):
+        machine_code.parsed(STEP.replace("HMMA", "FFMA"))
+
+
+@pytest.mark.parametrize(("old", "new", "words"), WRONG.values(), ids=WRONG)
+def test_a_broken_order_is_seen(old: str, new: str, words: str) -> None:
+    assert old in STEP
+    (said,) = machine_code.faults(machine_code.parsed(STEP.replace(old, new)), streams=False, stores=1)
+    assert re.search(words, said)
+
+
 FAILURES = {
     "spills": (catalogue.Resources(255, 4096, 0), "", "spills 4096 bytes"),
     "does not compile": (None, "RuntimeError: PassManager::run failed", "RuntimeError: PassManager::run failed"),
@@ -107,4 +177,4 @@ def test_a_kernel_that_fails_is_named(resources, error, words, monkeypatch: pyte
     found[broken] = catalogue.Compiled(*broken, resources, error)
     said = info(found, "sm_90", monkeypatch)
     assert said.exit_code == 1
-    assert f"sm_90: gru_forward of gru, tf32, B 16, H 768: {words}" in said.output
+    assert f"sm_90: {broken[0].spec.name} of gru, tf32, B {broken[0].B}, H {broken[0].H}: {words}" in said.output

@@ -121,8 +121,8 @@ def test_products_are_as_exact_as_convolutions(setting: str) -> None:
     cuda, conv = torch.device("cuda"), torch.backends.cudnn.conv
     before, conv.fp32_precision = conv.fp32_precision, setting
     try:
-        assert launch.precision(torch.float32, cuda, convolves=True) == setting
-        assert launch.precision(torch.bfloat16, cuda, convolves=True) == "tf32"
+        assert launch.precision(torch.float32, cuda, "conv") == setting
+        assert launch.precision(torch.bfloat16, cuda, "conv") == "tf32"
     finally:
         conv.fp32_precision = before
 

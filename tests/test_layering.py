@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ORDER = (
     "report", "adapters", "convert", "pasted", "subclasses", "loaders", "modules", "generation", "functional", "onnx",
-    "torch_backend", "call", "sequences", "checks", "stack", "ops", "gpu", "backends", "kernels", "_C",
+    "torch_backend", "call", "sequences", "checks", "stack", "ops", "gpu", "backends", "alarm", "kernels", "_C",
 )  # fmt: skip
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm.kernels", "benchmarks": "fastlstm.benchmarks"}
 # Kernel files by their name: what they may import beside the standard library

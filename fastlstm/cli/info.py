@@ -120,7 +120,7 @@ def devices() -> list[str]:
 
 def chosen(variant: str, device: str, dtype: str) -> dict[str, str]:
     """What "auto" runs `variant` on, and why."""
-    choice = backends.explain(KNOWN[variant], device, DTYPES[dtype])
+    choice = backends.so_far(KNOWN[variant], torch.device(device), DTYPES[dtype])
     where = {"variant": variant, "device": device, "dtype": dtype}
     return {**where, "backend": choice.backend, "reason": choice.reason}
 

@@ -40,7 +40,8 @@ def show_kernels(targets: list[str] | None, dtypes: list[str] | None, as_json: b
             console.print(table(target, [row for row in rows if row.target == target]))
         console.print(
             "*: weights stay on chip. Tile: sequences x units x features, of attention slots x features. "
-            "Spill: bytes per thread; shared: bytes"
+            "Spill: bytes per thread; shared: bytes. Of a step of a resident kernel: matrix instructions that wait for each "
+            "other (in one block of features), barriers behind them, and transcendentals before the wait and behind it"
         )
         console.print(f"{len(rows)} kernels, {len(failed)} that don't compile or spill more than is budgeted")
     for row in failed:
@@ -66,6 +67,7 @@ def facts(row: "Compiled") -> dict[str, object]:
     spec = row.entry.spec
     constants = {key: value if isinstance(value, (int, str)) else str(value) for key, value in spec.constants}
     found = row.resources._asdict() if row.resources else {"error": row.error}
+    found |= row.step._asdict() if row.step else {}
     sizes = {"variant": row.entry.variant, "dtype": row.entry.dtype, "B": row.entry.B, "H": row.entry.H}
     return {"target": row.target, "kernel": spec.name, **sizes, "warps": spec.warps, **found, "constants": constants}
 
@@ -92,13 +94,14 @@ def table(target: str, rows: list["Compiled"]) -> "Table":
     table.add_column("variant", overflow="fold")
     for name in ("pass", "dtype", "form"):
         table.add_column(name, no_wrap=True)
-    for name in ("B x H", "tile", "regs", "spill", "shared"):
+    for name in ("B x H", "tile", "regs", "spill", "shared", "step"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         entry, constants = row.entry, dict(row.entry.spec.constants)
         form = ("resident" if constants.get("PERSISTENT") else "steps") + ("*" if constants.get("KEEP") else "")
         tile = tile_of(constants)
         found = [str(n) for n in row.resources] if row.resources else ["-", "-", "-"]
+        found.append(" ".join(map(str, row.step)) if row.step else "-")
         kind = entry.spec.name.split("_")[-1]
         table.add_row(entry.variant, kind, entry.dtype, form, f"{entry.B} x {entry.H}", tile, *found)
     return table

@@ -202,7 +202,7 @@ def add_cells(
 ) -> None:
     """A launch of layer `l`'s cells: a product of K features with `slots` columns per unit, and others of so many features."""
     rows, dtype, H = loop.rows, loop.dtype, p.h0.shape[2]
-    precision = launch.precision(dtype, rows.device)
+    precision = launch.precision(dtype, rows.device, "matmul")
     tile = plan.tile(rows.B, H, K, slots, dtype, precision, launch.gpu(rows.device), may_keep=False)
     # no product is a single block, which would not be streamed but pass through registers
     most = [max(16, plan.power_of_two(features) // 2) for features in others if features]
@@ -222,7 +222,7 @@ def add_fed_gradient(loop: Loop, p: Problem, d: Gradients, dy: Tensor | None, df
     """A launch that finds a row of `dfed` by the gates' gradients of its own step; or, where there is a `dy`, by those of the
     step after, to which that is added, and `dfed_n` at the end."""
     rows, dtype, (G, F) = loop.rows, loop.dtype, p.joins.shape
-    precision = launch.precision(dtype, rows.device)
+    precision = launch.precision(dtype, rows.device, "matmul")
     tile = plan.tile(rows.B, F, G, 1, dtype, precision, launch.gpu(rows.device), may_keep=False)
     constants = {
         "R": F, "K": G, "BACKWARD": dy is not None, "REVERSE": dy is None, "VARIABLE": rows.steps is not None,

@@ -23,6 +23,7 @@ from fastlstm.kernels.conv_lstm import (
     unmoved,
 )
 from fastlstm.kernels.gpu_compile import Resources, Spec, Target, resources
+from fastlstm.kernels.gpu_machine_code import Step, cost, disassembled, faults
 from fastlstm.kernels.lstm import LSTM
 from fastlstm.kernels.variant import PARAMETERS, Variant
 
@@ -65,12 +66,13 @@ class Entry(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What a kernel compiles to on a target, or why it doesn't."""
+    """What a kernel compiles to on a target, or why it doesn't; and of a persistent one, what a step is waited for."""
 
     entry: Entry
     target: str
     resources: Resources | None
     error: str
+    step: Step | None = None
 
 
 def entries(target: str) -> list[Entry]:
@@ -160,6 +162,46 @@ def compile_all(jobs: list[tuple[Entry, str]], processes: int) -> Iterator[Compi
 
 def compile_one(entry: Entry, target: str) -> Compiled:
     try:
-        return Compiled(entry, target, resources(entry.spec, TARGETS[target][0]), "")
+        found, step = resources(entry.spec, TARGETS[target][0]), None
+        if target in READ and dict(entry.spec.constants).get("PERSISTENT") and entry.dtype in READ_DTYPES:
+            step = read(entry.spec, TARGETS[target][0])
+        return Compiled(entry, target, found, "", step)
     except Exception as error:  # whatever Triton's passes raise is what is to be reported
         return Compiled(entry, target, None, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+# Whose machine code is read. Exact products in float32 have no matrix instructions
+READ, READ_DTYPES = ("sm_90",), ("tf32", "bf16", "fp16")
+
+
+def read(spec: Spec, target: Target) -> Step | None:
+    """What a step is waited for. Raises RuntimeError where the code doesn't keep the barrier's order."""
+    constants = dict(spec.constants)
+    code = disassembled(spec, target)
+    # of the gradients, those of all gates are exchanged
+    exchanged = 1 if spec.name.endswith("forward") else 3 if "gru" in spec.name or constants["COUPLED"] else 4
+    if wrong := faults(code, streams=not constants["KEEP"], stores=exchanged):
+        raise RuntimeError(f"its machine code does not keep the barrier's order: {'; '.join(wrong)}")
+    return cost(code)
+
+
+# What a kernel is compiled for: constants that say no more than sizes
+SIZES_OF = (
+    "H", "K", "BM", "BH", "BK", "BK2", "BS", "BA", "KB", "A", "M", "R", "ALIGN", "ALIGN_BELOW", "SCALE", "KZ", "KY", "KX",
+)  # fmt: skip
+
+
+def differing(found: list[Entry]) -> list[Entry]:
+    """Of these, so many that every kernel is there with every value of all that makes other code of it, but for sizes."""
+
+    def traits(entry: Entry) -> set[tuple]:
+        spec, flags = entry.spec, dict(entry.spec.constants)
+        flags["SPLIT"] = flags.get("SPLIT", 1) > 1
+        return {(spec.name, entry.dtype, name, flag) for name, flag in flags.items() if name not in SIZES_OF}
+
+    left, chosen = set().union(*map(traits, found)), []
+    while left:
+        best = max(found, key=lambda entry: len(left & traits(entry)))
+        chosen.append(best)
+        left -= traits(best)
+    return chosen

@@ -118,7 +118,7 @@ class Step:
         unused = [1] * (3 - len(image))
         self.image, self.kernel = [*unused, *image], [*unused, *w_hh.shape[1:-1]]
         self.count = self.B * math.prod(image)
-        self.precision = launch.precision(dtype, rows.device, convolves=True)
+        self.precision = launch.precision(dtype, rows.device, "conv")
         self.tile = plan.pixel_tile(self.count, self.H, K, slots, dtype, self.precision, launch.gpu(rows.device))
 
     def peephole_sums(self, peephole: Tensor | None) -> Tensor | None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastlstm import backends
+from fastlstm import alarm, backends
 from fastlstm.gpu.plan import Gpu
 from fastlstm.kernels import gpu_compile
 from fastlstm.kernels.gpu_compile import Spec, Target
@@ -27,10 +28,14 @@ def run(calls: list[Call], T: int, device: torch.device, *, resident: bool) -> N
     if _recording is not None:
         _recording.calls.extend(calls)
         return
+    alarm.check()
     with current(device):
         kernels, stream = [loaded(call.spec, device.index or 0) for call in calls], stream_of(device)
         if resident:
-            _C().run_resident(kernels[0], calls[0].grid, parameters(calls[0], T), stream)
+            if _C().run_resident(kernels[0], calls[0].grid, parameters(calls[0], T), stream):
+                return
+            _refused.add((calls[0].spec, calls[0].grid, device.index or 0))
+            run([of_one_step(calls[0])], T, device, resident=False)
         else:
             steps = [
                 (kernel, call.grid, parameters(call, 1), gpu_compile.arguments(call.spec.name).index("first"))
@@ -39,13 +44,36 @@ def run(calls: list[Call], T: int, device: torch.device, *, resident: bool) -> N
             _C().run_steps(steps, 0, T, stream)
 
 
+def of_one_step(call: Call) -> Call:
+    """The same kernel in the form that is launched for every step."""
+    constants = {**dict(call.spec.constants), "PERSISTENT": False}
+    return call._replace(spec=replace(call.spec, constants=tuple(sorted(constants.items()))))
+
+
+# What the driver has said of a launch before: that this process has too small a share of the GPU for all of its programs
+_refused: set[tuple[Spec, tuple[int, int], int]] = set()
+
+
 def can_be_resident(spec: Spec, grid: tuple[int, int], device: torch.device) -> bool:
     """Whether the GPU holds all programs at once, by what the driver says of the compiled kernel."""
     if _recording is not None:
         return True  # what the driver says of a kernel, it says of one that is compiled and loaded
+    if alarm.steps_only or (spec, grid, device.index or 0) in _refused:
+        return False
     with current(device):
         kernel = loaded(spec, device.index or 0)
     return kernel.cooperative and grid[0] * grid[1] <= kernel.resident_programs()
+
+
+def waiting(spec: Spec, grid: tuple[int, int], device: torch.device) -> dict[str, Tensor | int | None]:
+    """The arguments of a kernel whose programs wait for each other."""
+    barrier = torch.zeros(grid[1], BARRIER, dtype=torch.int32, device=device)
+    waits = NOT_WAITING if _recording else alarm.arguments(spec.name, grid, device)
+    return {**waits, "barrier": barrier}
+
+
+BARRIER = 32  # integers from one counter to the next: not in one line of the cache
+NOT_WAITING: dict[str, Tensor | int | None] = {"barrier": None, "alarm": None, "number": 0, "patience": 0}
 
 
 def current(device: torch.device) -> AbstractContextManager:
@@ -115,7 +143,16 @@ def target(index: int) -> Target:
 
 def gpu(device: torch.device) -> Gpu:
     """What a plan needs to know of the GPU."""
-    return recording().gpu if device.type == "meta" else _gpu(device)
+    if device.type == "meta":
+        return recording().gpu
+    found = _gpu(device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # a grid that takes all processors, for as long as a loop lasts, would hold up the others' gradients
+        found = found._replace(processors=found.processors - FOR_OTHERS)
+    return found
+
+
+FOR_OTHERS = 16  # processors that NCCL may take
 
 
 @cache
@@ -130,15 +167,15 @@ def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
-def precision(dtype: torch.dtype, device: torch.device, *, convolves: bool = False) -> str:
-    """How a float32 product is taken: as PyTorch's matrix products are set to, or where it `convolves` its convolutions; "wide"
-    where the interpreter takes it."""
+def precision(dtype: torch.dtype, device: torch.device, instead_of: str = "rnn") -> str:
+    """How a float32 product is taken: as PyTorch is set to for what the loop stands for, cuDNN's "rnn" or "conv", or matrix
+    products, "matmul"; "wide" where the interpreter takes it."""
     if device.type == "cpu":
         return "wide"
     if device.type == "meta":
         return recording().precision if dtype == torch.float32 else "tf32"
     cudnn: Any = torch.backends.cudnn  # what it has is younger than its types
-    setting = cudnn.conv if convolves else torch.backends.cuda.matmul
+    setting = {"rnn": cudnn.rnn, "conv": cudnn.conv, "matmul": torch.backends.cuda.matmul}[instead_of]
     return "tf32" if dtype != torch.float32 or setting.fp32_precision == "tf32" else "ieee"
 
 

@@ -13,7 +13,6 @@ from fastlstm.gpu.rows import Rows
 from fastlstm.kernels.gpu_compile import Spec
 
 Given = dict[str, Tensor | None]  # arrays by the names of a kernel's arguments
-BARRIER = 32  # integers from one counter to the next: not in one line of the cache
 
 
 class Loop:
@@ -26,6 +25,8 @@ class Loop:
 
     def add(self, name: str, units: int, K: int, slots: int, given: Given, flags: dict[str, Any]) -> None:
         """One more kernel: `units` to share among programs, a product of K features with `slots` columns per unit."""
+        if self.empty:
+            return
         rows, gpu = self.rows, launch.gpu(self.rows.device)
         precision = launch.precision(self.dtype, rows.device)
         loops = name != "project"
@@ -42,16 +43,16 @@ class Loop:
             "K": K,
         }
         if loops:
-            common |= {"H": units, "BK2": chosen.BK2, "KEEP": chosen.keep, "PERSISTENT": False}
+            common |= {"H": units, "BK2": chosen.BK2, "KEEP": chosen.keep, "SPLIT": chosen.split, "PERSISTENT": False}
         grid = plan.grid(rows.B, units, chosen)
         spec = Spec(name, self.dtype, tuple(sorted({**flags, **common}.items())), chosen.warps, chosen.stages)
-        barrier = None
+        waiting = launch.NOT_WAITING
         if self.alone and plan.resident(rows.B, units, chosen, gpu):
             persistent = replace(spec, constants=tuple(sorted({**flags, **common, "PERSISTENT": True}.items())))
             if launch.can_be_resident(persistent, grid, rows.device):
                 spec, self.resident = persistent, True
-                barrier = torch.zeros(grid[1], BARRIER, dtype=torch.int32, device=rows.device)
-        self.call(spec, grid, {**given, "barrier": barrier})
+                waiting = launch.waiting(spec, grid, rows.device)
+        self.call(spec, grid, {**given, **waiting})
 
     def call(self, spec: Spec, grid: tuple[int, int], given: Mapping[str, Tensor | int | None]) -> None:
         """One more kernel, that is planned; what says which rows a step has is the same for all."""
@@ -60,6 +61,11 @@ class Loop:
         arrays = {"reset": rows.reset, "offsets": offsets, "sizes": sizes}
         self.calls.append(launch.Call(spec, grid, {**given, **arrays, "T": rows.T, "B": rows.B}))
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to run, for which nothing is compiled or loaded."""
+        return not (self.rows.T and self.rows.B)
+
     def run(self) -> None:
-        if self.rows.T and self.rows.B:
+        if not self.empty:
             launch.run(self.calls, self.rows.T, self.rows.device, resident=self.resident)

@@ -10,10 +10,11 @@ import torch
 
 SLACK_BYTES = 16 * 1024  # of shared memory, for conversions of layouts
 STAGE_BYTES = 32 * 1024  # of one stage of the pipeline that streams weights and rows
-BLOCK_BYTES = (
-    16 * 1024
-)  # per warp: of a block loaded whole, once, or half as much in every step; it passes through registers
-
+# per warp: of a block loaded whole, once, or half as much in every step; it passes through registers
+BLOCK_BYTES = 16 * 1024
+EAGER_BYTES = 8 * 1024  # per warp: as much of such a block as there are registers for to load all of it in one go
+MOST_WARPS = 16
+WIDE = 64  # sequences from which on the tensor cores have instructions of four warps
 ROW_NUMBERS = 1024  # per warp: of rows that pass through registers and that sums along them are taken of
 
 
@@ -34,6 +35,7 @@ class Tile(NamedTuple):
     keep: bool
     warps: int
     stages: int
+    split: int = 1  # parts of the features that are summed apart
 
 
 def power_of_two(n: int) -> int:
@@ -56,25 +58,54 @@ def tile(
 ) -> Tile:
     """The tile of a loop over H units, K features and `slots` columns of the product per unit.
 
-    Few units per program make a short step, as long as there are processors for them; a product has 16 columns or more. The
-    weights stay in shared memory where they and the rows of a step fit; not for exact float32 products, which
-    have no tensor cores and are unrolled over all features, and not where each step is a launch (`may_keep` is False).
+    Few units per program make a short step, as long as there are processors for them. The weights stay in shared memory where
+    they and the rows of a step fit; not for exact float32 products, which have no tensor cores and are unrolled over
+    all features, and not where each step is a launch (`may_keep` is False).
     """
-    exact = precision == "ieee"
-    BM, BH = batch_tile(B), 8 if slots > 1 else 16
-    while (16 if dtype.itemsize == 4 else 32) > BH and -(-H // BH) * batch_tiles(B) > gpu.processors:
-        BH *= 2
-    warps = 8 if BM * BH >= 64 * 32 or BM * slots * BH >= 64 * 64 else 4
-    size, columns = dtype.itemsize, slots * BH
-    BK, BK2 = whole(K)
-    room = (columns + BM) * (BK + BK2) * size + SLACK_BYTES <= gpu.shared
-    passes = max(columns, 2 * BM) * (BK + BK2) * size <= BLOCK_BYTES * warps
-    stays = -(-H // BH) * batch_tiles(B) <= gpu.processors  # a launch of one step has nothing to keep them for
-    if may_keep and not exact and room and passes and stays:
-        return Tile(BM, BH, BK, BK2, True, warps, stages=1)
+    exact, size, BM = precision == "ieee", dtype.itemsize, batch_tile(B)
+    if may_keep and not exact and (kept := kept_tile(B, H, K, slots, size, gpu)):
+        return kept
+    BH = units(B, H, 8 if slots > 1 else 16, size, gpu)
+    warps = wide_warps(BM, BH, slots)
     # a pipeline copies 8 bytes at a time through the first-level cache, which may hold what another program has overwritten
     stages = 1 if K * size % 16 else 3
-    return Tile(BM, BH, block(BM + columns, K, size, exact, gpu), 0, False, warps, stages)
+    BK = block(BM + slots * BH, K, size, exact, gpu)
+    split = pieces(BM, warps, BK) if may_keep and not exact else 1
+    return Tile(BM, BH, BK, 0, False, warps, stages, split)
+
+
+def kept_tile(B: int, H: int, K: int, slots: int, size: int, gpu: Gpu) -> Tile | None:
+    """That of a program whose weights stay, where they can: on a processor of its own, since a launch of one step has nothing
+    to keep them for. What is loaded at once passes through registers, of which many warps have more."""
+    BM = batch_tile(B)
+    BH = units(B, H, 8 if slots > 1 or BM < WIDE else 16, size, gpu)
+    BK, BK2 = whole(K)
+    room = (slots * BH + BM) * (BK + BK2) * size + SLACK_BYTES <= gpu.shared
+    loaded = max(slots * BH, 2 * BM) * (BK + BK2) * size
+    warps = wide_warps(BM, BH, slots)
+    if BM < WIDE:
+        warps = min(max(power_of_two(-(-loaded // EAGER_BYTES)), warps), MOST_WARPS)
+    if not room or loaded > BLOCK_BYTES * warps or -(-H // BH) * batch_tiles(B) > gpu.processors:
+        return None
+    return Tile(BM, BH, BK, BK2, True, warps, 1, pieces(BM, warps, BK, BK2))
+
+
+def units(B: int, H: int, least: int, size: int, gpu: Gpu) -> int:
+    """Of a program: as few as there are processors for."""
+    BH = least
+    while (16 if size == 4 else 32) > BH and -(-H // BH) * batch_tiles(B) > gpu.processors:
+        BH *= 2
+    return BH
+
+
+def wide_warps(BM: int, BH: int, slots: int) -> int:
+    return 8 if BM * BH >= 64 * 32 or BM * slots * BH >= 64 * 64 else 4
+
+
+def pieces(BM: int, warps: int, *blocks: int) -> int:
+    """How many warps share the features of a product, of 16 or more each: those of one warp are summed one after another. The
+    instructions for wide tiles are all warps' together."""
+    return 1 if BM >= WIDE else min(warps, *(block // 16 for block in blocks if block))
 
 
 def pixel_tile(rows: int, H: int, K: int, slots: int, dtype: torch.dtype, precision: str, gpu: Gpu) -> Tile:

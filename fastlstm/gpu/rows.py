@@ -36,12 +36,18 @@ def copied(numbers: Tensor, key: tuple, device: torch.device, parts: Callable[[]
     version = numbers.numpy().tobytes() if numbers.is_inference() else numbers._version
     key = version, *key, device
     known = _copies.get(numbers)
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     if known is None or known[0] != key:
+        if capturing:
+            raise RuntimeError(
+                "lengths would be copied to the GPU while a CUDA graph is captured, which CUDA refuses: give a PackedSequence, "
+                "the same one in a forward and backward before the capture and in it, so that its lengths are there"
+            )
         found = parts()
         known = _copies[numbers] = key, torch.cat(list(found)).to(device).split([len(part) for part in found])
     if device.type == "cuda":  # one storage, made on whichever stream asked first
         known[1][0].record_stream(torch.cuda.current_stream(device))
-        if torch.cuda.is_current_stream_capturing():
+        if capturing:
             _captured.append(known[1])
     return known[1]
 

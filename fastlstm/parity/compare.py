@@ -86,7 +86,8 @@ def check(case: Case | str, dtype: str | None, backend: str, level: str = "op", 
 def compare(case: Case, forward: Forward, level: str, who: str, device: str = "cpu") -> list[Row]:
     """The same for whatever runs a case; `who` is called "backend" in the rows."""
     kind = DTYPES[case.dtype or "fp32"]
-    results = pooled([run(problem, kind, forward, device) for problem in problems(case)])
+    with exact_products():
+        results = pooled([run(problem, kind, forward, device) for problem in problems(case)])
     line, dtype = str(case), case.dtype or "fp32"
     wrong = [key for key, tensor in results.items() if tensor.dtype != kind]
     rows = [Row(line, level, who, dtype, key, "dtype of the input", float("inf"), 0.0) for key in wrong]
@@ -184,11 +185,11 @@ def errors(case: Case, forward: Forward, oracle: str, device: str = "cpu") -> di
 
 
 @contextmanager
-def products_as_exact_as_ours() -> Iterator[None]:
-    """cuDNN's RNNs have a setting of TF32 of their own, on by default; ours is that of matrix products."""
+def exact_products() -> Iterator[None]:
+    """RNNs on a GPU, ours and cuDNN's, have a setting of TF32 of their own, on by default: its error would hide others."""
     rnn: Any = torch.backends.cudnn.rnn  # what it has is younger than its types
     before = rnn.fp32_precision
-    rnn.fp32_precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    rnn.fp32_precision = "ieee"
     try:
         yield
     finally:

@@ -12,6 +12,8 @@ import triton.language as tl
 
 from fastlstm.kernels.gpu_math import (
     arrive,
+    dread,
+    in_rows,
     product,
     rows_run_before,
     sigmoid,
@@ -23,7 +25,7 @@ from fastlstm.kernels.gpu_math import (
 )
 
 
-@triton.jit(do_not_specialize=["first", "steps", "T", "B"])
+@triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
 def gru_forward(
     gates,  # (N, 3*H): W_ih x + b_ih, and b_hh for r and z; overwritten with the activated r, z, n where SAVE
     hn,  # (N, H): W_hn h + b_hn, which r acts on, written where SAVE
@@ -36,6 +38,9 @@ def gru_forward(
     offsets,  # (T,) int64
     sizes,  # (T,) int64
     barrier,  # (batch tiles, 32) int32, zeros, of which the first of 32 counts
+    alarm,  # () int32, in the host's memory: see `wait`
+    number,
+    patience,
     first,
     steps,
     T,
@@ -56,6 +61,7 @@ def gru_forward(
     BK: tl.constexpr,
     BK2: tl.constexpr,
     KEEP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     tile, batch_tile = tl.program_id(0), tl.program_id(1)
     rows = batch_tile * BM + tl.arange(0, BM)
@@ -65,10 +71,10 @@ def gru_forward(
     h = tl.load(h_state + state, own, other=0.0)
     if BIAS:
         b_n = tl.load(bias + units, units < H, other=0.0).to(tl.float32)[None, :]
-    kept = weight_tile(w, tile, 0, H, K, 3, BH, BK) if KEEP else 0
-    more = weight_tile(w, tile, BK, H, K, 3, BH, BK2) if KEEP and BK2 > 0 else 0
+    kept = weight_tile(w, tile, 0, H, K, 3, BH, BK, SPLIT) if KEEP else 0
+    more = weight_tile(w, tile, BK, H, K, 3, BH, BK2, SPLIT) if KEEP and BK2 > 0 else 0
     offset_before, size_before = rows_run_before(first, T, B, offsets, sizes, REVERSE, VARIABLE)
-    arrivals = 0
+    arrivals, hope = 0, patience > 0
 
     for s in tl.range(first, first + steps, num_stages=1):
         t = T - 1 - s if REVERSE else s
@@ -84,13 +90,14 @@ def gru_forward(
         a_n = tl.load(gates + at + 2 * H, mine, other=0.0).to(tl.float32)
 
         if PERSISTENT:
-            wait(barrier + batch_tile * 32, arrivals)
+            hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
             arrivals += tl.num_programs(0)
         a = tl.where(rows < size_before, y + (offset_before + rows) * K, h0 + rows.to(tl.int64) * K)
-        acc = tl.zeros((BM, 4 * BH), tl.float32)
+        acc = tl.zeros((BM, 4 * BH), tl.float32) + dread(hope, PERSISTENT)
         acc = product(
-            acc, tl.multiple_of(a, ALIGN), valid & ~cut, w, kept, more, tile, H, K, 3, BH, BK, BK2, KEEP, PRECISION
-        )
+            acc, tl.multiple_of(a, ALIGN), valid & ~cut, w, kept, more, tile, H,
+            K, 3, BH, BK, BK2, KEEP, PRECISION, SPLIT,
+        )  # fmt: skip
 
         h_prev = tl.where(cut[:, None], 0.0, h) if RESET else h
         h_r, h_z, h_n, _ = split_gates(acc, BM, BH)
@@ -114,7 +121,7 @@ def gru_forward(
     tl.store(h_state + state, h, own)
 
 
-@triton.jit(do_not_specialize=["first", "steps", "T", "B"])
+@triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
 def gru_backward(
     dgates,  # (N, 4*H): the gradients of the pre-activations of n, r and z, and of what r acts on; written, the last 3*H read
     dy,  # (N, H)
@@ -128,6 +135,9 @@ def gru_backward(
     offsets,
     sizes,
     barrier,
+    alarm,
+    number,
+    patience,
     first,
     steps,
     T,
@@ -146,6 +156,7 @@ def gru_backward(
     BK: tl.constexpr,
     BK2: tl.constexpr,
     KEEP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     tile, batch_tile = tl.program_id(0), tl.program_id(1)
     rows = batch_tile * BM + tl.arange(0, BM)
@@ -153,11 +164,11 @@ def gru_backward(
     own = (rows < B)[:, None] & (units < H)[None, :]
     state = rows.to(tl.int64)[:, None] * H + units[None, :]
     carry = tl.load(dh_state + state, own, other=0.0)
-    kept = weight_tile(w, tile, 0, H, K, 1, BH, BK) if KEEP else 0
-    more = weight_tile(w, tile, BK, H, K, 1, BH, BK2) if KEEP and BK2 > 0 else 0
+    kept = weight_tile(w, tile, 0, H, K, 1, BH, BK, SPLIT) if KEEP else 0
+    more = weight_tile(w, tile, BK, H, K, 1, BH, BK2, SPLIT) if KEEP and BK2 > 0 else 0
     # the step after, in the forward's order: the one that is run before this
     offset_after, size_after = rows_run_before(first, T, B, offsets, sizes, not REVERSE, VARIABLE)
-    arrivals = 0
+    arrivals, hope = 0, patience > 0
 
     for s in tl.range(first, first + steps, num_stages=1):
         t = s if REVERSE else T - 1 - s
@@ -187,10 +198,13 @@ def gru_backward(
             a_mask = a_mask & (tl.load(reset + offset_after + rows, follows, other=0) == 0)
 
         if PERSISTENT:
-            wait(barrier + batch_tile * 32, arrivals)
+            hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
             arrivals += tl.num_programs(0)
         acc = tl.zeros((BM, BH), tl.float32)
-        dh += product(acc, tl.multiple_of(a, ALIGN), a_mask, w, kept, more, tile, H, K, 1, BH, BK, BK2, KEEP, PRECISION)
+        acc = product(
+            acc, tl.multiple_of(a, ALIGN), a_mask, w, kept, more, tile, H, K, 1, BH, BK, BK2, KEEP, PRECISION, SPLIT
+        )
+        dh += in_rows(acc, dread(hope, PERSISTENT), SPLIT)
 
         da_n = dh * (1.0 - z) * (1.0 - n * n)
         da_r = da_n * h_n * r * (1.0 - r)

@@ -21,10 +21,10 @@ from fastlstm.kernels.gpu_gates import (
     store_gates,
     with_product,
 )
-from fastlstm.kernels.gpu_math import arrive, product, rows_run_before, step_rows, wait, weight_tile
+from fastlstm.kernels.gpu_math import arrive, dread, in_rows, product, rows_run_before, step_rows, wait, weight_tile
 
 
-@triton.jit(do_not_specialize=["first", "steps", "T", "B"])
+@triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
 def lstm_forward(
     gates,  # (N, G*H): W_ih x + b, overwritten with the activated gates where SAVE
     hidden,  # (N, R): h of every step, read
@@ -38,6 +38,9 @@ def lstm_forward(
     offsets,  # (T,) int64
     sizes,  # (T,) int64
     barrier,  # (batch tiles, 32) int32, zeros, of which the first of 32 counts
+    alarm,  # () int32, in the host's memory: see `wait`
+    number,
+    patience,
     first,
     steps,
     T,
@@ -59,6 +62,7 @@ def lstm_forward(
     BK: tl.constexpr,
     BK2: tl.constexpr,
     KEEP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     GATES: tl.constexpr = 3 if COUPLED else 4
     tile, batch_tile = tl.program_id(0), tl.program_id(1)
@@ -68,10 +72,10 @@ def lstm_forward(
     state = rows.to(tl.int64)[:, None] * H + units[None, :]
     c = tl.load(c_state + state, own, other=0.0)
     p_i, p_f, p_o = load_peepholes(peephole, units[None, :], (units < H)[None, :], H, COUPLED, PEEPHOLE)
-    kept = weight_tile(w, tile, 0, H, K, GATES, BH, BK) if KEEP else 0
-    more = weight_tile(w, tile, BK, H, K, GATES, BH, BK2) if KEEP and BK2 > 0 else 0
+    kept = weight_tile(w, tile, 0, H, K, GATES, BH, BK, SPLIT) if KEEP else 0
+    more = weight_tile(w, tile, BK, H, K, GATES, BH, BK2, SPLIT) if KEEP and BK2 > 0 else 0
     offset_before, size_before = rows_run_before(first, T, B, offsets, sizes, REVERSE, VARIABLE)
-    arrivals = 0
+    arrivals, hope = 0, patience > 0
 
     for s in tl.range(first, first + steps, num_stages=1):
         t = T - 1 - s if REVERSE else s
@@ -85,13 +89,14 @@ def lstm_forward(
         a_i, a_f, a_g, a_o = load_gates(gates, at, mine, H, COUPLED)
 
         if PERSISTENT:
-            wait(barrier + batch_tile * 32, arrivals)
+            hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
             arrivals += tl.num_programs(0)
         h = tl.where(rows < size_before, hidden + (offset_before + rows) * K, h0 + rows.to(tl.int64) * K)
-        acc = tl.zeros((BM, 4 * BH), tl.float32)
+        acc = tl.zeros((BM, 4 * BH), tl.float32) + dread(hope, PERSISTENT)
         acc = product(
-            acc, tl.multiple_of(h, ALIGN), valid & ~cut, w, kept, more, tile, H, K, GATES, BH, BK, BK2, KEEP, PRECISION
-        )
+            acc, tl.multiple_of(h, ALIGN), valid & ~cut, w, kept, more, tile, H,
+            K, GATES, BH, BK, BK2, KEEP, PRECISION, SPLIT,
+        )  # fmt: skip
 
         c_prev = tl.where(cut[:, None], 0.0, c) if RESET else c
         a_i, a_f, a_g, a_o = with_product(a_i, a_f, a_g, a_o, acc, BM, BH, COUPLED)
@@ -108,7 +113,7 @@ def lstm_forward(
     tl.store(c_state + state, c, own)
 
 
-@triton.jit(do_not_specialize=["first", "steps", "T", "B"])
+@triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
 def lstm_backward(
     dgates,  # (N, G*H): the gradients of the pre-activations, written; and read, where not PROJECTED
     dh,  # (N, R): the gradient of y; with PROJECTED that of h, from `project`
@@ -125,6 +130,9 @@ def lstm_backward(
     offsets,
     sizes,
     barrier,
+    alarm,
+    number,
+    patience,
     first,
     steps,
     T,
@@ -147,6 +155,7 @@ def lstm_backward(
     BK: tl.constexpr,
     BK2: tl.constexpr,
     KEEP: tl.constexpr,
+    SPLIT: tl.constexpr,
 ):
     GATES: tl.constexpr = 3 if COUPLED else 4
     tile, batch_tile = tl.program_id(0), tl.program_id(1)
@@ -162,11 +171,11 @@ def lstm_backward(
         dp_o = tl.load(sums + (GATES - 2) * H, units < H, other=0.0)
         if not COUPLED:
             dp_f = tl.load(sums + H, units < H, other=0.0)
-    kept = weight_tile(w, tile, 0, H, K, 1, BH, BK) if KEEP else 0
-    more = weight_tile(w, tile, BK, H, K, 1, BH, BK2) if KEEP and BK2 > 0 else 0
+    kept = weight_tile(w, tile, 0, H, K, 1, BH, BK, SPLIT) if KEEP else 0
+    more = weight_tile(w, tile, BK, H, K, 1, BH, BK2, SPLIT) if KEEP and BK2 > 0 else 0
     # the step after, in the forward's order: the one that is run before this
     offset_after, size_after = rows_run_before(first, T, B, offsets, sizes, not REVERSE, VARIABLE)
-    arrivals = 0
+    arrivals, hope = 0, patience > 0
 
     for s in tl.range(first, first + steps, num_stages=1):
         t = s if REVERSE else T - 1 - s
@@ -205,10 +214,13 @@ def lstm_backward(
         by_i, by_f, by_g, by_o, by_c = factors(i, f, g, o, c, c_prev, COUPLED)
 
         if PERSISTENT:
-            wait(barrier + batch_tile * 32, arrivals)
+            hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
             arrivals += tl.num_programs(0)
         acc = tl.zeros((BM, BH), tl.float32)
-        acc = product(acc, tl.multiple_of(a, ALIGN), a_mask, w, kept, more, tile, H, K, 1, BH, BK, BK2, KEEP, PRECISION)
+        acc = product(
+            acc, tl.multiple_of(a, ALIGN), a_mask, w, kept, more, tile, H, K, 1, BH, BK, BK2, KEEP, PRECISION, SPLIT
+        )
+        acc = in_rows(acc, dread(hope, PERSISTENT), SPLIT)
         dm = acc if PROJECTED else acc + of_y
 
         da_i, da_f, da_g, da_o, dc = gradients(dm, dc, by_i, by_f, by_g, by_o, by_c, p_o, PEEPHOLE)

@@ -1,0 +1,163 @@
+"""What "auto" does on a GPU: kernels are tried once, by a small parity problem, and used where they are right."""
+
+import json
+import logging
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from gpu_interpreter import Interpreter
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fastlstm import backends
+from fastlstm.cli.info import chosen
+from fastlstm.ops import lstm as ops_lstm
+from fastlstm.parity import first_use
+
+pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
+
+CUDA = torch.device("cuda")
+PEEPHOLE = backends.VARIANTS["peephole_lstm"], CUDA, torch.bfloat16
+FACTS = {"gpu": "one", "driver": "2", "torch": "3", "triton": "4", "fastlstm": "5"}
+
+
+def test_right_kernels_pass(interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, whose ops are those of a GPU here; inside whatever a user may be in the middle of."""
+    monkeypatch.setattr(first_use, "cases", lambda variant: [f"{variant}_h16"])  # the interpreter is slow
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert first_use.tried("peephole_lstm", torch.float32, "cpu", "numba") == ""
+    assert interpreter.launched
+
+
+def test_what_is_wrong_is_said(interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ops_lstm.OPS.bwd
+    monkeypatch.setattr(ops_lstm.OPS, "bwd", lambda *args: (right(*args)[0] * 1.01, *right(*args)[1:]))
+    said = first_use.tried("peephole_lstm", torch.float32, "cpu", "numba")
+    assert said.startswith("dx of peephole_lstm_h65 differs from reference by 1.0e-02, allowed is ")
+
+
+def test_what_fails_is_said(interpreter: Interpreter, fake_cuda, capsys: pytest.CaptureFixture) -> None:
+    fake_cuda.fail("cuLaunchKernel", 719)
+    said = first_use.tried("cifg_lstm", torch.float32, "cpu", "numba")
+    assert said.startswith("RuntimeError: fastlstm: cuLaunchKernel of lstm_forward")
+
+
+@pytest.mark.parametrize("variant", [*backends.VARIANTS, *backends.CONVOLUTIONAL, *backends.ATTENTION])
+def test_every_variant_has_cases(variant: str) -> None:
+    assert first_use.cases(variant)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Mock:
+    """There is a GPU, and a home; the trial itself, which finds all right."""
+    for name, value in {
+        "is_available": True, "get_device_capability": (9, 0), "is_current_stream_capturing": False,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(first_use, "machine", lambda device: FACTS)
+    monkeypatch.setattr(backends, "_verdicts", {})
+    backends.explain.cache_clear()
+    backends._log_fallback.cache_clear()
+    trial = Mock(return_value="")
+    monkeypatch.setattr(first_use, "tried", trial)
+    yield trial
+    backends.explain.cache_clear()
+    backends._log_fallback.cache_clear()
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another process would begin."""
+    monkeypatch.setattr(backends, "_verdicts", {})
+
+
+def test_kernels_are_tried_once(gpu: Mock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "at their first use" in backends.so_far(*PEEPHOLE).reason
+    assert not gpu.called
+    for _ in range(3):
+        assert backends.choose(*PEEPHOLE).backend == "triton"
+    forget(monkeypatch)
+    assert backends.choose(*PEEPHOLE).backend == "triton"
+    gpu.assert_called_once_with("peephole_lstm", torch.bfloat16, "cuda")
+    (file,) = (tmp_path / "cache" / "fastlstm").iterdir()
+    kept = json.loads(file.read_text())
+    assert kept == {"of": {"variant": "peephole_lstm", "dtype": "torch.bfloat16", **FACTS}, "differs": ""}
+
+
+@pytest.mark.parametrize("fact", FACTS)
+def test_they_are_tried_again_where_anything_is_new(fact: str, gpu: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends.choose(*PEEPHOLE)
+    forget(monkeypatch)
+    monkeypatch.setattr(first_use, "machine", lambda device: FACTS | {fact: "new"})
+    backends.choose(*PEEPHOLE)
+    assert gpu.call_count == 2
+
+
+def test_wrong_kernels_are_not_used(
+    gpu: Mock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu.return_value = "y of a case differs"
+    with caplog.at_level(logging.WARNING, "fastlstm"):
+        for _ in range(2):
+            assert backends.choose(*PEEPHOLE).backend == "reference"
+            forget(monkeypatch)
+    (record,) = caplog.records
+    assert "its kernels are wrong on this GPU, please report it: y of a case differs" in record.message
+    row = chosen("peephole_lstm", "cuda", "bf16")
+    assert row["backend"] == "reference"
+    assert "y of a case differs" in row["reason"]
+    assert gpu.call_count == 1
+    assert backends.choose(*PEEPHOLE, "triton").backend == "triton"
+
+
+@pytest.mark.parametrize("kept", ["not json", "[]", '{"of": {}, "differs": "yes"}', ""])
+def test_a_damaged_file_is_as_good_as_none(
+    kept: str, gpu: Mock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    backends.choose(*PEEPHOLE)
+    (file,) = (tmp_path / "cache" / "fastlstm").iterdir()
+    file.write_text(kept)
+    forget(monkeypatch)
+    assert backends.choose(*PEEPHOLE).backend == "triton"
+    assert gpu.call_count == 2
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_home_that_nothing_can_be_written_to(gpu: Mock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file, where there should be a folder")
+    assert backends.choose(*PEEPHOLE).backend == "triton"
+    forget(monkeypatch)
+    assert backends.choose(*PEEPHOLE).backend == "triton"
+    assert gpu.call_count == 2
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_nothing_is_tried_inside_a_trace(kept: bool, gpu: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kept:
+        backends.choose(*PEEPHOLE)
+        forget(monkeypatch)
+    before = gpu.call_count
+    with FakeTensorMode():
+        choice = backends.choose(*PEEPHOLE)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert backends.choose(*PEEPHOLE) == choice
+    assert choice.backend == ("triton" if kept else "reference")
+    assert gpu.call_count == before
+
+
+@pytest.mark.parametrize("variant", backends.IN_PYTORCH)
+def test_cudnn_keeps_what_it_can(variant: str, gpu: Mock, caplog: pytest.LogCaptureFixture) -> None:
+    value = backends.VARIANTS[variant]
+    with caplog.at_level(logging.WARNING, "fastlstm"):
+        choice = backends.choose(value, CUDA, torch.float32)
+    assert choice.backend == "torch"
+    assert "cuDNN" in choice.reason
+    assert not caplog.records
+    assert not gpu.called
+    assert backends.choose(value, CUDA, torch.float32, beyond_torch=True).backend == "triton"
+
+
+def test_without_a_gpu_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert first_use.verdict("lstm", torch.float32, CUDA, may_try=True) is None
