@@ -101,7 +101,7 @@ ON_GPU = PYTHONPATH=$(GPU_LIB) timeout -k 5 180 timeout -k 5 $$(($(END) - $$(dat
 GPU_BENCH = $(ON_GPU) -P -m fastlstm bench --device cuda --pairs 5 --json $(OUT) $(ARGS)
 BF16 = $(GPU_BENCH) --dtype bf16 --resume --variant lstm --variant gru
 GPU_PARITY := $(patsubst %,on-gpu-parity-%,fp32 bf16 fp16)
-GPU_SPEED := $(patsubst %,on-gpu-%,train infer cell lstm dense cut fp16 floor compile)
+GPU_SPEED := $(patsubst %,on-gpu-%,train infer cell lstm dense cut fp16 floor others compile)
 .PHONY: on-gpu on-gpu-info on-gpu-checks $(GPU_PARITY) $(GPU_SPEED)
 on-gpu: END := $(shell expr $$(date +%s) + 465)
 on-gpu:
@@ -134,6 +134,9 @@ on-gpu-fp16:
 	$(GPU_BENCH) --dtype fp16 --variant lstm --variant gru --case published
 on-gpu-floor:
 	$(ON_GPU) -P -m fastlstm.benchmarks.floor $(OUT)/floor.json
+on-gpu-others:
+	$(GPU_BENCH) --dtype bf16 --add --variant attention_lstm --mode train --case pronounce
+	$(GPU_BENCH) --dtype bf16 --add --variant conv_lstm --mode train --case video --against cell
 on-gpu-compile:  # the last: it is slow, and the least of them
 	$(GPU_BENCH) --dtype bf16 --resume --variant lstm --mode train --case darts --against compile
 

@@ -1,6 +1,7 @@
 """Checks that need a GPU; `on_gpu.py` runs them, and `test_on_gpu.py`.
 
-A check is a function without arguments that raises where something is wrong, and Skip where there is nothing to check.
+A check is a function without arguments that raises where something is wrong, and Skip where there is nothing to check; it may
+return what else is to be said.
 """
 
 import copy
@@ -15,6 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from gpu_attention_checks import ATTENTION_CHECKS
 from gpu_checking import (
     FORMS,
     KINDS,
@@ -34,13 +36,14 @@ from gpu_checking import (
     twin,
 )  # fmt: skip
 from gpu_conv_checks import CONV_CHECKS
+from gpu_loop_checks import LOOP_CHECKS
 from torch import Tensor, nn
 
 import fastlstm
 from fastlstm import stack
 from fastlstm.gpu import launch
 from fastlstm.parity import difference
-from fastlstm.parity.compare import products_as_exact_as_ours
+from fastlstm.parity.compare import exact_products
 
 ON_GPU = Path(__file__).with_name("on_gpu.py")
 LIMIT_S = 100  # of one check
@@ -183,15 +186,15 @@ def seventy_thousand_steps() -> None:
 
     for kind in KINDS:
         ours, x = module(kind, 16, 16, torch.float32), batch(70_000, 2, 16, dtype=torch.float32)
-        with products_as_exact_as_ours():
+        with exact_products():
             exact, peers = (
                 train(partial(in_pieces, theirs), x.detach().to(dtype).requires_grad_(), theirs)
                 for dtype in (torch.float64, torch.float32)
                 for theirs in [twin(kind, ours, dtype)]
             )
-        for name in FORMS:
-            with form(name):
-                as_exact(train(ours, x), peers, exact, x.dtype)
+            for name in FORMS:
+                with form(name):
+                    as_exact(train(ours, x), peers, exact, x.dtype)
 
 
 def offsets_beyond_32_bits() -> None:
@@ -267,7 +270,7 @@ def racecheck() -> None:
     sanitized("racecheck")
 
 
-CHECKS: dict[str, Callable[[], None]] = {
+CHECKS: dict[str, Callable[[], str | None]] = {
     check.__name__: check
     for check in (
         small_case, forms_agree, same_bits_20_times, graph_of_a_forward, graph_of_a_training_step,
@@ -275,4 +278,4 @@ CHECKS: dict[str, Callable[[], None]] = {
         seventy_thousand_steps, offsets_beyond_32_bits, kernels_do_not_multiply, out_of_memory, from_another_thread,
         several_gpus, memcheck, racecheck,
     )
-} | CONV_CHECKS  # fmt: skip
+} | LOOP_CHECKS | CONV_CHECKS | ATTENTION_CHECKS  # fmt: skip

@@ -24,7 +24,7 @@ def run_one(name: str) -> dict[str, str | float]:
     start, reason = time.perf_counter(), ""
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
     try:
-        CHECKS[name]()
+        reason = CHECKS[name]() or ""
         torch.cuda.synchronize()
         status = "ok"
     except Skip as skip:
