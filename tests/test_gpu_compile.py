@@ -105,7 +105,7 @@ def test_floor_compiles_and_spills_nothing(compiled: dict) -> None:
 
 
 # Instructions of a step: more of them would be a step back, see docs/decisions/0019-steps-by-machine-code.md
-CHAIN, BARRIERS = 16, {"in pieces": 4, "of all warps": 9}
+CHAIN, BARRIERS = 16, {"in pieces": 8, "of all warps": 9}
 
 
 def test_a_step_keeps_the_order_of_its_barrier_and_is_short(compiled: dict) -> None:

@@ -178,7 +178,7 @@ def largest(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def errors(case: Case, forward: Forward, oracle: str, device: str = "cpu") -> dict[str, float]:
-    with products_as_exact_as_ours():
+    with exact_products():
         kind = DTYPES[case.dtype or "fp32"]
         results = pooled([run(problem, kind, forward, device) for problem in problems(case)])
     return {key: difference(results[key], tensor) for key, tensor in expected(case, oracle, device).items()}

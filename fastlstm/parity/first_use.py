@@ -77,8 +77,7 @@ def tried(variant: str, dtype: torch.dtype, device: str, backend: str = "triton"
 
 
 def cases(variant: str) -> list[str]:
-    prefix = "" if variant == "lstm" else f"{variant}_"
-    return [prefix + case for case in TRIED if prefix + case in CASES][:2]
+    return [name for case in TRIED if (name := f"{variant}_{case}") in CASES][:2]
 
 
 @contextlib.contextmanager
