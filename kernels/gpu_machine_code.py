@@ -97,7 +97,7 @@ def faults(code: Code, *, streams: bool, stores: int) -> list[str]:
     through = [k for k in loads if not re.search(PAST_THE_CACHE, code.instructions[k])]
     if len(through) == len(loads):
         found.append("no load behind the acquire goes past the first-level cache")
-    if through and not streams:
+    elif through and not streams:
         found.append(
             f"behind the acquire, this goes through the first-level cache: {code.instructions[through[0]].strip()}"
         )
