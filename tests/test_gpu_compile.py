@@ -104,7 +104,7 @@ def test_floor_compiles_and_spills_nothing(compiled: dict) -> None:
     assert [compiled[job].resources.spilled for job in floor_jobs()] == [0] * len(specs)
 
 
-# Instructions of a step: more of them would be a step back, see docs/decisions/0019-steps-by-machine-code.md
+# Instructions of a step: more of them would be a step back, see docs/decisions/0020-steps-by-machine-code.md
 CHAIN, BARRIERS = 16, {"in pieces": 8, "of all warps": 9}
 
 
