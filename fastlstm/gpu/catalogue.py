@@ -111,7 +111,7 @@ def launched(
     with launch.recorded(gpu, precision) as calls:
         if variant.op == "gru":
             y, h_n, saved = gru_fwd(*batch, *states, w_ih, w_hh, b_ih, b_hh, everything, True)
-            gru_bwd(y, h_n, *batch, *states, w_ih, w_hh, y, saved, everything, True, True)
+            gru_bwd(y, h_n, *batch, *states, w_ih, w_hh, saved, everything, True, True)
         else:
             flags = variant.coupled, everything
             y, h_n, c_n, cells, saved = lstm_fwd(
@@ -119,7 +119,7 @@ def launched(
             )
             dcells = cells if everything else None
             lstm_bwd(
-                y, h_n, c_n, dcells, *batch, *states, w_ih, w_hh, w_hr, w_peephole, y, saved, *flags, True, True
+                y, h_n, c_n, dcells, *batch, *states, w_ih, w_hh, w_hr, w_peephole, saved, *flags, True, True
             )  # fmt: skip
     return [call.spec for call in calls]
 
@@ -150,7 +150,7 @@ def conv_launched(
     with launch.recorded(gpu, precision) as calls:
         y, h_n, c_n, cells, saved = conv_lstm_fwd(*batch, bias, bias, peephole, *flags, everything, True)
         dcells = cells if everything else None
-        conv_lstm_bwd(y, h_n, c_n, dcells, *batch, peephole, y, saved, *flags, True, True)
+        conv_lstm_bwd(y, h_n, c_n, dcells, *batch, peephole, saved, *flags, True, True)
     return [call.spec for call in calls]
 
 
