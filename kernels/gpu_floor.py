@@ -6,7 +6,7 @@ What a kernel with gates takes longer is what could still be gained on it. Each 
 import triton
 import triton.language as tl
 
-from fastlstm.kernels.gpu_math import arrive, dread, product, step_rows, wait, weight_tile
+from fastlstm.kernels.gpu_math import arrive, product, step_rows, wait, weight_tile
 
 
 @triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
@@ -51,7 +51,7 @@ def floor(
         t = s  # to the interpreter s is no tensor, and t is one
         offset, _ = step_rows(t, B, 0, 0, False)
         row = offset + rows
-        acc = tl.zeros((BM, 4 * BH), tl.float32) + dread(hope, PERSISTENT)
+        acc = tl.zeros((BM, 4 * BH), tl.float32)
         if PRODUCT:
             h = tl.multiple_of(hidden + row * K, ALIGN)
             acc = product(acc, h, rows < B, w, kept, more, tile, H, K, 4, BH, BK, BK2, KEEP, PRECISION, SPLIT)

@@ -163,7 +163,8 @@ def compile_all(jobs: list[tuple[Entry, str]], processes: int) -> Iterator[Compi
 def compile_one(entry: Entry, target: str) -> Compiled:
     try:
         found, step = resources(entry.spec, TARGETS[target][0]), None
-        if target in READ and dict(entry.spec.constants).get("PERSISTENT") and entry.dtype in READ_DTYPES:
+        persistent = dict(entry.spec.constants).get("PERSISTENT") and entry.variant in VARIANTS
+        if persistent and target in READ and entry.dtype in READ_DTYPES:
             step = read(entry.spec, TARGETS[target][0])
         return Compiled(entry, target, found, "", step)
     except Exception as error:  # whatever Triton's passes raise is what is to be reported
