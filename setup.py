@@ -4,9 +4,12 @@ The extension uses LibTorch's stable ABI only, so one build serves torch 2.11 an
 package installs all the same, says so, and runs on PyTorch's own ops (`fastlstm info` tells).
 """
 
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -26,13 +29,17 @@ fastlstm: for full speed install a C++20 compiler (for example g++ >= 11) and in
 
 
 class BuildOptional(build_ext):
-    """Builds what can be built, in parallel; a missing compiler is reported, not fatal."""
-
-    def initialize_options(self) -> None:
-        super().initialize_options()
-        self.parallel = 2
+    """Builds what can be built, all processors at once; a missing compiler is reported, not fatal."""
 
     def build_extension(self, ext: Extension) -> None:
+        of_several = self.compiler.compile
+
+        def compile_at_once(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                found = list(pool.map(lambda source: of_several([source], **options), sources))
+            return [file for files in found for file in files]
+
+        self.compiler.compile = compile_at_once
         try:
             super().build_extension(ext)
         except Exception as error:
