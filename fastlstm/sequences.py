@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 
 def own(result: Tensor) -> Tensor:
     """For the caller, who may edit it in place: PyTorch's op that made `result` keeps it for its backward."""
-    return result.clone() if torch.is_grad_enabled() else result
+    return result.clone() if torch.is_grad_enabled() or torch._C._get_tracing_state() is not None else result
 
 
 def time_major(

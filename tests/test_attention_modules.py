@@ -42,7 +42,7 @@ def test_signature():
     assert str(bare) == (
         "(input_size, hidden_size, memory_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, device=None, "
         "dtype=None, *, attention='additive', attention_size=None, feed='attentional', attend='after', query_layer=-1, "
-        "output='tanh', output_dropout=0.0, peephole=False, coupled=False, backend='auto')"
+        "output='tanh', output_dropout=0.0, peephole=False, coupled=False, forget_bias=0.0, backend='auto')"
     )
     for name, said in {
         "forward": "(self, input, memory, hx=None, *, memory_lengths=None, lengths=None, need_weights=False)",

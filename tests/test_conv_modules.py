@@ -30,13 +30,13 @@ def test_signatures():
         bare = inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters])
         assert str(bare) == (
             "(in_channels, hidden_channels, kernel_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, "
-            f"bidirectional=False, device=None, dtype=None, *, {options}, checkpoint=False, backend='auto')"
+            f"bidirectional=False, device=None, dtype=None, *, {options}, checkpoint=False, forget_bias=0.0, backend='auto')"
         )
         parameters = inspect.signature(CELLS[n]).parameters.values()
         bare = inspect.Signature([p.replace(annotation=inspect.Parameter.empty) for p in parameters])
         assert str(bare) == (
             "(in_channels, hidden_channels, kernel_size, bias=True, device=None, dtype=None, *, "
-            f"{options}, backend='auto')"
+            f"{options}, forget_bias=0.0, backend='auto')"
         )
 
 
