@@ -8,14 +8,13 @@ from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
 from fastlstm.case.attention import AttentionCase
 from fastlstm.case.conv import ConvCase
 from fastlstm.case.rowwise import Case
-from fastlstm.case.words import DTYPES, MODES, CaseError, Even, even
+from fastlstm.case.words import DTYPES, MODES, SHORT, CaseError, Even, even
 
 FAMILIES: tuple[tuple[type[Case], dict[str, Any]], ...] = (
     (Case, VARIANTS),
     (ConvCase, CONVOLUTIONAL),
     (AttentionCase, ATTENTION),
 )
-LONG = {long: short for short, long in DTYPES.items()}
 
 
 def parse(text: str) -> Case:
@@ -84,8 +83,8 @@ def understood(text: str, kind: type[Case]) -> tuple[str, Any]:
     variants = [name for _, names in FAMILIES for name in names]
     if text in variants:
         return "variant", text
-    if text in DTYPES or text in LONG:
-        return "dtype", LONG.get(text, text)
+    if text in DTYPES or text in SHORT:
+        return "dtype", SHORT.get(text, text)
     if text in MODES:
         return "mode", text
     words = [word for word in kind.words if word.begins(text)]

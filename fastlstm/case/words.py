@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+SHORT = {long: short for short, long in DTYPES.items()}
 MODES = ("train", "infer")
 
 

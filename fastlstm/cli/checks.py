@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 import typer
 
+from fastlstm.case.words import SHORT
 from fastlstm.training.options import MOST_THREADS as MOST_THREADS
-from fastlstm.training.options import SHORT
 
 
 def known(option: str, given: list[str] | None, names: Iterable[str]) -> list[str]:

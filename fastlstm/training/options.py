@@ -7,14 +7,13 @@ from typing import Any
 import torch
 
 from fastlstm.backends import VARIANTS
-from fastlstm.case.words import DTYPES as WORDS
+from fastlstm.case.words import SHORT
 from fastlstm.training.errors import TrainError
 from fastlstm.training.model import PYTORCHS
 
 # What may differ on resuming; the text itself is compared by its digest.
 FREE = ("steps", "device", "text", "save_every", "sample", "out", "threads")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-SHORT = {long: short for short, long in WORDS.items()}
 # More threads than this are a slip of the keyboard, and PyTorch would try to start them all.
 MOST_THREADS = 1024
 
