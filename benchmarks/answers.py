@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from fastlstm.backends import IN_PYTORCH
@@ -57,8 +58,10 @@ LIKE_PYTORCHS = (
         "nn.LSTM, nn.GRU, on the pieces between",
     ),
 )
-IN_HALF = Question(
-    "half precision ({dtype}, H from {least} to {most})", lambda row, _: is_layer(row), "nn.LSTM, nn.GRU"
+HALF = "half precision ({dtype}, H from {least} to {most})"
+IN_HALF = (
+    Question(HALF, lambda row, case: is_layer(row) and case.H <= 128, "nn.LSTM, nn.GRU"),
+    Question(HALF, lambda row, case: is_layer(row) and case.H > 128, "nn.LSTM, nn.GRU"),
 )
 BEYOND_PYTORCH = (
     Question(
@@ -91,12 +94,12 @@ def is_loop(row: dict, variant: str) -> bool:
 def like_pytorchs(results: Sequence[dict], halves: Sequence[dict]) -> Tables:
     """What PyTorch has modules for, from the results of one machine, and those in half precision."""
     lines = [answer(question, rows_of(results, question)) for question in LIKE_PYTORCHS]
-    for half in halves:
-        rows = rows_of([half], IN_HALF)
+    for half, question in product(halves, IN_HALF):
+        rows = rows_of([half], question)
         if rows:
             sizes = [find(row["case"]).H for row in rows]
-            words = IN_HALF.model.format(dtype=half["dtype"], least=min(sizes), most=max(sizes))
-            lines.append(answer(IN_HALF._replace(model=words), rows))
+            words = question.model.format(dtype=half["dtype"], least=min(sizes), most=max(sizes))
+            lines.append(answer(question._replace(model=words), rows))
     return Tables(HEADERS, [line for line in lines if line])
 
 

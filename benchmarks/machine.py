@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import fastlstm
+from fastlstm.backends import forced_path
 
 STAT = Path("/proc/stat")
 
@@ -22,13 +23,14 @@ def machine(device: str) -> dict[str, Any]:
     threads = torch.get_num_threads()
     cpu = cpu_model()
     chip = torch.cuda.get_device_name(device) if device != "cpu" else cpu
-    unit = f"{threads}-threads" if device == "cpu" else "gpu"
+    unit = f"{threads}-threads {forced_path() or ''}" if device == "cpu" else "gpu"
     return {
         "name": re.sub(r"[^a-z0-9]+", "-", f"{chip} {unit}".lower()).strip("-"),
         "device": device,
         "chip": chip,
         "cpu": cpu,
         "vectors": torch.backends.cpu.get_cpu_capability(),
+        "held_to": forced_path(),
         "threads": threads,
         "python": platform.python_version(),
         "fastlstm": fastlstm.__version__,

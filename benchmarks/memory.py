@@ -1,7 +1,7 @@
 """Peak memory of one training step, in a process of its own: all memory, whoever allocates it.
 
-`python -m fastlstm.benchmarks.memory '{"case": ..., "contender": ..., "threads": ...}'` prints
-bytes.
+`python -m fastlstm.benchmarks.memory '{"case": ..., "contender": ..., "threads": ..., "path": ...}'`
+prints bytes.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from fastlstm.backends import force_path, forced_path
 from fastlstm.benchmarks.contenders import contender
 from fastlstm.benchmarks.work import make_work
 from fastlstm.case import Case, parse
@@ -22,7 +23,7 @@ STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def peak_memory(case: Case, name: str, threads: int) -> int:
     """Bytes that a training step of the contender takes at its peak, beyond the batch and the weights."""
-    job = {"case": str(case), "contender": name, "threads": threads}
+    job = {"case": str(case), "contender": name, "threads": threads, "path": forced_path()}
     command = [sys.executable, "-m", "fastlstm.benchmarks.memory", json.dumps(job)]
     return int(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
@@ -51,4 +52,5 @@ def peak() -> int:
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     torch.set_num_threads(job["threads"])
+    force_path(job["path"])
     print(measure(parse(job["case"]), job["contender"]))

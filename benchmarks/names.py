@@ -16,7 +16,7 @@ MODULES = {
     "cifg_peephole_conv_lstm": 'ConvLSTM2d(peephole="channel", coupled=True)',
     "attention_lstm": "AttentionLSTM",
 }
-VECTORS = {"AVX512": "AVX-512"}  # where PyTorch writes them otherwise
+VECTORS = {"AVX512": "AVX-512", "avx512": "AVX-512", "avx2": "AVX2"}  # where PyTorch, or we, write them otherwise
 # Peers that are ours as well: what a variant, a layout or an option costs
 OURSELVES = ("lstm", "dense", "checkpoint", "compile-ours", "fp32")
 MODES = {"train": "training", "infer": "inference"}
@@ -87,7 +87,9 @@ def processor(result: dict) -> str:
     chip = " ".join(m["chip"].replace("(R)", "").replace("Processor", "").split())
     if m.get("device", "cpu") != "cpu":
         return chip
-    return f"{chip} ({VECTORS.get(m['vectors'], m['vectors'])})"
+    held = m.get("held_to")
+    kind = held or m["vectors"]
+    return f"{chip} ({'held to ' if held else ''}{VECTORS.get(kind, kind)})"
 
 
 def plain(row: dict) -> str:

@@ -94,6 +94,8 @@ NO_OTHER_CPU = (
     "**Measure yours.**"
 )
 
+HELD = "Held to AVX2: a CPU with more, whose libraries and ours were kept from using it (`fastlstm bench --isa avx2`)."
+
 
 def helps(machines: Sequence[Machine]) -> str:
     """For whom it is faster, a table for each machine that has an answer."""
@@ -105,6 +107,8 @@ def helps(machines: Sequence[Machine]) -> str:
     parts.append(ABOUT)
     if {m.whole["machine"]["vectors"] for m in machines if m.is_cpu} == {"AVX512"}:
         parts.append(NO_OTHER_CPU)
+    if any(m.whole["machine"].get("held_to") for m in machines):
+        parts.append(HELD)
     return "\n\n".join(parts)
 
 

@@ -89,18 +89,20 @@ def mean_and_lowest(rows: list[dict]) -> str:
 
 def main_table(result: dict, variant: str, mode: str) -> Tables:
     """Ours against the main peer, one line per case."""
+    rows = [row for row in chosen(result, variant, mode, main_peer(variant)) if "ratios" in row or row.get("miss")]
+    limited, training = any(row.get("limit_gflops") for row in rows), mode == "train"
     headers = ["case", "L x H", "I", "T", "B", "PyTorch's is", "ms", "speed-up", "GFLOP/s"]
+    headers += ["of the limit"] * limited + ["peak MB"] * training + ["stands for"]
     lines = []
-    for row in chosen(result, variant, mode, main_peer(variant)):
+    for row in rows:
         case = find(row["case"])
-        if "reason" in row and not row.get("miss"):
-            continue
-        path = row.get("path") or "–"
-        line = [called(row), case.shape(), str(case.I), case.time(), case.batch(), path, *timing(row)]
-        if mode == "train":
+        line = [called(row), case.shape(), str(case.I), case.time(), case.batch(), row.get("path") or "–", *timing(row)]
+        if limited:
+            line.append(limit(row))
+        if training:
             line.append(" / ".join(map(megabytes, row.get("memory", {}).values())) or "–")
         lines.append([*line, STANDS_FOR.get(called(row), "–")])
-    return Tables([*headers, *(["peak MB"] if mode == "train" else []), "stands for"], lines)
+    return Tables(headers, lines)
 
 
 def timing(row: dict) -> list[str]:
@@ -111,6 +113,12 @@ def timing(row: dict) -> list[str]:
     if "read_gbs" in row:
         rates += f"; {row['read_mb']:.1f} MB a step, {row['read_gbs']:.1f} of {row['sum_gbs']:.0f} GB/s"
     return [times, str(spread(row)), rates]
+
+
+def limit(row: dict) -> str:
+    """Our rate as a share of multiply-adds alone."""
+    most = row.get("limit_gflops")
+    return f"{row['gflops'] / most:.0%}" if most else "–"
 
 
 def peer_table(result: dict) -> Tables:
@@ -134,6 +142,8 @@ def notes(result: dict) -> list[str]:
         "them at 20, alone. "
         "MB: the peak of a training step, beyond the batch and the weights.",
     ]
+    if any(row.get("limit_gflops") for row in result["rows"]):
+        lines[-1] += " Of the limit: our rate as a share of multiply-adds alone."
     if any("checkpoint" in row.get("memory", {}) for row in result["rows"]):
         lines[-1] += " Of three numbers, the second is that of checkpoint=True."
     if any("read_gbs" in row for row in result["rows"]):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import Timer
 
-from fastlstm.backends import CONVOLUTIONAL
+from fastlstm.backends import CONVOLUTIONAL, extension_status, multiply_adds
 from fastlstm.benchmarks.cases import main_peer
 from fastlstm.benchmarks.contenders import CONTENDERS, OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
@@ -57,6 +57,7 @@ def measure(case: Case, against: str, *, name: str | None = None, pairs: int, de
         "theirs_s": theirs_s,
         "gflops": case.gflop(work.mode) / ours_s,
         "gemm_gflops": gemm_rate(case, work.dtype, device),
+        "limit_gflops": multiply_add_rate(work.dtype) if device == "cpu" else None,
         "compile_s": theirs.compile_s,
     }
     if isinstance(case, AttentionCase) and case.F:
@@ -155,6 +156,17 @@ def gemm_seconds(rows: int, inner: int, columns: int, dtype: torch.dtype, device
         ways.append(lambda: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""))
     timers = [Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()) for run in ways]
     return min(timer.blocked_autorange(min_run_time=BLOCK_S).median for timer in timers)
+
+
+def multiply_add_rate(dtype: torch.dtype) -> float | None:
+    """GFLOP/s of nothing but multiply-adds in registers, on all threads: no product can be faster. Taken anew for every row, as
+    a core's clock moves. None for half precision, which CPUs multiply in several ways."""
+    if dtype not in (torch.float32, torch.float64) or extension_status() != "built":
+        return None
+    times = 1_000_000
+    count = multiply_adds(dtype, times)
+    timer = Timer("run()", globals={"run": lambda: multiply_adds(dtype, times)}, num_threads=torch.get_num_threads())
+    return max(2e-9 * count / timer.timeit(1).mean for _ in range(3))
 
 
 @lru_cache

@@ -11,6 +11,7 @@
 #include "cuda/launch.h"
 #include "gemm/gemm.h"
 #include "gemm/isa.h"
+#include "loop/parallel.h"
 #include "memory/pool.h"
 
 namespace py = pybind11;
@@ -43,6 +44,23 @@ void* Kernels::address(Pass pass, bool is_double) const {
   return address;
 }
 
+namespace {
+
+template <class T>
+int64_t multiply_adds_of(int64_t times) {
+  const int64_t workers = max_workers();
+  std::atomic<int64_t> count{0};
+  run_team(workers, [](int64_t) {}, [&](int64_t) {
+    T sum;
+    count += micro_kernels<T>().multiply_adds(times, T(0.5), &sum);
+  });
+  return count;
+}
+
+int64_t multiply_adds(bool is_double, int64_t times) { return is_double ? multiply_adds_of<double>(times) : multiply_adds_of<float>(times); }
+
+}  // namespace
+
 }  // namespace fastlstm
 
 PYBIND11_MODULE(_C, m) {
@@ -54,6 +72,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("PANEL") = kPanel;
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");
   m.def("poison", &set_poison, "For tests: whether fresh memory, scratch and results, is handed out full of NaN.");
+  m.def("multiply_adds", &multiply_adds, py::arg("is_double"), py::arg("times"), py::call_guard<py::gil_scoped_release>(),
+        "Runs nothing but multiply-adds on all of PyTorch's threads, `times` as many as there are in registers; how many those were.");
   bind_launcher(m);
   m.def(
       "register_variant",

@@ -195,6 +195,11 @@ def gemm_path() -> str:
     return _C.gemm_path() if _C is not None else "none"
 
 
+def multiply_adds(dtype: torch.dtype, times: int) -> int:
+    """Run nothing but multiply-adds on all of PyTorch's threads: `times` as many as a tile has sums. Returns their number."""
+    return _C.multiply_adds(dtype == torch.float64, times)
+
+
 def panel() -> int:
     """Hidden units of a panel, in which the CPU's records are kept."""
     return _C.PANEL
@@ -226,6 +231,11 @@ def force_path(path: str | None) -> None:
         raise RuntimeError(f"path {path!r} can't run here: {NO_EXTENSION.format(extension_status())}")
     _C.force_path(path)
     explain.cache_clear()  # its reasons name the path
+
+
+def forced_path() -> str | None:
+    """What `force_path` was given; None where this CPU's own kernels run."""
+    return None if gemm_path() == _NATIVE_PATH else gemm_path()
 
 
 def force_form(form: str | None) -> None:

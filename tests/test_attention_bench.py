@@ -210,7 +210,8 @@ def test_report() -> None:
     assert dict(zip(headers, decode, strict=True)) == {
         "case": "decode", "L x H": "1 x 256, M 256, additive", "I": "256", "T": "30 over 50", "B": "32",
         "PyTorch's is": "–", "ms": "100 / 300", "speed-up": "3.00 (3.00–3.00)",
-        "GFLOP/s": "75 of 100; 3.3 MB a step, 2.0 of 20 GB/s", "peak MB": "30.0 / 60.0", "stands for": "translation decoder",
+        "GFLOP/s": "75 of 100; 3.3 MB a step, 2.0 of 20 GB/s",
+        "peak MB": "30.0 / 60.0", "stands for": "translation decoder",
     }  # fmt: skip
     assert report.summary(RESULT).rows == [
         ["fastlstm.AttentionLSTM", "loop over nn.LSTMCell and an attention", "3.00", "–", "0.50", "1"],

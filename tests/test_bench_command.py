@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,8 @@ def test_nothing_measured_is_no_success(measured: list[str]) -> None:
         (["--plot", "a.png"], "--plot needs matplotlib, which is not installed: pip install 'fastlstm[plot]'"),
         (["--readme", "a.json"], "--readme needs matplotlib, which is not installed"),
         (["--resume"], "--resume is given without --json, expected both"),
+        (["--isa", "sse"], "--isa is 'sse', expected one of avx512, avx2, portable"),
+        (["--isa", "avx2", "--device", "cuda"], "--isa is given with --device cuda, expected cpu"),
         (
             ["--from", "a.json", "--mode", "train", "--dtype", "bf16"],
             "--from is given with --mode, --dtype, expected it",
@@ -171,6 +175,19 @@ def test_a_file_of_a_folder_that_cannot_be_written_is_refused(measured: list[str
     code, _, err = bench("--case", A, "--json", tmp_path)
     assert (code, measured) == (2, [])
     assert "this is a folder" in err
+
+
+def test_all_libraries_are_held_to_lesser_instructions(tmp_path: Path) -> None:
+    case = ["--case", "lstm T3 B2 I3 H4 fp32 train", "--threads", "1", "--pairs", "1", "--json", str(tmp_path)]
+    command = [sys.executable, "-W", "error", "-m", "fastlstm", "bench", "--isa", "portable", *case]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (file,) = tmp_path.iterdir()
+    result = results.read(file)
+    assert "(held to portable)" in out
+    assert file.stem.endswith("-1-threads-portable")
+    assert (result["machine"]["held_to"], result["machine"]["vectors"]) == ("portable", "DEFAULT")
+    (row,) = result["rows"]
+    assert row["limit_gflops"] > row["gflops"] > 0
 
 
 def test_the_list_says_sizes() -> None:

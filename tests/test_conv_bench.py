@@ -49,7 +49,7 @@ RESULT = {
     "rows": [
         {
             "case": "radar", "variant": "conv_lstm", "mode": "train", "against": "cell", "path": "", "ratios": [2.0],
-            "ours_s": 0.1, "theirs_s": 0.2, "gflops": 75.0, "gemm_gflops": 100.0, "compile_s": None,
+            "ours_s": 0.1, "theirs_s": 0.2, "gflops": 75.0, "gemm_gflops": 100.0, "limit_gflops": 250.0, "compile_s": None,
             "memory": {"ours": 30_000_000, "checkpoint": 20_000_000, "cell": 60_000_000},
         },
         {
@@ -154,7 +154,8 @@ def test_report() -> None:
     headers, (radar,) = report.main_table(RESULT, "conv_lstm", "train")
     assert dict(zip(headers, radar, strict=True)) == {
         "case": "radar", "L x H": "2 x 64, 3x3", "I": "16", "T": "10", "B": "4 (32x32)", "PyTorch's is": "–",
-        "ms": "100 / 200", "speed-up": "2.00 (2.00–2.00)", "GFLOP/s": "75 of 100", "peak MB": "30.0 / 20.0 / 60.0",
+        "ms": "100 / 200", "speed-up": "2.00 (2.00–2.00)", "GFLOP/s": "75 of 100", "of the limit": "30%",
+        "peak MB": "30.0 / 20.0 / 60.0",
         "stands for": "nowcasting",
     }  # fmt: skip
     assert report.summary(RESULT).rows == [

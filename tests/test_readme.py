@@ -99,14 +99,23 @@ def test_parts_are_written_between_their_markers(tmp_path):
     half = result(row("square", "lstm", "train", "torch", 1.7), dtype="bf16")
     for name, one in {"b": RESULT, "b-bf16": half, "a": lesser}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(one))
+    held = result(row("square", "lstm", "train", "torch", 0.9), chip="Lesser")
+    held["machine"] |= {"held_to": "avx2", "name": "lesser-avx2"}
+    (tmp_path / "c.json").write_text(json.dumps(held))
     pictures = readme.update_readme(tmp_path / "b.json", tmp_path / "README.md")
-    assert [picture.name for picture in pictures] == ["speed-a(r)-chip.png", "speed-lesser.png"]
+    assert [picture.name for picture in pictures] == [
+        "speed-a(r)-chip.png",
+        "speed-lesser.png",
+        "speed-lesser-avx2.png",
+    ]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     text, page = (tmp_path / "README.md").read_text(), (tmp_path / "docs/speed.md").read_text()
     assert text.startswith("before\n<!-- bench:helps -->\nHow many times as fast, on A Chip (AVX-512), 2 threads:")
     assert text.endswith("<!-- bench:end -->\nafter\n")
     assert "old" not in text
     assert "on Lesser (AVX2), 2 threads:\n\n| your model" in text
+    assert "on Lesser (held to AVX2), 2 threads:\n\n| your model" in text
+    assert text.count(readme.HELD) == 1
     assert "no result yet of a CPU without AVX-512" not in text
     assert "| fastlstm.LSTM | nn.LSTM, dense cases | 1.15 (square: 1.02) | 0.97 (square: 0.96) | – | 2 |" in text
     assert "In bf16:\n\n| module" in text

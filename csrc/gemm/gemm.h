@@ -96,6 +96,8 @@ struct MicroKernels {
   void (*transpose)(int64_t rows, int64_t columns, Block<const T> from, Block<T> to);
   // sum[i] += sum over `rows` of a[m][i] * b[m][i], for i < kPanel, in blocks of 16 rows.
   void (*dots)(int64_t rows, Block<const T> a, Block<const T> b, T* sum);
+  // Nothing but multiply-adds: what a core can do at most. Returns how many there were; *sum is theirs.
+  int64_t (*multiply_adds)(int64_t times, T factor, T* sum);
 };
 
 // Two bfloat16, which the CPU multiplies and adds up at once: k counts pairs of terms.

@@ -1,7 +1,7 @@
 // The micro-kernels behind gemm.h, written once over GCC's vector extension. Included by one source file per instruction set,
 // which defines ISA, VECTOR_BYTES, MAX_ROWS and MAX_VECTORS (rows x vectors of accumulators that fit the registers), and WIDE_ROWS:
 // how many rows there may be in a tile that is twice as wide (0: there is none).
-// Nothing but gemm.h may be included here: inline functions compiled for a wider instruction set must not leak to the linker.
+// Nothing but gemm.h and limit.h may be included here: inline functions compiled for a wider instruction set must not leak to the linker.
 #include "gemm/gemm.h"
 
 namespace fastlstm::ISA {
@@ -379,11 +379,17 @@ void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
 }
 
 }  // namespace
+}  // namespace fastlstm::ISA
+
+#include "gemm/limit.h"
+
+namespace fastlstm::ISA {
 
 #ifndef PAIRS
 template <class T>
 MicroKernels<T> path() {
-  return {kWidth<T>, gemm<T>, gemm_unpacked_t<T>, gemm_unpacked<T>, move<T, false>, move<T, true>, transpose<T>, dots<T>};
+  return {kWidth<T>, gemm<T>, gemm_unpacked_t<T>, gemm_unpacked<T>, move<T, false>, move<T, true>, transpose<T>, dots<T>,
+          multiply_adds<T>};
 }
 template MicroKernels<float> path<float>();
 template MicroKernels<double> path<double>();

@@ -18,6 +18,7 @@ from fastlstm.cli.checks import (
     known_dtypes,
     known_impl,
 )
+from fastlstm.cli.isa import ENVIRONMENT, hold_to
 from fastlstm.cli.measuring import INTERRUPTED, Work, measure_all, resumed
 from fastlstm.cli.tables import show_cases, show_comparison, show_prediction, show_result
 
@@ -58,6 +59,10 @@ def bench(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with --json's file: what it has already is not measured anew.")
     ] = False,
+    isa: Annotated[
+        str | None,
+        typer.Option(help=f"Hold all libraries to a lesser CPU's instructions: {', '.join(ENVIRONMENT)}; this CPU's."),
+    ] = None,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -105,9 +110,14 @@ def bench(
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise typer.BadParameter(f"--readme is {readme}, expected a result written by --json: {error}") from error
         return None
+    if isa and device != "cpu":
+        raise typer.BadParameter(
+            f"--isa is given with --device {device}, expected cpu: it is about a CPU's instructions"
+        )
     check_device(device)
     if list_cases:
         return show_cases(device)
+    hold_to(isa)
 
     variants = known("--variant", variant, KINDS)
     peers = known("--against", against, AGAINST) if against else []
