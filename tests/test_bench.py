@@ -217,7 +217,10 @@ def test_the_command_measures_and_writes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--case", "nothing"], "--case is 'nothing', expected one of darts, deepar"),
+        (
+            ["--case", "dart"],
+            "--case is 'dart', expected a name that `fastlstm bench --list` or `fastlstm parity` shows (darts or radar?)",
+        ),
         (["--case", "lstm T5"], "it lacks B (batch), I (input features), H (hidden features)"),
         (
             ["--case", "proj", "--variant", "gru"],

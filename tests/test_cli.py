@@ -22,7 +22,10 @@ BAD = {
     "bench threads": ("bench --threads 100000", "less than or equal to 1024"),
     "bench readme": ("bench --readme {}/foreign.json", "has the schema None"),
     "parity json": ("parity --case one --json {}", "this is a folder"),
-    "parity case": ("parity --case nowhere", "a name that `fastlstm parity` shows"),
+    "parity case": (
+        "parity --case nowhere",
+        "a name that `fastlstm bench --list` or `fastlstm parity` shows, or a line such as",
+    ),
     "parity option": ("parity --nope", "No such option: --nope"),
     "parity surplus": ("parity surplus", "Got unexpected extra argument"),
     "info target": ("info --kernels --target q", "--target is 'q', expected one of"),

@@ -92,7 +92,10 @@ def test_the_command_writes_its_errors(tmp_path) -> None:
     [
         (["--backend", "fast"], "--backend is 'fast', expected one of numba, triton, reference"),
         (["--dtype", "int8"], "--dtype is 'int8', expected one of fp32"),
-        (["--case", "nothing"], "--case is 'nothing', expected one of darts, deepar"),
+        (
+            ["--case", "dart"],
+            "--case is 'dart', expected a name that `fastlstm bench --list` or `fastlstm parity` shows (darts or radar?)",
+        ),
     ],
 )
 def test_bad_options_get_one_clear_line(options: list[str], message: str) -> None:

@@ -1,5 +1,6 @@
 """Cases as commands take them: by name, or as the line of text that says everything."""
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
@@ -23,9 +24,13 @@ def named(text: str) -> Named:
     try:
         return None, parse(text)
     except CaseError as error:
+        if " " in text:  # a line, which knows what is wrong with it
+            raise typer.BadParameter(f"--case: {error}") from error
+        near = difflib.get_close_matches(text, [*measured, *compared], n=2)
         raise typer.BadParameter(
-            f"--case is {text!r}, expected one of {', '.join(measured)}, a name that `fastlstm parity` shows, or a "
-            f"line such as 'lstm T100 B32 I128 H256 bi bf16 train' (docs/cases.md): {error}"
+            f"--case is {text!r}, expected a name that `fastlstm bench --list` or `fastlstm parity` shows"
+            f"{' (' + ' or '.join(near) + '?)' if near else ''}, or a line such as 'lstm T100 B32 I128 H256 bi bf16 train' "
+            "(docs/cases.md)"
         ) from error
 
 
