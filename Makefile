@@ -138,8 +138,8 @@ on-gpu-fp16:
 on-gpu-floor:
 	$(ON_GPU) -P -m fastlstm.benchmarks.floor $(OUT)/floor.json
 on-gpu-others:
-	$(GPU_BENCH) --dtype bf16 --add --variant attention_lstm --mode train --case pronounce
-	$(GPU_BENCH) --dtype bf16 --add --variant conv_lstm --mode train --case video --against cell
+	$(GPU_BENCH) --dtype bf16 --resume --variant attention_lstm --mode train --case pronounce
+	$(GPU_BENCH) --dtype bf16 --resume --variant conv_lstm --mode train --case video --against cell
 on-gpu-compile:  # the last: it is slow, and the least of them
 	$(GPU_BENCH) --dtype bf16 --resume --variant lstm --mode train --case darts --against compile
 

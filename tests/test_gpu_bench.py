@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import shutil
 import subprocess
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from fastlstm import backends
@@ -114,3 +116,13 @@ def test_make_on_gpu(tmp_path: Path) -> None:
     assert "pip" not in done.stdout
     files = {word for part in parts for word in part.split() if word.startswith(str(tmp_path) + "/")}
     assert len(files) + 2 <= 8  # and the two of bench, one per dtype
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_names_no_option_that_is_gone() -> None:
+    done = subprocess.run(["make", "-n", "-k", "bench", "on-gpu"], cwd=ROOT, capture_output=True, text=True)
+    command = get_command(app).commands["bench"]
+    lines = [line.partition("fastlstm bench ")[2] for line in done.stdout.splitlines() if "fastlstm bench " in line]
+    assert len(lines) > 20
+    for line in lines:
+        command.make_context("bench", shlex.split(line))
