@@ -53,7 +53,7 @@ def extension() -> Extension:
     import pybind11
 
     # torch is not imported: its headers and libraries serve any Python, and are the same to link against whatever else is there
-    root = Path(find_spec("torch").origin).parent
+    root = Path(find_spec("torch").origin).resolve().parent
     return Extension(
         "fastlstm._C",
         sources=sorted(str(p) for p in Path("csrc").rglob("*.cpp")),
