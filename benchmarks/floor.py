@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -27,6 +28,16 @@ from fastlstm.gpu.rows import Rows
 
 T, RUNS = 512, 9
 Events = list[tuple[torch.cuda.Event, torch.cuda.Event]]
+
+
+# Predictions, until a GPU is measured: what a call takes of the host beside its steps, docs/decisions/0029. Launches, PyTorch's
+# too, and Python calls inside the op are counted by tests/test_gpu_host.py
+LAUNCH_S, PYTHON_CALL_S = 4e-6, 1e-7
+CALLS = {"lstm forward": (2, 38), "lstm backward": (11, 48), "gru forward": (3, 36), "gru backward": (14, 44)}
+
+
+def predicted_call_s(launches: int, python_calls: int) -> float:
+    return launches * LAUNCH_S + python_calls * PYTHON_CALL_S
 
 
 def floor_seconds_per_step(B: int, H: int, dtype: torch.dtype, *, product: bool = True) -> float:
@@ -84,12 +95,13 @@ def timed_loops() -> Iterator[Events]:
     events: Events = []
     run = launch.run
 
-    def timed(*args: object, **options: object) -> None:
+    def timed(*args: Any, **options: Any) -> bool:
         pair = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         pair[0].record()
-        run(*args, **options)
+        done = run(*args, **options)
         pair[1].record()
         events.append(pair)
+        return done
 
     with patch.object(launch, "run", timed):
         yield events
@@ -111,7 +123,8 @@ def measure(name: str, dtype: str) -> dict[str, str | float]:
 def main(file: Path) -> None:
     names = [name for name, case in GPU_CASES.items() if case.layout == "dense" and not case.resets and case.T > 1]
     rows = [(name, "bf16") for name in names] + [("published", "fp16")]
-    result: dict = {"machine": machine("cuda"), "rows": []}
+    predicted = {name: predicted_call_s(*counts) for name, counts in CALLS.items()}
+    result: dict = {"machine": machine("cuda"), "rows": [], "predicted_call_s": predicted}
     ahead.compile_ahead(
         (
             partial(run, GPU_CASES[name].B, GPU_CASES[name].H, DTYPES[dtype], 2)

@@ -19,7 +19,7 @@ _reading: Any = None  # its numbers, which NumPy reads in a tenth of the time
 _launches: dict[tuple[str, tuple[int, int]], int] = {}  # their numbers, from 1 on
 
 
-def arguments(name: str, grid: tuple[int, int], device: torch.device) -> dict[str, Tensor | int]:
+def arguments(name: str, grid: tuple[int, int], device: torch.device) -> dict[str, Tensor | int | None]:
     """What a kernel is given for its waiting: where to write, what, and after how many looks."""
     global _word, _reading
     if _word is None:
@@ -27,7 +27,7 @@ def arguments(name: str, grid: tuple[int, int], device: torch.device) -> dict[st
         _word = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         _reading = _word.numpy()
     number = _launches.setdefault((name, grid), len(_launches) + 1)
-    return {"alarm": _word, "number": number, "patience": PATIENCE}
+    return {"barrier": None, "alarm": _word, "number": number, "patience": PATIENCE}
 
 
 def check() -> None:

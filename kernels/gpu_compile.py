@@ -14,13 +14,15 @@ import torch
 
 # What the pointer arguments that don't hold the storage dtype point to, by name; all other arguments are integers.
 ELEMENTS = {
-    "cells": "fp32", "c_state": "fp32", "c0": "fp32", "dc_state": "fp32", "h_state": "fp32", "dh_state": "fp32",
+    "cells": "fp32", "c_state": "fp32", "dc_state": "fp32", "h_state": "fp32", "through": "fp32",
     "dpeephole": "fp64", "reset": "u8", "offsets": "i64", "sizes": "i64", "barrier": "i32", "alarm": "i32",
     "lengths": "i64", "scores": "fp32", "sums": "fp32", "context": "fp32", "dscores": "fp32", "shares": "fp32",
 }  # fmt: skip
-INTEGERS = ("number", "patience", "first", "steps", "T", "B", "S", "depth", "height", "width", "fresh")
+INTEGERS = ("number", "patience", "given", "first", "steps", "T", "B", "S", "depth", "height", "width", "fresh")
 # pointers whose address may be any multiple of the element's size
-UNALIGNED = ("reset", "offsets", "sizes", "barrier", "alarm", "peephole", "bias", "lengths")
+UNALIGNED = (
+    "reset", "offsets", "sizes", "barrier", "alarm", "peephole", "bias", "more_bias", "b_ih", "b_hh", "lengths",
+)  # fmt: skip
 # modules of kernels that aren't named after their variant
 MODULES = {
     "project": "lstm.gpu", "floor": "gpu_floor",

@@ -6,14 +6,14 @@ What a kernel with gates takes longer is what could still be gained on it. Each 
 import triton
 import triton.language as tl
 
-from fastlstm.kernels.gpu_math import arrive, product, step_rows, wait, weight_tile
+from fastlstm.kernels.gpu_math import arrive, leave, product, step_rows, wait, weight_tile
 
 
 @triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
 def floor(
     hidden,  # (T + 1, B, H): h before the first step, then h of every step, written
     w,  # (4 * H, H): the first H rows are W, the others stand for those of the other gates
-    barrier,  # (batch tiles, 32) int32, zeros, of which the first of 32 counts
+    barrier,  # (batch tiles, 32) int32, zeros before and after, of which the first of 32 counts
     alarm,
     number,
     patience,
@@ -37,7 +37,7 @@ def floor(
     KEEP: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    batch_tile, tile = tl.program_id(0), tl.program_id(1)
     rows = batch_tile * BM + tl.arange(0, BM)
     columns = tl.arange(0, 4 * BH)
     own = (rows < B)[:, None] & ((columns < BH) & (tile * BH + columns < H))[None, :]
@@ -47,7 +47,7 @@ def floor(
     for s in tl.range(first, first + steps, num_stages=1):
         if PERSISTENT:
             hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
-            arrivals += tl.num_programs(0)
+            arrivals += tl.num_programs(1)
         t = s  # to the interpreter s is no tensor, and t is one
         offset, _ = step_rows(t, B, 0, 0, False)
         row = offset + rows
@@ -59,3 +59,5 @@ def floor(
         tl.store(after, acc.to(hidden.dtype.element_ty), own)
         if PERSISTENT:
             arrive(barrier + batch_tile * 32)
+    if PERSISTENT:
+        leave(barrier + batch_tile * 32, steps)

@@ -45,6 +45,20 @@ def load_peepholes(peephole, at, mask, H, COUPLED: tl.constexpr, PEEPHOLE: tl.co
 
 
 @triton.jit
+def load_biases(bias, more, units, H, COUPLED: tl.constexpr, BIASES: tl.constexpr):
+    """`b_i, b_f, b_g, b_o` (1, BH) of `units`: the sum of so many vectors of G*H, or 0."""
+    if BIASES > 0:
+        at, mask = units[None, :], (units < H)[None, :]
+        b_i, b_f, b_g, b_o = load_gates(bias, at, mask, H, COUPLED)
+        if BIASES > 1:
+            m_i, m_f, m_g, m_o = load_gates(more, at, mask, H, COUPLED)
+            b_i, b_f, b_g, b_o = b_i + m_i, b_f + m_f, b_g + m_g, b_o + m_o
+    else:
+        b_i, b_f, b_g, b_o = 0.0, 0.0, 0.0, 0.0
+    return b_i, b_f, b_g, b_o
+
+
+@triton.jit
 def with_product(a_i, a_f, a_g, a_o, acc, BM: tl.constexpr, BH: tl.constexpr, COUPLED: tl.constexpr):
     """The pre-activations plus the step's product (BM, 4 * BH)."""
     if COUPLED:

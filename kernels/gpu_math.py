@@ -52,6 +52,27 @@ def rows_run_before(s, T, B, offsets, sizes, DOWN: tl.constexpr, VARIABLE: tl.co
 
 
 @triton.jit
+def first_state(given, is_given, carried, at, mask, first, CARRIED: tl.constexpr):
+    """A state before the first step of a launch: that which is given, or where CARRIED what the launch before left."""
+    if CARRIED:
+        state = tl.load(given + at, tl.where(first > 0, False, is_given), other=0.0).to(tl.float32)
+        state += tl.load(carried + at, tl.where(first > 0, mask, False), other=0.0)
+    else:
+        state = tl.load(given + at, is_given, other=0.0).to(tl.float32)
+    return state
+
+
+@triton.jit
+def last_state(final, carried, at, state, mask, is_final, CARRIED: tl.constexpr):
+    """And after its last step."""
+    if CARRIED:
+        tl.store(final + at, state.to(final.dtype.element_ty), tl.where(is_final, mask, False))
+        tl.store(carried + at, state, tl.where(is_final, False, mask))
+    else:
+        tl.store(final + at, state.to(final.dtype.element_ty), mask)
+
+
+@triton.jit
 def weight_tile(
     w, tile, k, H,
     K: tl.constexpr, GATES: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, SPLIT: tl.constexpr = 1,
@@ -205,6 +226,17 @@ def arrive(barrier):
     """Tell the programs that wait on `barrier` that all that this one has stored is there."""
     tl.debug_barrier()
     tl.atomic_add(barrier, 1, sem="release")
+
+
+@triton.jit
+def leave(barrier, steps):
+    """After `steps` arrivals of each program: the last one to leave makes it zero again, for the launch after this.
+
+    Who leaves looks at it no more, and has arrived as often as it ever will, whether it had waited in vain or not. So
+    whoever completes the count is the only one left.
+    """
+    before = tl.atomic_add(barrier, 1, sem="relaxed")
+    tl.atomic_xchg(barrier, 0, before >= (steps + 1) * tl.num_programs(1) - 1, sem="relaxed")
 
 
 @triton.jit

@@ -71,7 +71,7 @@ typedef struct {
   char name[64];
 } Handle;
 static Handle contexts[8];
-static int initialized;
+static int initialized, capture_mode;
 
 static Handle* handle(char kind, int device, const char* name) {
   Handle* h = calloc(1, sizeof *h);
@@ -189,6 +189,29 @@ int cuCtxGetDevice(int* device) {
   RECORD("", 0);
   REFUSE(!SETTING(CONTEXT), INVALID_CONTEXT);
   *device = SETTING(DEVICE);
+  return SUCCESS;
+}
+
+int cuThreadExchangeStreamCaptureMode(int* mode) {
+  RECORD("", *mode);
+  const int before = capture_mode;
+  capture_mode = *mode;
+  *mode = before;
+  return SUCCESS;
+}
+
+// Memory that was never written, which stays: as drivers that a test has done with, too, are kept.
+int cuMemAlloc_v2(unsigned long long* address, size_t bytes) {
+  RECORD("", (int64_t)bytes, capture_mode);
+  REFUSE(!SETTING(CONTEXT), INVALID_CONTEXT);
+  void* memory = malloc(bytes);
+  *address = (uintptr_t)memset(memory, 0x7f, bytes);
+  return SUCCESS;
+}
+
+int cuMemsetD32Async(unsigned long long address, unsigned value, size_t count, void* stream) {
+  RECORD("", value, (int64_t)count, (intptr_t)stream);
+  for (size_t i = 0; i < count; i++) ((unsigned*)(uintptr_t)address)[i] = value;
   return SUCCESS;
 }
 

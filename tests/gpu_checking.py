@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fastlstm
 from fastlstm.gpu import launch, plan
+from fastlstm.gpu.loop import forms
 from fastlstm.parity import difference
 
 I, H, T, B = 64, 128, 24, 16
@@ -91,11 +92,13 @@ def form(name: str) -> Iterator[None]:
     """All loops inside are one resident launch ("resident"), or a launch per step ("steps")."""
     wanted, seen, run = name == "resident", [], launch.run
 
-    def noted(*args, resident: bool) -> None:
+    def noted(*args, resident: bool) -> bool:
         seen.append(resident)
-        run(*args, resident=resident)
+        return run(*args, resident=resident)
 
+    forms.cache_clear()
     with patch.object(plan, "resident", lambda *_: wanted), patch.object(launch, "run", noted):
         yield
+    forms.cache_clear()
     assert seen, "no loop was launched"
     assert set(seen) == {wanted}, f"not every loop ran in the form {name!r}"

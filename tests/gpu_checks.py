@@ -213,6 +213,7 @@ def kernels_do_not_multiply() -> None:
     for kind in KINDS:
         ours = module(kind)
         train(ours, batch())
+        train(ours, batch(1, 16, I))  # a step alone has kernels of its own
         before = launch.loaded.cache_info().currsize
         for steps, sequences in ((1, 16), (5, 3), (100, 9), (1000, 1)):
             train(ours, batch(steps, sequences, I))

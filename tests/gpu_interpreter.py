@@ -1,5 +1,6 @@
 """The GPU's ops on tensors of the CPU: C++ launches through a double of libcuda, Triton's interpreter runs."""
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,7 @@ from fastlstm.gpu import conv_lstm as gpu_conv_lstm
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.gpu import launch, plan
 from fastlstm.gpu import lstm as gpu_lstm
+from fastlstm.gpu.loop import forms
 from fastlstm.kernels import gpu_compile
 from fastlstm.ops import attend as ops_attend
 from fastlstm.ops import attention_lstm as ops_attention_lstm
@@ -39,10 +41,11 @@ class Interpreter:
         self.specs.append(spec)
         return gpu_compile.Image(b"cubin", f"{spec.name}:{len(self.specs) - 1}", shared=0, threads=128)
 
-    def value(self, argument: object) -> int:
-        if isinstance(argument, Tensor):
-            self.tensors[argument.data_ptr(), argument.dtype] = argument
-        return launch_value(argument)
+    def values(self, arguments: list) -> list[int]:
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                self.tensors[argument.data_ptr(), argument.dtype] = argument
+        return launch_values(arguments)
 
     def launch(self, symbol, grid, threads, shared, stream, params, cooperative) -> None:
         spec = self.specs[int(symbol.split(":")[1])]
@@ -51,16 +54,27 @@ class Interpreter:
         given = {name: self.argument(spec, name, slot) for name, slot in slots}
         with np.errstate(over="ignore"):  # e^x may be infinite, on a GPU too
             gpu_compile.function(spec.name)[grid](**given, **dict(spec.constants))
+        if given.get("barrier") is not None:
+            assert not given["barrier"].any(), "a launch left what it counted"
         self.launched.append((spec.name, grid[:2], cooperative))
 
     def argument(self, spec: gpu_compile.Spec, name: str, slot: int) -> Tensor | int | None:
         if name in gpu_compile.INTEGERS:
             return slot & 0xFFFFFFFF
+        if name == "barrier" and slot:  # the launcher's own memory
+            count = ctypes.c_int32 * (64 * launch.BARRIER)
+            return torch.frombuffer(count.from_address(slot), dtype=torch.int32)
         dtype = DTYPES[gpu_compile.ELEMENTS[name]] if name in gpu_compile.ELEMENTS else spec.dtype
         return self.tensors[slot, dtype] if slot else None
 
 
-launch_value = launch.value
+launch_values = launch.values
+
+
+def forget() -> None:
+    """What is known of launches, and of other GPUs than a test's."""
+    for known in (launch.loaded, launch.prepared, forms):
+        known.cache_clear()
 
 
 @contextmanager
@@ -69,9 +83,9 @@ def interpreted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterato
     interpreter = Interpreter()
     fake_cuda.on_launch = interpreter.launch
     fake_cuda.set("multiprocessors", 1000)
-    launch.loaded.cache_clear()
+    forget()
     monkeypatch.setattr(gpu_compile, "image", interpreter.image)
-    monkeypatch.setattr(launch, "value", interpreter.value)
+    monkeypatch.setattr(launch, "values", interpreter.values)
     monkeypatch.setattr(launch, "target", lambda index: None)
     monkeypatch.setattr(launch, "gpu", lambda device: FEW)
     monkeypatch.setattr(launch, "stream_of", lambda device: 7)
@@ -89,4 +103,4 @@ def interpreted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterato
         yield interpreter
     finally:
         torch.use_deterministic_algorithms(False)
-        launch.loaded.cache_clear()
+        forget()

@@ -84,6 +84,23 @@ def graph_with_lengths_and_resets() -> None:
                 ours(x, **given)
 
 
+def replays_beside_calls() -> None:
+    """Of a graph, on another stream than calls: programs of each count apart."""
+    ours, x = module("LSTM", 64, 128), numbers(256, 16, 64)
+    with torch.no_grad(), form("resident"):
+        expected = [t.clone() for t in list_of(ours(x))]
+        graph, beside = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.cuda.graph(graph):
+            results = list_of(ours(x))
+        for _ in range(20):
+            with torch.cuda.stream(beside):
+                graph.replay()
+            same(list_of(ours(x)), expected)
+        torch.cuda.synchronize()
+        same(results, expected)
+    backends.check_gpu()
+
+
 def list_of(results: tuple) -> list[Tensor]:
     y, finals = results
     y = y.data if isinstance(y, PackedSequence) else y
@@ -144,7 +161,7 @@ def trained_in_parallel(rank: int, port: int) -> None:
 LOOP_CHECKS: dict[str, Callable[[], str | None]] = {
     check.__name__: check
     for check in (
-        odd_sizes, waits_end, graph_with_lengths_and_resets, two_directions_beside_one, ddp_beside_a_full_grid,
-        many_steps_of_many_programs,
+        odd_sizes, waits_end, graph_with_lengths_and_resets, replays_beside_calls, two_directions_beside_one,
+        ddp_beside_a_full_grid, many_steps_of_many_programs,
     )
 }  # fmt: skip

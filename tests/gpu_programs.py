@@ -61,7 +61,7 @@ class Launch:
         except Stopped:
             pass
         except BaseException as error:
-            self.failure = error
+            self.failure = self.failure or error  # the others are stopped by it
         with self.turn:
             self.live.discard(p)
             self.pass_on()

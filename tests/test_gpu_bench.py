@@ -72,13 +72,14 @@ def planning(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_floor_steps(product: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted, program by program, one launch per step."""
 
-    def run(calls: list, T: int, device: torch.device, *, resident: bool) -> None:
+    def run(calls: list, T: int, device: torch.device, *, resident: bool) -> bool:
         (call,) = calls
         names = gpu_compile.arguments("floor")
         for first in range(T):
             given = {**call.given, "first": first, "steps": 1}
             kernel = gpu_compile.function("floor")[call.grid]
             kernel(**{name: given[name] for name in names}, **dict(call.spec.constants))
+        return True
 
     monkeypatch.setattr(launch, "gpu", lambda device: launch.H100._replace(processors=0))
     monkeypatch.setattr(launch, "run", run)

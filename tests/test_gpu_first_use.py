@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fastlstm import backends
 from fastlstm.cli.info import chosen
 from fastlstm.ops import lstm as ops_lstm
-from fastlstm.parity import first_use
+from fastlstm.parity import CASES, first_use
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
 
@@ -45,7 +45,9 @@ def test_what_fails_is_said(interpreter: Interpreter, fake_cuda, capsys: pytest.
 
 @pytest.mark.parametrize("variant", [*backends.VARIANTS, *backends.CONVOLUTIONAL, *backends.ATTENTION])
 def test_every_variant_has_cases(variant: str) -> None:
-    assert first_use.cases(variant)
+    found = first_use.cases(variant)
+    assert len(found) > 1
+    assert set(found) <= CASES.keys()
 
 
 @pytest.fixture

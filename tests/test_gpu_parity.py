@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="
 
 OF_EACH_VARIANT = (
     "h16", "packed", "padded_reverse", "stack_packed", "projection_stack", "reset_packed", "reset_reverse",
-    "cells_padded_reset",
+    "cells_padded_reset", "step",
 )  # fmt: skip
 OF_TWO = (
     "b33", "zero_state", "no_bias", "strided", "reverse", "padded_zeros", "only_h_n", "frozen_input", "frozen_weights",
@@ -104,3 +104,20 @@ def test_no_steps_launch_nothing(interpreter: Interpreter) -> None:
     assert dx.shape == (0, 2, 3)
     assert torch.equal(dh0, h)
     assert not interpreter.launched
+
+
+@pytest.mark.parametrize("variant", ["LSTM", "GRU"])
+@pytest.mark.parametrize("T", [3, 1])
+def test_states_may_be_strided(variant: str, T: int, interpreter: Interpreter) -> None:
+    """Results are not, which kernels write row by row."""
+    module, found = getattr(fastlstm, variant)(3, 5), []
+    x, h = torch.randn(T, 4, 3), torch.randn(2, 1, 4, 5)
+    for states in (h, h.transpose(2, 3).contiguous().transpose(2, 3)):
+        given = states.clone(memory_format=torch.preserve_format).requires_grad_()
+        hx = (given[0], given[1]) if variant == "LSTM" else given[0]
+        y, finals = module(x, hx)
+        outputs = [y, *(finals if isinstance(finals, tuple) else [finals])]
+        loss = sum((t.sin() * t).sum() for t in outputs)
+        found.append([*outputs, *torch.autograd.grad(loss, [given, *module.parameters()])])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

@@ -68,15 +68,18 @@ def test_the_bits_of_one_launch_per_step_and_no_race(
 
 
 # (file, function, old, new): what is wrong with each
-STORE, STORE_GRADIENTS = "        tl.store(m + at_h", "        store_gates(dgates"
+STORE = "        tl.store(m + at_h, m_new.to(m.dtype.element_ty), mine)\n"
+STORE_GRADIENTS = "        store_gates(dgates, at, mine, H, da_i, da_f, da_g, da_o, COUPLED)\n"
 WAIT = "wait(barrier + batch_tile * 32, arrivals, hope"
 ARRIVE = "        if PERSISTENT:\n            arrive(barrier + batch_tile * 32)\n"
 FAULTS = {
-    "arrives before it stores": ("lstm/gpu.py", "lstm_forward", STORE, ARRIVE + STORE),
-    "arrives before it stores gradients": ("lstm/gpu.py", "lstm_backward", STORE_GRADIENTS, ARRIVE + STORE_GRADIENTS),
+    "arrives before it stores": ("lstm/gpu.py", "lstm_forward", STORE + ARRIVE, ARRIVE + STORE),
+    "arrives before it stores gradients": (
+        "lstm/gpu.py", "lstm_backward", STORE_GRADIENTS + ARRIVE, ARRIVE + STORE_GRADIENTS,
+    ),
     "waits for one too few": ("lstm/gpu.py", "lstm_forward", WAIT, WAIT.replace("arrivals", "arrivals - 1")),
     "waits for a step too few": (
-        "gru/gpu.py", "gru_backward", WAIT, WAIT.replace("arrivals", "arrivals - tl.num_programs(0)"),
+        "gru/gpu.py", "gru_backward", WAIT, WAIT.replace("arrivals", "arrivals - tl.num_programs(1)"),
     ),
     "acquires nothing": ("gpu_math.py", "lstm_forward", 'sem="acquire"', 'sem="relaxed"'),
 }  # fmt: skip
@@ -106,6 +109,23 @@ def altered(file: str, old: str, new: str, folder: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# of (steps + 1) arrivals and leavings of each program
+COUNTS = {"never": "(steps + 2)", "before others have arrived": "(steps + 0)"}
+
+
+@pytest.mark.parametrize("count", COUNTS.values(), ids=COUNTS)
+def test_a_barrier_that_is_zeroed_at_another_count_is_seen(
+    count: str, interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = altered("gpu_math.py", "(steps + 1)", count, tmp_path)
+    monkeypatch.setattr(importlib.import_module("fastlstm.kernels.lstm.gpu"), "leave", broken.leave)
+    monkeypatch.setattr(alarm, "PATIENCE", 300)
+    monkeypatch.setattr(alarm, "steps_only", False)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cuLaunchCooperativeKernel of lstm_forward"):
+        run_at_once("LSTM", {}, False, monkeypatch)
+    alarm._reading[:] = 0  # whoever waited in vain has said so, too
 
 
 @pytest.fixture
@@ -170,7 +190,6 @@ def test_force_form(interpreter: Interpreter, impatient: None) -> None:
 
 def test_too_small_a_share_of_the_gpu(interpreter: Interpreter, fake_cuda, impatient: None, monkeypatch) -> None:
     """Where the driver can't hold all programs each step is a launch, and the driver isn't asked again."""
-    monkeypatch.setattr(launch, "_refused", set())
     fake_cuda.fail("cuLaunchCooperativeKernel", 720)
     layer, x = fastlstm.LSTM(I, H), torch.randn(T, B, I)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """The launcher in C++ against a double of libcuda: what it passes, in which order, and what it says when a call fails."""
 
+import ctypes
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,11 @@ KB = 1024
 
 def load(name="lstm_forward", shared=0, threads=128, device=0):
     return _C.load_kernel(b"cubin of " + name.encode(), name, shared, threads, device)
+
+
+def run_resident(kernel, grid, stream=0):
+    """A launch whose barrier is the caller's."""
+    return _C.run_resident(kernel, grid, [4096], 0, stream)
 
 
 def launches_of(fake, count):
@@ -66,7 +72,7 @@ def test_parameters(fake_cuda, resident):
     seen = launches_of(fake_cuda, 9)
     given = [0, -1, -(2**31), -(2**63), 2**31, 2**63, 2**64 - 1]
     if resident:
-        _C.run_resident(load(), (2, 3), given, 0)
+        _C.run_resident(load(), (2, 3), given, 1, 0)
     else:
         _C.run_steps([(load(), (2, 3), given, 0)], 0, 1, 0)
     # after those given, Triton's own two: null
@@ -77,7 +83,7 @@ def test_parameters(fake_cuda, resident):
 def test_parameters_that_fit_no_slot(fake_cuda, value):
     kernel = load()
     with pytest.raises(TypeError, match="incompatible function arguments"):
-        _C.run_resident(kernel, (1, 1), [value], 0)
+        _C.run_resident(kernel, (1, 1), [value], 0, 0)
 
 
 @pytest.mark.parametrize("resident", [False, True])
@@ -86,7 +92,7 @@ def test_grid_threads_and_stream(fake_cuda, resident):
     fake_cuda.on_launch = lambda *launch: seen.append((*launch[:5], launch[6]))
     kernel, stream = load(shared=1000, threads=256), 2**64 - 8
     if resident:
-        _C.run_resident(kernel, (4, 2), [1], stream)
+        run_resident(kernel, (4, 2), stream)
     else:
         _C.run_steps([(kernel, (4, 2), [1], 0)], 0, 1, stream)
     assert seen == [("lstm_forward", (4, 2, 1), 256, 1000, stream, resident)]
@@ -140,7 +146,7 @@ def test_impossible_grids(fake_cuda, grid):
     kernel = load()
     message = rf"lstm_forward has the grid \({grid[0]}, {grid[1]}\), expected 1 to 2147483647 by 1 to 65535 programs"
     for launch in (
-        lambda: _C.run_resident(kernel, grid, [0], 0),
+        lambda: run_resident(kernel, grid, 0),
         lambda: _C.run_steps([(kernel, (1, 1), [0], 0), (kernel, grid, [0], 0)], 0, 1, 0),
     ):
         with pytest.raises(RuntimeError, match=message):
@@ -165,27 +171,80 @@ def test_resident_programs(fake_cuda):
 
 def test_more_programs_than_can_be_resident(fake_cuda):
     kernel = load()
-    _C.run_resident(kernel, (4, 2), [0], 0)
+    run_resident(kernel, (4, 2), 0)
     with pytest.raises(RuntimeError, match=r"lstm_forward has the grid \(3, 3\), and GPU 0 can hold 8 of its programs"):
-        _C.run_resident(kernel, (3, 3), [0], 0)
+        run_resident(kernel, (3, 3), 0)
     with pytest.raises(RuntimeError, match=r"grid \(2147483647, 65535\), and GPU 0 can hold 8"):
-        _C.run_resident(kernel, (2**31 - 1, 65535), [0], 0)
+        run_resident(kernel, (2**31 - 1, 65535), 0)
     assert fake_cuda.called.count("cuLaunchCooperativeKernel") == 1
+
+
+def barriers(fake, stream, name="lstm_forward"):
+    """The memory that a launch on that stream is given, and how it begins."""
+    seen = launches_of(fake, 1)
+    assert _C.run_resident(load(name), (2, 1), [0], 0, stream)
+    (address,) = seen[-1][1:]
+    return address, [ctypes.c_int32.from_address(address + place).value for place in (0, 4, 128, 128 * 1024 - 4)]
+
+
+def test_each_stream_has_a_barrier_that_is_filled_once(fake_cuda):
+    first, found = barriers(fake_cuda, 16)
+    assert found == [0, 0, 0, 0]
+    assert ("cuMemsetD32Async", 0, 32 * 1024, 16) in fake_cuda.calls
+    # 2: relaxed, so that what another thread captures goes on; and as it was, afterwards
+    assert ("cuMemAlloc_v2", 128 * 1024, 2) in fake_cuda.calls
+    assert [call[1] for call in fake_cuda.calls if call[0] == "cuThreadExchangeStreamCaptureMode"] == [2, 0]
+    ctypes.c_int32.from_address(first).value = 7
+    assert barriers(fake_cuda, 16, "gru_forward") == (first, [7, 0, 0, 0])  # whose launches have to leave it as it was
+    ctypes.c_int32.from_address(first).value = 0
+    other, _ = barriers(fake_cuda, 24)
+    assert other != first
+    assert fake_cuda.called.count("cuMemAlloc_v2") == 2
+
+
+def test_a_stream_of_each_thread_has_a_barrier_in_each_thread(fake_cuda):
+    here, _ = barriers(fake_cuda, 2)
+    with ThreadPoolExecutor(1) as thread:
+        there, _ = thread.submit(barriers, fake_cuda, 2).result(timeout=10)
+    assert here != there
+    assert barriers(fake_cuda, 2)[0] == here
+
+
+def test_no_memory_for_a_barrier(fake_cuda):
+    fake_cuda.fail("cuMemAlloc_v2", 2)
+    with pytest.raises(RuntimeError, match=r"cuMemAlloc_v2 of lstm_forward failed: CUDA_ERROR_OUT_OF_MEMORY .*smaller"):
+        barriers(fake_cuda, 32)
+    assert [call[1] for call in fake_cuda.calls if call[0] == "cuThreadExchangeStreamCaptureMode"] == [2, 0]
+
+
+@pytest.mark.parametrize("barrier_param", [-1, 1])
+def test_barrier_is_none_of_the_parameters(fake_cuda, barrier_param):
+    message = f"lstm_forward has 1 parameters, and the barrier is number {barrier_param}, counted from 0"
+    with pytest.raises(RuntimeError, match=message):
+        _C.run_resident(load(), (1, 1), [0], barrier_param, 0)
+
+
+def test_more_barriers_than_there_are(fake_cuda):
+    fake_cuda.set("multiprocessors", 1000)
+    with pytest.raises(
+        RuntimeError, match=r"lstm_forward has the grid \(1025, 1\), expected at most 1024 along its first axis"
+    ):
+        _C.run_resident(load(), (1025, 1), [0], 0, 0)
 
 
 def test_a_share_of_the_gpu_that_is_too_small(fake_cuda):
     """As MPS gives, and green contexts."""
     kernel = load()
-    assert _C.run_resident(kernel, (1, 1), [0], 0)
+    assert run_resident(kernel, (1, 1), 0)
     fake_cuda.fail("cuLaunchCooperativeKernel", 720)
-    assert not _C.run_resident(kernel, (1, 1), [0], 0)
+    assert not run_resident(kernel, (1, 1), 0)
 
 
 def test_no_cooperative_launch(fake_cuda):
     fake_cuda.set("cooperative", 0)
     kernel = load()
     with pytest.raises(RuntimeError, match="lstm_forward needs a cooperative launch, which GPU 0 lacks"):
-        _C.run_resident(kernel, (1, 1), [0], 0)
+        run_resident(kernel, (1, 1), 0)
     assert "cuLaunchCooperativeKernel" not in fake_cuda.called
     _C.run_steps([(kernel, (1, 1), [0], 0)], 0, 1, 0)
 
@@ -213,7 +272,7 @@ def test_failures_name_function_kernel_and_reason(fake_cuda, function, code, mes
         _C.open_driver(fake_cuda.library)
         kernel = load("k", 100 * KB)
         _C.run_steps([(kernel, (1, 1), [0], 0)], 0, 1, 0)
-        _C.run_resident(kernel, (1, 1), [0], 0)
+        run_resident(kernel, (1, 1), 0)
 
     everything()
     fake_cuda.fail(function, code)
@@ -261,7 +320,7 @@ def test_missing_context_is_the_primary_one_of_the_kernels_gpu(fake_cuda):
     # as on a thread that has not used CUDA yet
     for launch in (
         lambda: _C.run_steps([(kernel, (1, 1), [0], 0)], 0, 2, 0),
-        lambda: _C.run_resident(kernel, (1, 1), [0], 0),
+        lambda: run_resident(kernel, (1, 1), 0),
     ):
         fake_cuda.set("context", 0)
         before = len(fake_cuda.calls)
@@ -270,7 +329,7 @@ def test_missing_context_is_the_primary_one_of_the_kernels_gpu(fake_cuda):
 
 
 def test_current_context_is_kept(fake_cuda):
-    _C.run_resident(load(), (1, 1), [0], 0)
+    run_resident(load(), (1, 1), 0)
     assert not {"cuDevicePrimaryCtxRetain", "cuCtxSetCurrent"} & set(fake_cuda.called)
 
 
@@ -281,7 +340,7 @@ def test_another_gpu_is_current(fake_cuda):
     for launch in (
         lambda: load(device=0),
         lambda: _C.run_steps([(load("other", device=1), (1, 1), [0], 0), (kernel, (1, 1), [0], 0)], 0, 1, 0),
-        lambda: _C.run_resident(kernel, (1, 1), [0], 0),
+        lambda: run_resident(kernel, (1, 1), 0),
     ):
         with pytest.raises(RuntimeError, match=message):
             launch()
@@ -299,7 +358,7 @@ def test_python_goes_on_during_a_launch(fake_cuda, resident):
     fake_cuda.close_gate()
     with ThreadPoolExecutor(1) as thread:
         if resident:
-            launched = thread.submit(_C.run_resident, kernel, (1, 1), [0], 0)
+            launched = thread.submit(run_resident, kernel, (1, 1))
         else:
             launched = thread.submit(_C.run_steps, [(kernel, (1, 1), [0], 0)], 0, 3, 0)
         # with the lock held, this thread would come here only after the launch has timed out in the driver

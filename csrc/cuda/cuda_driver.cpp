@@ -64,7 +64,7 @@ const Driver* open(const std::string& path) {
   Driver d;
   find_all(library, path, d.init, d.error_name, d.error_text, d.device, d.device_attribute, d.retain_primary_context,
            d.current_context, d.set_current_context, d.current_device, d.load_module, d.function, d.set_function_attribute,
-           d.occupancy, d.launch, d.launch_cooperative);
+           d.exchange_capture_mode, d.allocate, d.fill, d.occupancy, d.launch, d.launch_cooperative);
   d.call("", d.init, 0);
   return new Driver(d);
 }

@@ -1,6 +1,7 @@
 // The CUDA driver's functions that launching needs, from libcuda as it is found at run time: no toolkit, no headers of CUDA.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace fastlstm::cuda {
@@ -11,13 +12,17 @@ using Context = void*;   // CUcontext
 using Module = void*;    // CUmodule
 using Function = void*;  // CUfunction
 using Stream = void*;    // CUstream; null is the default stream
+using Address = unsigned long long;  // CUdeviceptr
 
 enum DeviceAttribute : int { kMultiprocessors = 16, kCooperativeLaunch = 95, kMaxSharedBytes = 97 };
 enum FunctionAttribute : int { kMaxDynamicSharedBytes = 8, kSharedCarveout = 9 };
 
+constexpr int kCaptureRelaxed = 2;  // of CUstreamCaptureMode
+constexpr intptr_t kStreamPerThread = 2;  // a handle that stands for another stream in each thread
+
 constexpr Result kTooLarge = 720;  // COOPERATIVE_LAUNCH_TOO_LARGE
 
-// An entry point, by its name in libcuda. None of those below has a _v2, and every driver since CUDA 9 has them all.
+// An entry point, by its name in libcuda. Every driver since CUDA 10.1 has them all, none in a later version that differs.
 template <class... Parameters>
 struct Entry {
   const char* name;
@@ -37,6 +42,9 @@ struct Driver {
   Entry<Module*, const void*> load_module{"cuModuleLoadData"};
   Entry<Function*, Module, const char*> function{"cuModuleGetFunction"};
   Entry<Function, FunctionAttribute, int> set_function_attribute{"cuFuncSetAttribute"};
+  Entry<int*> exchange_capture_mode{"cuThreadExchangeStreamCaptureMode"};
+  Entry<Address*, size_t> allocate{"cuMemAlloc_v2"};
+  Entry<Address, unsigned, size_t, Stream> fill{"cuMemsetD32Async"};
   Entry<int*, Function, int, size_t> occupancy{"cuOccupancyMaxActiveBlocksPerMultiprocessor"};
   // grid x, y, z, block x, y, z, shared bytes, stream, pointers to the parameters
   Entry<Function, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream, void**, void**> launch{
@@ -58,7 +66,6 @@ struct Driver {
     return result != known;
   }
 
- private:
   [[noreturn]] void fail(const char* entry, const std::string& kernel, Result result) const;
 };
 

@@ -2,7 +2,11 @@
 
 #include <bit>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <stdexcept>
+#include <thread>
+#include <tuple>
 #include <utility>
 
 namespace fastlstm {
@@ -12,6 +16,8 @@ static_assert(std::endian::native == std::endian::little, "a 32-bit parameter is
 
 constexpr int64_t kSharedBytes = 48 * 1024;  // what a program may have without asking
 constexpr int kAllOfIt = 100;                // per cent of the memory that shared memory and the first-level cache share
+constexpr int64_t kBarriers = 1024;          // more than any GPU has processors
+constexpr size_t kBarrierBytes = 128;        // a line of the cache
 constexpr int64_t kInt = std::numeric_limits<int32_t>::max(), kMaxGridY = 65535, kMaxThreads = 1024;
 
 [[noreturn]] void fail(const std::string& message) { throw std::runtime_error("fastlstm: " + message); }
@@ -91,6 +97,28 @@ void Kernel::check_grid(Grid grid) const {
          std::to_string(kMaxGridY) + " programs");
 }
 
+// A graph that captured such a launch could be replayed on another stream: its memory is the caller's. Memory isn't PyTorch's:
+// a call may run inside a pool of a graph's own, whose memory ends with it. It's never given back: one piece per stream.
+uint64_t Kernel::barriers(cuda::Stream stream) const {
+  static std::mutex mutex;
+  static std::map<std::tuple<const cuda::Driver*, int, cuda::Stream, std::thread::id>, cuda::Address> of_streams;
+  const bool of_thread = reinterpret_cast<intptr_t>(stream) == cuda::kStreamPerThread;
+  const std::lock_guard<std::mutex> lock(mutex);
+  cuda::Address& address = of_streams[{&driver_, device_, stream, of_thread ? std::this_thread::get_id() : std::thread::id()}];
+  if (!address) {
+    // what another thread captures is not ours to end: PyTorch's allocator asks in the same way
+    int mode = cuda::kCaptureRelaxed;
+    driver_.call(name_, driver_.exchange_capture_mode, &mode);
+    cuda::Address found = 0;
+    const auto failed = driver_.allocate.address(&found, kBarriers * kBarrierBytes);
+    driver_.call(name_, driver_.exchange_capture_mode, &mode);
+    if (failed) driver_.fail(driver_.allocate.name, name_, failed);
+    driver_.call(name_, driver_.fill, found, 0u, kBarriers * kBarrierBytes / sizeof(int32_t), stream);
+    address = found;
+  }
+  return address;
+}
+
 void Kernel::launch(Grid grid, cuda::Stream stream, void** parameters) const {
   driver_.call(name_, driver_.launch, function_, grid.x, grid.y, 1, threads_, 1, 1, shared_, stream, parameters, nullptr);
 }
@@ -123,14 +151,22 @@ void run_steps(std::vector<Launch> launches, int64_t first, int64_t count, cuda:
   }
 }
 
-bool run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, cuda::Stream stream) {
+bool run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, int64_t barrier_param, cuda::Stream stream) {
   kernel.check_grid(grid);
+  const auto n = static_cast<int64_t>(parameters.size());
+  if (barrier_param < 0 || barrier_param >= n)
+    fail(kernel.name() + " has " + std::to_string(n) + " parameters, and the barrier is number " +
+         std::to_string(barrier_param) + ", counted from 0");
   if (!kernel.cooperative())
     fail(kernel.name() + " needs a cooperative launch, which " + gpu(kernel.device()) + " lacks: launch it once per step");
   if (grid.x * grid.y > kernel.resident_programs())
     fail(kernel.name() + " has the grid " + text(grid) + ", and " + gpu(kernel.device()) + " can hold " +
          std::to_string(kernel.resident_programs()) + " of its programs at once: launch it once per step");
+  if (grid.x > kBarriers)
+    fail(kernel.name() + " has the grid " + text(grid) + ", expected at most " + std::to_string(kBarriers) +
+         " along its first axis, which meet apart");
   kernel.enter();
+  if (!parameters[barrier_param]) parameters[barrier_param] = kernel.barriers(stream);
   Parameters given(std::move(parameters));
   return kernel.launch_cooperative(grid, stream, given.pointers());
 }

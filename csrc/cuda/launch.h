@@ -32,6 +32,9 @@ class Kernel {
   int64_t resident_programs() const { return resident_; }
   bool cooperative() const { return cooperative_; }
 
+  // Zeros for the launches of one stream, each of which leaves them so: kBarrierBytes for each of kBarriers.
+  uint64_t barriers(cuda::Stream stream) const;
+
   // Throws where the calling thread's context is another GPU's; gives it the primary context where it has none.
   void enter() const;
   void check_grid(Grid grid) const;
@@ -64,7 +67,10 @@ void run_steps(std::vector<Launch> launches, int64_t first, int64_t count, cuda:
 
 // One launch whose programs run all at once, so that they may wait for one another. False where the driver can't hold as many as
 // the GPU could: others have a share of it (MPS, green contexts).
-bool run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, cuda::Stream stream);
+//
+// `barrier_param` is the parameter that takes where they count: where it is 0, memory of ours, of which each stream has its own.
+// It holds zeros before the launch, and the launch has to leave it so.
+bool run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, int64_t barrier_param, cuda::Stream stream);
 
 // Adds the above to the module fastlstm._C.
 void bind_launcher(pybind11::module_& m);

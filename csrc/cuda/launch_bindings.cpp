@@ -64,13 +64,15 @@ void bind_launcher(py::module_& m) {
       "For each step from first on, launch (kernel, grid, parameters, index of the parameter that is the step), in order.");
   m.def(
       "run_resident",
-      [](const std::shared_ptr<Kernel>& kernel, Shape grid, const std::vector<Parameter>& parameters, uint64_t stream) {
+      [](const std::shared_ptr<Kernel>& kernel, Shape grid, const std::vector<Parameter>& parameters, int64_t barrier_param,
+         uint64_t stream) {
         auto bits = slots(parameters);
         const Released released;
-        return run_resident(*kernel, {grid.first, grid.second}, std::move(bits), stream_of(stream));
+        return run_resident(*kernel, {grid.first, grid.second}, std::move(bits), barrier_param, stream_of(stream));
       },
-      py::arg("kernel"), py::arg("grid"), py::arg("params"), py::arg("stream"),
-      "Launch once, all programs at the same time; False where this process has too small a share of the GPU for that.");
+      py::arg("kernel"), py::arg("grid"), py::arg("params"), py::arg("barrier_param"), py::arg("stream"),
+      "Launch once, all programs at the same time; False where this process has too small a share of the GPU for that. "
+      "The parameter that is the barrier is ours where it is 0, zeros of the stream's own, which the kernel has to leave so.");
 }
 
 }  // namespace fastlstm

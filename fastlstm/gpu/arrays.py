@@ -1,7 +1,6 @@
 """Buffers of the loops, and the matrix products over all steps that PyTorch's own GEMM takes."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
@@ -22,7 +21,9 @@ def on_gpu(op: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor,
         given = [arg for arg in args if isinstance(arg, Tensor)]
         hold(*given)
         device = given[0].device.type
-        with nullcontext() if device == "meta" else torch.autocast(device, enabled=False):
+        if device == "meta" or not torch.is_autocast_enabled(device):
+            return op(*args)
+        with torch.autocast(device, enabled=False):
             return op(*args)
 
     return run
@@ -34,17 +35,14 @@ class Block:
     def __init__(self, N: int, columns: list[int], dtypes: list[torch.dtype]) -> None:
         self.N, self.columns, self.dtypes = N, columns, dtypes
         self.bytes = [block_bytes(N * n, dtype) for n, dtype in zip(columns, dtypes, strict=True)]
-
-    @property
-    def size(self) -> int:
-        return sum(self.bytes)
+        self.size = sum(self.bytes)
 
     def new(self, like: Tensor, zero: bool) -> Tensor:
         return (like.new_zeros if zero else like.new_empty)(self.size, dtype=torch.uint8)
 
     def split(self, block: Tensor) -> list[Tensor]:
         """Views of the arrays."""
-        parts = zip(block.split(self.bytes), self.columns, self.dtypes, strict=True)
+        parts = zip(block.split_with_sizes(self.bytes), self.columns, self.dtypes, strict=True)
         return [part.view(dtype)[: self.N * n].view(self.N, n) for part, n, dtype in parts]
 
 
@@ -59,6 +57,11 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """It, in one piece, for kernels that read it number by number."""
+    return None if tensor is None else tensor.contiguous()
+
+
 def state(tensor: Tensor) -> Tensor:
     """A float32 copy, which a loop may write."""
     return tensor.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -67,6 +70,13 @@ def state(tensor: Tensor) -> Tensor:
 def nothing(like: Tensor) -> Tensor:
     """The empty tensor that stands for a result that isn't wanted."""
     return like.new_empty(0)
+
+
+def present(instead: Tensor, **gradients: Tensor | None) -> dict[str, Tensor | int]:
+    """Gradients from above as a kernel is given them: those that there are, `instead` of the others what isn't read; and as
+    `given` the sum of 1 for the first that there is, 2 for the second, and so on."""
+    given = sum([(gradient is not None) << k for k, gradient in enumerate(gradients.values())])
+    return {"given": given} | {name: instead if g is None else g for name, g in gradients.items()}
 
 
 def or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -99,9 +109,11 @@ def recurrent_gradient(dgates: Tensor, rows: Rows, h: Tensor, h0: Tensor) -> Ten
     if (shifted := rows.shifted()) is None:
         return dgates.t() @ rows.before(h, h0)
     first, others, seen = shifted
+    if rows.T == 1:
+        return dgates.t() @ h0
     return torch.addmm(dgates[first].t() @ h0, dgates[others].t(), h[seen])
 
 
 def bias_gradient(dgates: Tensor) -> Tensor:
-    """The sum over rows, taken in float32."""
-    return dgates.sum(0, dtype=torch.float32).to(dgates.dtype)
+    """The sum over rows, which PyTorch takes in float32 and rounds once."""
+    return dgates.sum(0)

@@ -90,7 +90,9 @@ class Attention:
         }  # fmt: skip
         if grid[0]:
             spec = Spec("attend_keys", self.dtype, tuple(sorted(constants.items())), warps=4, stages=1)
-            launch.run([launch.Call(spec, grid, given)], 1, query.device, resident=False)
+            loop = Loop(self.rows, self.dtype, alone=False)
+            loop.call(spec, grid, given)
+            launch.run(loop.calls, 1, query.device, resident=False)
         return dkeys, shares.sum(0).to(query.dtype)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.gpu import launch, plan
-from fastlstm.gpu.arrays import aligned, or_new, state
+from fastlstm.gpu.arrays import aligned, or_new
 from fastlstm.gpu.attend import Attention
 from fastlstm.gpu.attention_saved import Kept
 from fastlstm.gpu.loop import Given, Loop
@@ -178,7 +178,7 @@ def backward_loop(
         top, asks, dropped = l == L - 1, l == p.query_layer, p.dropped_above(l)
         given: Given = {
             "dgates": d.dgates[l], "above": None if top else d.dgates[l + 1], "dropped": dropped, "dh": d.dh, "dz": d.dz,
-            "dquery": d.dquery, "gates": kept.gates[l], "cells": kept.cells[l], "c0": state(p.c0[l]),
+            "dquery": d.dquery, "gates": kept.gates[l], "cells": kept.cells[l], "c0": aligned(p.c0[l]),
             "dh_n": aligned(dh_n[l]), "dc_state": d.dc[l], "dpeephole": d.dpeephole[l], "w": aligned(p.w_hh[l].t()),
             "w_above": None if top else aligned(p.above(l + 1).t()),
             "w_out": None if p.w_out is None else aligned(p.w_out[:, M:].t()),

@@ -64,7 +64,7 @@ def conv_lstm_bwd(
     step = Step(rows, w_hh, h0, x.dtype, G, 1)
     dpeephole = step.peephole_sums(w_peephole)
     given: Given = {
-        "dgates": dgates, "dh": aligned(dy), "gates": gates, "cells": cells, "c0": state(c0), "dh_n": dh_n,
+        "dgates": dgates, "dh": aligned(dy), "gates": gates, "cells": cells, "c0": aligned(c0), "dh_n": dh_n,
         "dc_state": dc, "dpeephole": dpeephole, "dcells": None if dcells is None else aligned(dcells),
         "w": aligned(w_hh.movedim(0, -1)),
     }  # fmt: skip
@@ -126,7 +126,7 @@ class Step:
         if peephole is None:
             return None
         of_all = peephole.dim() == 2
-        tiles, _ = plan.pixel_grid(self.count, self.H, self.tile)
+        tiles, _ = plan.grid(self.count, self.H, self.tile)
         shape = (tiles, *peephole.shape) if of_all else (len(peephole), self.B, *peephole.shape[1:])
         return peephole.new_zeros(shape, dtype=torch.float64)
 
@@ -152,7 +152,7 @@ class Step:
         sizes = dict(zip(("depth", "height", "width"), self.image, strict=True))
         arrays = given | {"peephole": None if peephole is None else peephole.contiguous()}
         loop = Loop(rows, self.dtype, alone=False)
-        loop.call(spec, plan.pixel_grid(self.count, self.H, tile), {**arrays, **sizes, **more})
+        loop.call(spec, plan.grid(self.count, self.H, tile), {**arrays, **sizes, **more})
         loop.run()
 
 

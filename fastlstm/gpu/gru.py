@@ -1,25 +1,24 @@
 """The GRU's ops on a GPU: `fastlstm::gru_fwd` and `gru_bwd`, one layer and direction."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fastlstm.gpu.arrays import (
     Block,
     aligned,
     bias_gradient,
-    input_gates,
+    contiguous,
     nothing,
     on_gpu,
     or_zeros,
+    present,
     recurrent_gradient,
-    state,
 )
 from fastlstm.gpu.loop import Given, Loop
 from fastlstm.gpu.rows import Rows
-from fastlstm.kernels.gpu_compile import saved_dtype
 
 
 @on_gpu
@@ -30,23 +29,25 @@ def gru_fwd(
     """`(y, h_n, saved)`; arguments are those of `fastlstm.ops.gru.gru`."""
     B, H = h0.shape
     rows = Rows(x, batch_sizes, reset, B, reverse)
-    block = saved_block(rows.N, x.dtype, H, save)
+    block = known_block(rows.N, x.dtype, H, save)
     saved = block.new(x, zero=False)
     gates, hn, h = block.split(saved)
-    # b_hn can't be added to b_in: r acts on it
-    input_gates(gates, x, w_ih, b_ih, None if b_hh is None else pad(b_hh[: 2 * H], (0, H)))
-    y = rows.new(H, x)
-    loop = Loop(rows, x.dtype, alone=True)
+    torch.mm(x.reshape(rows.N, x.shape[-1]), w_ih.t(), out=gates)
+    y, loop, final = rows.new(H, x), Loop(rows, x.dtype, alone=True), rows.steps is None
+    # where all sequences end at the last step its h is written to both
+    h_n = h0.new_empty(B, H) if final else None
     given: Given = {
-        "gates": gates, "hn": hn, "y": y, "h0": aligned(h0), "h_state": state(h0), "w": aligned(w_hh),
-        "bias": None if b_hh is None else b_hh[2 * H :].contiguous(),
+        "gates": gates, "hn": hn, "y": y, "h0": aligned(h0), "h_n": h_n, "h_state": None, "w": aligned(w_hh),
+        "b_ih": contiguous(b_ih), "b_hh": contiguous(b_hh),
     }  # fmt: skip
-    flags = {"BIAS": b_hh is not None, "SAVE": save, "SAVED": saved_dtype(x.dtype)}
+    flags = {"BIAS_IH": b_ih is not None, "BIAS_HH": b_hh is not None, "SAVE": save, "FINAL": final}
     loop.add("gru_forward", H, H, 4, given, flags)
     loop.run()
+    if loop.empty:
+        h_n = h0.clone()
     if save:
         h.copy_(y.view(h.shape))  # what is returned is the caller's, who may edit it
-    return y, rows.take("last", y, h0), saved if save else nothing(saved)
+    return y, rows.take("last", y, h0) if h_n is None else h_n, saved if save else nothing(saved)
 
 
 @on_gpu
@@ -60,21 +61,24 @@ def gru_bwd(
     """
     B, H = h0.shape
     rows = Rows(x, batch_sizes, reset, B, reverse)
-    gates, hn, h = saved_block(rows.N, x.dtype, H, True).split(saved)
-    dgates, dh = rows.new(4 * H, x), state(or_zeros(dh_n, h0))
+    gates, hn, h = known_block(rows.N, x.dtype, H, True).split(saved)
+    dgates, through = rows.new(4 * H, x), torch.empty(B, H, dtype=torch.float32, device=x.device)
     loop = Loop(rows, x.dtype, alone=True)
+    upstream = [None if d is None else aligned(d) for d in (dy, dh_n)]
     given: Given = {
-        "dgates": dgates, "dy": aligned(or_zeros(dy, h)), "gates": gates, "hn": hn, "y": h, "h0": aligned(h0),
-        "dh_state": dh, "w": aligned(w_hh.t()),
+        "dgates": dgates, "gates": gates, "hn": hn, "y": h, "h0": aligned(h0), "through": through,
+        "w": aligned(w_hh.t()), **present(dgates, dy=upstream[0], dh_n=upstream[1]),
     }  # fmt: skip
-    loop.add("gru_backward", H, 3 * H, 1, given, {"SAVED": saved_dtype(x.dtype)})
+    loop.add("gru_backward", H, 3 * H, 1, given, {})
     loop.run()
+    if loop.empty:
+        through = or_zeros(dh_n, h0)
 
     dgates = dgates.view(rows.N, 4 * H)
     of_input, of_hidden = dgates[:, : 3 * H], dgates[:, H:]
     dx = (of_input @ w_ih.roll(H, 0)).view(x.shape) if need_dx else nothing(x)
     # through W_hh and, which for a sequence of length 0 is all, through z
-    dh0 = (rows.to_initial(of_hidden, lambda first: first @ w_hh, torch.zeros_like(h0)) + dh).to(x.dtype)
+    dh0 = (rows.to_initial(of_hidden, lambda first: first @ w_hh, None) + through).to(x.dtype)
     if not need_dw:
         return dx, dh0, *(nothing(x) for _ in range(4))
     db = bias_gradient(dgates)
@@ -97,3 +101,6 @@ def saved_like(x: Tensor, H: int, save: bool) -> Tensor:
 def saved_block(N: int, dtype: torch.dtype, H: int, save: bool) -> Block:
     """What the forward saves, by the columns of each: the activated gates, what r acts on, and h."""
     return Block(N, [3 * H, H * save, H * save], [dtype, dtype, dtype])
+
+
+known_block = lru_cache(maxsize=1024)(saved_block)  # of sizes that are numbers

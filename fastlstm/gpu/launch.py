@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -15,61 +14,91 @@ from fastlstm.kernels import gpu_compile
 from fastlstm.kernels.gpu_compile import Spec, Target
 
 
-class Call(NamedTuple):
-    """A kernel, its grid, and its arguments by name; the arguments that the kernel doesn't use may be None."""
+class Prepared:
+    """What launching a kernel by a grid takes, found once: where among its arguments what stands, and the kernel on the GPU."""
 
-    spec: Spec
-    grid: tuple[int, int]
+    def __init__(self, spec: Spec, grid: tuple[int, int], device: torch.device) -> None:
+        self.spec, self.grid, self.device = spec, grid, device
+        self.names = gpu_compile.arguments(spec.name)
+        self.first = self.names.index("first")
+        self.barrier = self.names.index("barrier") if "barrier" in self.names else -1
+        # what the driver has said of a launch: that this process has too small a share of the GPU for all of its programs
+        self.refused = False
+        self._kernel: Any = None
+
+    @property
+    def kernel(self) -> Any:
+        if self._kernel is None:
+            with current(self.device):
+                self._kernel = loaded(self.spec, self.device.index or 0)
+        return self._kernel
+
+
+prepared = cache(Prepared)
+
+
+class Call(NamedTuple):
+    """A launch, and its arguments by name; the arguments that the kernel doesn't use may be None."""
+
+    prepared: Prepared
     given: dict[str, Tensor | int | None]
 
+    @property
+    def spec(self) -> Spec:
+        return self.prepared.spec
 
-def run(calls: list[Call], T: int, device: torch.device, *, resident: bool) -> None:
-    """Run T steps: in one cooperative launch of the only call, or by a launch per step and call, in order."""
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.prepared.grid
+
+
+def run(calls: list[Call], T: int, device: torch.device, *, resident: bool) -> bool:
+    """Run T steps: in one cooperative launch of the only call, or by a launch per step and call, in order.
+
+    False where the driver refuses the only call, which isn't run then, nor ever asked for again.
+    """
     if _recording is not None:
         _recording.calls.extend(calls)
-        return
+        return True
     alarm.check()
-    with current(device):
-        kernels, stream = [loaded(call.spec, device.index or 0) for call in calls], stream_of(device)
-        if resident:
-            if _C().run_resident(kernels[0], calls[0].grid, parameters(calls[0], T), stream):
-                return
-            _refused.add((calls[0].spec, calls[0].grid, device.index or 0))
-            run([of_one_step(calls[0])], T, device, resident=False)
-        else:
-            steps = [
-                (kernel, call.grid, parameters(call, 1), gpu_compile.arguments(call.spec.name).index("first"))
-                for kernel, call in zip(kernels, calls, strict=True)
-            ]
-            _C().run_steps(steps, 0, T, stream)
+    if device.type == "cuda" and torch.cuda.current_device() != device.index:
+        with torch.cuda.device(device):
+            return start(calls, T, stream_of(device), resident=resident)
+    return start(calls, T, stream_of(device), resident=resident)
 
 
-def of_one_step(call: Call) -> Call:
-    """The same kernel in the form that is launched for every step."""
-    constants = {**dict(call.spec.constants), "PERSISTENT": False}
-    return call._replace(spec=replace(call.spec, constants=tuple(sorted(constants.items()))))
+def start(calls: list[Call], T: int, stream: int, *, resident: bool) -> bool:
+    if not resident:
+        launches = [
+            (call.prepared.kernel, call.prepared.grid, parameters(call, 1), call.prepared.first) for call in calls
+        ]
+        _C().run_steps(launches, 0, T, stream)
+        return True
+    (call,), of = calls, calls[0].prepared
+    of.refused = not _C().run_resident(of.kernel, of.grid, parameters(call, T), of.barrier, stream)
+    return not of.refused
 
 
-# What the driver has said of a launch before: that this process has too small a share of the GPU for all of its programs
-_refused: set[tuple[Spec, tuple[int, int], int]] = set()
-
-
-def can_be_resident(spec: Spec, grid: tuple[int, int], device: torch.device) -> bool:
+def can_be_resident(asked: Prepared) -> bool:
     """Whether the GPU holds all programs at once, by what the driver says of the compiled kernel."""
     if _recording is not None:
         return True  # what the driver says of a kernel, it says of one that is compiled and loaded
-    if alarm.steps_only or (spec, grid, device.index or 0) in _refused:
+    if alarm.steps_only or asked.refused:
         return False
-    with current(device):
-        kernel = loaded(spec, device.index or 0)
-    return kernel.cooperative and grid[0] * grid[1] <= kernel.resident_programs()
+    kernel = asked.kernel
+    return kernel.cooperative and asked.grid[0] * asked.grid[1] <= kernel.resident_programs()
 
 
-def waiting(spec: Spec, grid: tuple[int, int], device: torch.device) -> dict[str, Tensor | int | None]:
-    """The arguments of a kernel whose programs wait for each other."""
-    barrier = torch.zeros(grid[1], BARRIER, dtype=torch.int32, device=device)
-    waits = NOT_WAITING if _recording else alarm.arguments(spec.name, grid, device)
-    return {**waits, "barrier": barrier}
+def waiting(asked: Prepared) -> dict[str, Tensor | int | None]:
+    """The arguments of a kernel whose programs wait for each other.
+
+    Where they count is memory of the stream's own, which the launcher has and each launch leaves as zeros. A CUDA graph may be
+    replayed on any stream, beside others: what it captures has memory of its own, which it fills at each replay.
+    """
+    waits = NOT_WAITING if _recording else alarm.arguments(asked.spec.name, asked.grid, asked.device)
+    if asked.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return {**waits, "barrier": torch.zeros(asked.grid[0], BARRIER, dtype=torch.int32, device=asked.device)}
+    return waits
 
 
 BARRIER = 32  # integers from one counter to the next: not in one line of the cache
@@ -113,13 +142,11 @@ def recording() -> Recording:
 def parameters(call: Call, steps: int) -> list[int]:
     """What a launch passes, in the order of the kernel's arguments: addresses and integers."""
     given = {**call.given, "first": 0, "steps": steps}
-    return [value(given[name]) for name in gpu_compile.arguments(call.spec.name)]
+    return values([given[name] for name in call.prepared.names])
 
 
-def value(argument: Any) -> int:
-    if argument is None:
-        return 0
-    return argument.data_ptr() if isinstance(argument, Tensor) else argument
+def values(arguments: list[Tensor | int | None]) -> list[int]:
+    return [0 if a is None else a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
 
 
 @cache

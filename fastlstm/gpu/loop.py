@@ -1,65 +1,120 @@
 """A loop over time on a GPU: its tiles and form, and the kernels that run in each step."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import lru_cache
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastlstm.gpu import launch, plan
 from fastlstm.gpu.rows import Rows
-from fastlstm.kernels.gpu_compile import Spec
+from fastlstm.kernels.gpu_compile import Spec, saved_dtype
 
-Given = dict[str, Tensor | None]  # arrays by the names of a kernel's arguments
+Given = dict[str, Tensor | int | None]  # arguments by their names in a kernel
+
+# Kernels with a state, and the float32 argument by which it goes from one launch to the next, where there are several
+CARRIES = {
+    "lstm_forward": "c_state", "lstm_backward": "dc_state", "gru_forward": "h_state", "gru_backward": "through",
+}  # fmt: skip
+
+
+class Wanted(NamedTuple):
+    """What a loop's kernel depends on: `units` to share, a product of K features with `slots` columns per unit."""
+
+    name: str
+    dtype: torch.dtype
+    B: int
+    units: int
+    K: int
+    slots: int
+    alone: bool
+    single: bool  # of one step
+    reverse: bool
+    variable: bool
+    reset: bool
+    precision: str
+    gpu: plan.Gpu
+    device: torch.device
+    flags: tuple[tuple[str, Any], ...]
+
+
+class Forms(NamedTuple):
+    """A launch for each step; and one of all steps, where all of its programs have a processor of their own."""
+
+    steps: launch.Prepared
+    resident: launch.Prepared | None
+
+
+@lru_cache(maxsize=4096)
+def forms(wanted: Wanted) -> Forms:
+    w = wanted
+    chosen = plan.tile(w.B, w.units, w.K, w.slots, w.dtype, w.precision, w.gpu, may_keep=w.alone)
+    constants: dict[str, Any] = dict(w.flags) | {
+        "REVERSE": w.reverse, "VARIABLE": w.variable, "RESET": w.reset, "ALIGN": gcd(16, w.K * w.dtype.itemsize),
+        "PRECISION": w.precision, "BM": chosen.BM, "BH": chosen.BH, "BK": chosen.BK, "K": w.K,
+    }  # fmt: skip
+    if w.name != "project":
+        constants |= {"H": w.units, "BK2": chosen.BK2, "KEEP": chosen.keep, "SPLIT": chosen.split}
+    grid = plan.grid(w.B, w.units, chosen)
+
+    def form(**more: Any) -> launch.Prepared:
+        spec = Spec(w.name, w.dtype, tuple(sorted((constants | more).items())), chosen.warps, chosen.stages)
+        return launch.prepared(spec, grid, w.device)
+
+    if w.name == "project":
+        return Forms(form(), None)
+    of_state: dict[str, Any] = {}
+    if w.name in CARRIES:
+        of_state, constants["SAVED"] = {"CARRIED": not w.single}, saved_dtype(w.dtype)
+    resident = w.alone and not w.single and plan.resident(w.B, w.units, chosen, w.gpu)
+    return Forms(
+        form(PERSISTENT=False, **of_state),
+        form(PERSISTENT=True, **dict.fromkeys(of_state, False)) if resident else None,
+    )
 
 
 class Loop:
-    """The kernels of one step, in order; with `alone` there is one, and all steps of it may go into one launch."""
+    """The kernels of one step, in order; with `alone` there is one, and all steps of it may go into one launch.
+
+    A single step waits for nobody: it's a launch of the form of steps.
+    """
 
     def __init__(self, rows: Rows, dtype: torch.dtype, *, alone: bool) -> None:
         self.rows, self.dtype, self.alone = rows, dtype, alone
         self.calls: list[launch.Call] = []
-        self.resident = False
+        self.resident: tuple | None = None  # what was added, where that is one launch of all steps
 
     def add(self, name: str, units: int, K: int, slots: int, given: Given, flags: dict[str, Any]) -> None:
-        """One more kernel: `units` to share among programs, a product of K features with `slots` columns per unit."""
+        """One more kernel; the arguments are those of `Wanted`, and `given` what the caller knows of the kernel's."""
         if self.empty:
             return
-        rows, gpu = self.rows, launch.gpu(self.rows.device)
-        precision = launch.precision(self.dtype, rows.device)
-        loops = name != "project"
-        chosen = plan.tile(rows.B, units, K, slots, self.dtype, precision, gpu, may_keep=self.alone)
-        common = {
-            "REVERSE": rows.reverse,
-            "VARIABLE": rows.steps is not None,
-            "RESET": rows.reset is not None,
-            "ALIGN": gcd(16, K * self.dtype.itemsize),
-            "PRECISION": precision,
-            "BM": chosen.BM,
-            "BH": chosen.BH,
-            "BK": chosen.BK,
-            "K": K,
-        }
-        if loops:
-            common |= {"H": units, "BK2": chosen.BK2, "KEEP": chosen.keep, "SPLIT": chosen.split, "PERSISTENT": False}
-        grid = plan.grid(rows.B, units, chosen)
-        spec = Spec(name, self.dtype, tuple(sorted({**flags, **common}.items())), chosen.warps, chosen.stages)
-        waiting = launch.NOT_WAITING
-        if self.alone and plan.resident(rows.B, units, chosen, gpu):
-            persistent = replace(spec, constants=tuple(sorted({**flags, **common, "PERSISTENT": True}.items())))
-            if launch.can_be_resident(persistent, grid, rows.device):
-                spec, self.resident = persistent, True
-                waiting = launch.waiting(spec, grid, rows.device)
-        self.call(spec, grid, {**given, **waiting})
+        rows, device = self.rows, self.rows.device
+        wanted = Wanted(
+            name, self.dtype, rows.B, units, K, slots, self.alone, rows.T == 1, rows.reverse, rows.steps is not None,
+            rows.reset is not None, launch.precision(self.dtype, device), launch.gpu(device), device,
+            tuple(flags.items()),
+        )  # fmt: skip
+        found = forms(wanted)
+        if found.resident is not None and launch.can_be_resident(found.resident):
+            self.resident = name, units, K, slots, given, flags
+            self.append(found.resident, {**given, **launch.waiting(found.resident)})
+            return
+        if rows.T > 1 and name in CARRIES and name != "gru_backward":
+            given = {**given, CARRIES[name]: torch.empty(rows.B, units, dtype=torch.float32, device=device)}
+        self.append(found.steps, {**given, **launch.NOT_WAITING})
 
     def call(self, spec: Spec, grid: tuple[int, int], given: Mapping[str, Tensor | int | None]) -> None:
-        """One more kernel, that is planned; what says which rows a step has is the same for all."""
+        """One more kernel, that is planned."""
+        self.append(launch.prepared(spec, grid, self.rows.device), given)
+
+    def append(self, prepared: launch.Prepared, given: Mapping[str, Tensor | int | None]) -> None:
+        """What says which rows a step has is the same for all."""
         rows, steps = self.rows, self.rows.steps
         offsets, sizes = (None, None) if steps is None else (steps.offsets, steps.sizes)
-        arrays = {"reset": rows.reset, "offsets": offsets, "sizes": sizes}
-        self.calls.append(launch.Call(spec, grid, {**given, **arrays, "T": rows.T, "B": rows.B}))
+        more = {"reset": rows.reset, "offsets": offsets, "sizes": sizes, "T": rows.T, "B": rows.B}
+        self.calls.append(launch.Call(prepared, {**given, **more}))
 
     @property
     def empty(self) -> bool:
@@ -67,5 +122,10 @@ class Loop:
         return not (self.rows.T and self.rows.B)
 
     def run(self) -> None:
-        if not self.empty:
-            launch.run(self.calls, self.rows.T, self.rows.device, resident=self.resident)
+        rows, again = self.rows, self.resident
+        if self.empty or launch.run(self.calls, rows.T, rows.device, resident=again is not None):
+            return
+        assert again is not None
+        self.calls, self.resident = [], None
+        self.add(*again)  # a launch per step, now
+        launch.run(self.calls, rows.T, rows.device, resident=False)

@@ -1,6 +1,7 @@
 """The LSTM family's ops on a GPU: `fastlstm::lstm_fwd` and `lstm_bwd`, one layer and direction."""
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -10,17 +11,16 @@ from fastlstm.gpu.arrays import (
     Block,
     aligned,
     bias_gradient,
-    input_gates,
+    contiguous,
     nothing,
     on_gpu,
     or_new,
     or_zeros,
+    present,
     recurrent_gradient,
-    state,
 )
 from fastlstm.gpu.loop import Given, Loop
 from fastlstm.gpu.rows import Rows
-from fastlstm.kernels.gpu_compile import saved_dtype
 
 
 @on_gpu
@@ -30,30 +30,33 @@ def lstm_fwd(
     coupled: bool, reverse: bool, return_cells: bool, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`(y, h_n, c_n, cells, saved)`; arguments are those of `fastlstm.ops.lstm.lstm`."""
-    (B, R), H, G = h0.shape, c0.shape[1], w_ih.shape[0]
+    (B, R), H, G, projected = h0.shape, c0.shape[1], w_ih.shape[0], w_hr is not None
     rows, keep = Rows(x, batch_sizes, reset, B, reverse), save or return_cells
-    block = saved_block(rows.N, x.dtype, H * keep, G, H * (w_hr is not None))
+    block = known_block(rows.N, x.dtype, H * keep, G, H * projected)
     saved = block.new(x, zero=rows.padded)
     cells, gates, m = block.split(saved)
-    input_gates(gates, x, w_ih, b_ih, b_hh)
-    y, c = rows.new(R, x), state(c0)
-    loop = Loop(rows, x.dtype, alone=w_hr is None)
+    torch.mm(x.reshape(rows.N, x.shape[-1]), w_ih.t(), out=gates)
+    y, loop, c_n = rows.new(R, x), Loop(rows, x.dtype, alone=not projected), c0.new_empty(B, H)
+    # where all sequences end at the last step its h is written to both
+    final = not projected and rows.steps is None
+    h_n, biases = h0.new_empty(B, R) if final else None, [b.contiguous() for b in (b_ih, b_hh) if b is not None]
     given: Given = {
-        "gates": gates,
-        "hidden": y,
-        "m": y if w_hr is None else m,
-        "cells": cells,
-        "h0": aligned(h0),
-        "c_state": c,
-    }
-    flags = {"COUPLED": coupled, "PEEPHOLE": w_peephole is not None, "SAVE": keep, "SAVED": saved_dtype(x.dtype)}
-    loop.add("lstm_forward", H, R, 4, given | weights(w_hh, w_peephole), flags)
+        "gates": gates, "hidden": y, "m": m if projected else y, "cells": cells, "h0": aligned(h0), "c0": aligned(c0),
+        "h_n": h_n, "c_n": c_n, "c_state": None, "w": aligned(w_hh), "peephole": contiguous(w_peephole),
+        **dict(zip(("bias", "more_bias"), (*biases, None, None), strict=False)),
+    }  # fmt: skip
+    flags = {
+        "COUPLED": coupled, "PEEPHOLE": w_peephole is not None, "SAVE": keep, "BIASES": len(biases), "FINAL": final,
+    }  # fmt: skip
+    loop.add("lstm_forward", H, R, 4, given, flags)
     if w_hr is not None:
         given = {"out": y, "a": m, "w": aligned(w_hr), "dy": None, "dh_n": None}
         loop.add("project", R, H, 1, given, {"R": R, "BACKWARD": False})
     loop.run()
+    if loop.empty:
+        h_n, c_n = h0.clone(), c0.clone()
     every = cells.view(*rows.leading, H).to(x.dtype, copy=True) if return_cells else nothing(x)
-    return y, rows.take("last", y, h0), c.to(x.dtype), every, saved if save else nothing(saved)
+    return y, rows.take("last", y, h0) if h_n is None else h_n, c_n, every, saved if save else nothing(saved)
 
 
 @on_gpu
@@ -67,43 +70,45 @@ def lstm_bwd(
     (B, R), H, G = h0.shape, c0.shape[1], w_ih.shape[0]
     projected = w_hr is not None
     rows = Rows(x, batch_sizes, reset, B, reverse)
-    cells, gates, m = saved_block(rows.N, x.dtype, H, G, H * projected).split(saved)
-    dgates, dc = rows.new(G, x), state(or_zeros(dc_n, c0))
-    dy, dh_n = aligned(or_new(dy, x, *rows.leading, R)), aligned(or_zeros(dh_n, h0))
-    dh = rows.new(R, x) if projected else dy
-    loop = Loop(rows, x.dtype, alone=not projected)
+    cells, gates, m = known_block(rows.N, x.dtype, H, G, H * projected).split(saved)
+    dgates, dc0, loop = rows.new(G, x), c0.new_empty(B, H), Loop(rows, x.dtype, alone=not projected)
+    upstream = [None if d is None else aligned(d) for d in (dy, dh_n, dc_n, dcells)]
+    dh = upstream[0]
     given: Given
     if projected:
-        given = {"out": dh, "a": dgates, "w": aligned(w_hh.t()), "dy": dy, "dh_n": dh_n}
+        dh, w = rows.new(R, x), aligned(w_hh.t())
+        dy, dh_n = or_new(upstream[0], x, *rows.leading, R), or_zeros(upstream[1], h0)
+        given = {"out": dh, "a": dgates, "w": w, "dy": dy, "dh_n": dh_n}
         loop.add("project", R, G, 1, given, {"R": R, "BACKWARD": True})
     dpeephole = None
     if w_peephole is not None:
         dpeephole = x.new_zeros(plan.batch_tiles(B), *w_peephole.shape, dtype=torch.float64)
     given = {
-        "dgates": dgates, "dh": dh, "gates": gates, "cells": cells, "c0": state(c0), "dh_n": dh_n, "dc_state": dc,
-        "dpeephole": dpeephole, "dcells": None if dcells is None else aligned(dcells),
+        "dgates": dgates, "gates": gates, "cells": cells, "c0": aligned(c0), "dc0": dc0, "dc_state": None,
+        "dpeephole": dpeephole, "dcells": upstream[3], "peephole": contiguous(w_peephole),
+        "w": aligned((w_hh if w_hr is None else w_hr).t()), **present(dgates, dh=dh, dh_n=upstream[1], dc_n=upstream[2]),
     }  # fmt: skip
     flags = {
-        "COUPLED": coupled, "PEEPHOLE": w_peephole is not None, "CELLS": dcells is not None,
-        "PROJECTED": projected, "SAVED": saved_dtype(x.dtype),
+        "COUPLED": coupled, "PEEPHOLE": w_peephole is not None, "CELLS": dcells is not None, "PROJECTED": projected,
     }  # fmt: skip
-    w = weights(w_hr.t() if w_hr is not None else w_hh.t(), w_peephole)
-    loop.add("lstm_backward", H, R if projected else G, 1, given | w, flags)
+    loop.add("lstm_backward", H, R if projected else G, 1, given, flags)
     loop.run()
+    if loop.empty:
+        dc0 = or_zeros(dc_n, c0).clone()
 
     dgates = dgates.view(rows.N, G)
     dx = (dgates @ w_ih).view(x.shape) if need_dx else nothing(x)
     dh0 = rows.to_initial(dgates, lambda first: first @ w_hh, dh_n)
     if not need_dw:
-        return dx, dh0, dc.to(x.dtype), *(nothing(x) for _ in range(5))
+        return dx, dh0, dc0, *(nothing(x) for _ in range(5))
     return (
         dx,
         dh0,
-        dc.to(x.dtype),
+        dc0,
         dgates.t() @ rows.owned(x),
         recurrent_gradient(dgates, rows, m @ w_hr.t() if w_hr is not None else hidden(cells, gates), h0),
         bias_gradient(dgates),
-        dh.view(rows.N, R).t() @ m if projected else nothing(x),
+        dh.view(rows.N, R).t() @ m if projected and dh is not None else nothing(x),
         dpeephole.sum(0).to(x.dtype) if dpeephole is not None else nothing(x),
     )
 
@@ -115,10 +120,6 @@ def hidden(cells: Tensor, gates: Tensor) -> Tensor:
     return (exact * cells.tanh()).to(o.dtype)
 
 
-def weights(w: Tensor, peephole: Tensor | None) -> Given:
-    return {"w": aligned(w), "peephole": None if peephole is None else peephole.contiguous()}
-
-
 def saved_like(x: Tensor, H: int, gates: int, projected: bool, save: bool) -> Tensor:
     """An empty tensor like the one that a forward saves for its backward; sizes may be symbolic."""
     block = saved_block(math.prod(x.shape[:-1]), x.dtype, H, gates, H * projected)
@@ -128,3 +129,6 @@ def saved_like(x: Tensor, H: int, gates: int, projected: bool, save: bool) -> Te
 def saved_block(N: int, dtype: torch.dtype, cells: int, gates: int, m: int) -> Block:
     """What the forward saves, by the columns of each: c in float32, the activated gates, and o * tanh(c) of a projection."""
     return Block(N, [cells, gates, m], [torch.float32, dtype, dtype])
+
+
+known_block = lru_cache(maxsize=1024)(saved_block)  # of sizes that are numbers

@@ -144,18 +144,12 @@ def whole(K: int) -> tuple[int, int]:
     return (most, rest) if most >= 16 and most + rest < one else (one, 0)
 
 
-def grid(B: int, H: int, chosen: Tile) -> tuple[int, int]:
-    """Programs along the units and along the batch."""
-    return -(-H // chosen.BH), -(-B // chosen.BM)
-
-
-def pixel_grid(rows: int, H: int, chosen: Tile) -> tuple[int, int]:
-    """Programs along the rows, of which there may be more than a GPU takes along its second axis, and along the units."""
-    along_units, along_rows = grid(rows, H, chosen)
-    return along_rows, along_units
+def grid(rows: int, H: int, chosen: Tile) -> tuple[int, int]:
+    """Programs along the rows, of which there may be more than the 65,535 of a GPU's second axis, and along the units."""
+    return -(-rows // chosen.BM), -(-H // chosen.BH)
 
 
 def resident(B: int, H: int, chosen: Tile, gpu: Gpu) -> bool:
     """Whether the grid surely fits on the GPU at once: a program per processor."""
-    along_units, along_batch = grid(B, H, chosen)
-    return along_units * along_batch <= gpu.processors
+    along_batch, along_units = grid(B, H, chosen)
+    return along_batch * along_units <= gpu.processors

@@ -138,14 +138,18 @@ class Rows:
             return slice(N - B, N), slice(0, N - B), slice(B, N)
         return slice(0, B), slice(B, N), slice(0, N - B)
 
-    def to_initial(self, dgates: Tensor, back: Callable[[Tensor], Tensor], dh_n: Tensor) -> Tensor:
-        """(B, R): the gradient of h0, taken `back` from the gates of each sequence's first step; that of h_n for a sequence of
-        length 0."""
+    def to_initial(self, dgates: Tensor, back: Callable[[Tensor], Tensor], dh_n: Tensor | None) -> Tensor:
+        """(B, R): the gradient of h0, taken `back` from the gates of each sequence's first step; for a sequence of length 0
+        that of h_n, or 0 where there is none."""
         if self.N == 0:
-            return dh_n.clone()
-        dh0 = back(self.take("first", dgates, dgates.new_zeros(self.B, dgates.shape[1])))
+            return back(dgates.new_zeros(self.B, dgates.shape[1])) if dh_n is None else dh_n.clone()
+        if self.steps is None:
+            first = self.N - self.B if self.reverse else 0
+            dh0 = back(dgates[first : first + self.B])
+        else:
+            dh0 = back(self.take("first", dgates, dgates.new_zeros(self.B, dgates.shape[1])))
         if self.reset is not None:
             dh0.masked_fill_(self.take("first", self.reset, self.reset.new_zeros(self.B, 1)).bool(), 0)
-        if self.steps is None:
+        if self.steps is None or dh_n is None:
             return dh0
         return torch.where((self.steps.head < 0)[:, None], dh_n, dh0)

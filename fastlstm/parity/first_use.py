@@ -19,7 +19,8 @@ from fastlstm import alarm, backends
 from fastlstm.parity import CASES, DTYPES, check
 from fastlstm.version import __version__
 
-# Of these, the first two that a variant has: several programs; lengths, resets and cells; several slots; a kernel and channels
+# Of these, the first two that a variant has: several programs; lengths, resets and cells; several slots; a kernel and channels.
+# And a step alone, for which there is other code
 TRIED = ("h65", "cells_padded_reset", "memory_lengths", "conv")
 _lock = threading.Lock()
 
@@ -77,7 +78,8 @@ def tried(variant: str, dtype: torch.dtype, device: str, backend: str = "triton"
 
 
 def cases(variant: str) -> list[str]:
-    return [name for case in TRIED if (name := f"{variant}_{case}") in CASES][:2]
+    names = [name for case in (*TRIED, "step") if (name := f"{variant}_{case}") in CASES]
+    return [*names[:2], *(name for name in names[2:] if name == f"{variant}_step")]
 
 
 @contextlib.contextmanager

@@ -60,8 +60,8 @@ def attention_lstm_forward(
     BK: tl.constexpr,
 ):
     GATES: tl.constexpr = 3 if COUPLED else 4
-    tile = tl.program_id(0)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    tile = tl.program_id(1)
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
     units = tile * BH + tl.arange(0, BH)
     offset, size = step_rows(first, B, offsets, sizes, VARIABLE)
     valid = rows < size
@@ -108,7 +108,7 @@ def attention_lstm_backward(
     dquery,  # (N, A): of the step after where BEFORE; with QUERY 2 a product away from that of h, with QUERY 1 its share
     gates,  # (N, G*H), as the forward saved them
     cells,  # (N, H) float32
-    c0,  # (B, H) float32
+    c0,  # (B, H)
     dh_n,  # (B, H): the gradient of the final h
     dc_state,  # (B, H) float32: that of the final c, and then of c0
     dpeephole,  # (batch tiles, G - 1, H) float64, zeros, summed over steps
@@ -141,8 +141,8 @@ def attention_lstm_backward(
     BK: tl.constexpr,
 ):
     GATES: tl.constexpr = 3 if COUPLED else 4
-    tile = tl.program_id(0)
-    rows = tl.program_id(1) * BM + tl.arange(0, BM)
+    tile = tl.program_id(1)
+    rows = tl.program_id(0) * BM + tl.arange(0, BM)
     units = tile * BH + tl.arange(0, BH)
     t = T - 1 - first
     offset, size = step_rows(t, B, offsets, sizes, VARIABLE)
@@ -178,8 +178,9 @@ def attention_lstm_backward(
     if COUPLED:
         f = 1.0 - i
     c = tl.load(cells + at_h, mine, other=0.0)
-    old = tl.where(valid & (t > 0), cells + (offset - B + own) * H, c0 + own * H)
-    c_prev = tl.load(old[:, None] + units[None, :], mine, other=0.0)
+    has_before, earlier = tl.where(t > 0, valid, False)[:, None], (offset - B + own)[:, None] * H + units[None, :]
+    c_prev = tl.load(cells + earlier, mine & has_before, other=0.0)
+    c_prev += tl.load(c0 + state, mine & ~has_before, other=0.0).to(tl.float32)
     p_i, p_f, p_o = load_peepholes(peephole, units[None, :], (units < H)[None, :], H, COUPLED, PEEPHOLE)
 
     by_i, by_f, by_g, by_o, by_c = factors(i, f, g, o, c, c_prev, COUPLED)
@@ -188,7 +189,7 @@ def attention_lstm_backward(
     dc_prev = cell_before(dc, f, da_i, da_f, p_i, p_f, COUPLED, PEEPHOLE)
     tl.store(dc_state + state, dc_prev, mine)
     if PEEPHOLE:
-        sums = dpeephole + tl.program_id(1) * (GATES - 1) * H + units
+        sums = dpeephole + tl.program_id(0) * (GATES - 1) * H + units
         add(sums, da_i * c_prev, units < H)
         add(sums + (GATES - 2) * H, da_o * c, units < H)
         if not COUPLED:

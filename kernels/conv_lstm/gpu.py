@@ -148,7 +148,7 @@ def conv_lstm_backward(
     gates,  # (N, G*H), as the forward saved them
     cells,  # (N, H) float32
     dcells,  # (N, H): the gradient of the cells of every step, where CELLS
-    c0,  # (B * M, H) float32
+    c0,  # (B * M, H)
     dh_n,  # (B * M, H): the gradient of the final h
     dc_state,  # (B * M, H) float32: that of the final c, and then of c0
     dpeephole,  # float64, zeros, summed over steps: (tiles of rows, G - 1, H), or (G - 1, B * M, H) where HADAMARD
@@ -223,9 +223,10 @@ def conv_lstm_backward(
     # c of the step before: of the rows that have one, and that are not cut from it
     t_before = tl.minimum(tl.maximum(t + 1 if REVERSE else t - 1, 0), T - 1)
     offset_before, size_before = step_rows(t_before, B, offsets, sizes, VARIABLE)
-    has_before = (sequences < size_before) & (first < T - 1)
-    old = tl.where(has_before, cells + (offset_before * M + own) * H, c0 + own * H)
-    c_prev = tl.load(old[:, None] + units[None, :], mine & ~cut[:, None] if RESET else mine, other=0.0)
+    has_before = tl.where(first < T - 1, sequences < size_before, False)[:, None]
+    seen, earlier = mine & ~cut[:, None] if RESET else mine, (offset_before * M + own)[:, None] * H + units[None, :]
+    c_prev = tl.load(cells + earlier, seen & has_before, other=0.0)
+    c_prev += tl.load(c0 + state, seen & ~has_before, other=0.0).to(tl.float32)
     if HADAMARD:
         p_i, p_f, p_o = load_peepholes(peephole, pixels[:, None] * H + units[None, :], mine, M * H, COUPLED, PEEPHOLE)
     else:

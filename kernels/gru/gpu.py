@@ -13,7 +13,9 @@ import triton.language as tl
 from fastlstm.kernels.gpu_math import (
     arrive,
     dread,
+    first_state,
     in_rows,
+    leave,
     product,
     rows_run_before,
     sigmoid,
@@ -27,17 +29,19 @@ from fastlstm.kernels.gpu_math import (
 
 @triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
 def gru_forward(
-    gates,  # (N, 3*H): W_ih x + b_ih, and b_hh for r and z; overwritten with the activated r, z, n where SAVE
+    gates,  # (N, 3*H): W_ih x, overwritten with the activated r, z, n where SAVE
     hn,  # (N, H): W_hn h + b_hn, which r acts on, written where SAVE
     y,  # (N, H): h of every step, written, and read by the step after
     h0,  # (B, H)
-    h_state,  # (B, H) float32: h before the first step, and then after the last
+    h_n,  # (B, H): h of the last step, written where FINAL
+    h_state,  # (B, H) float32: h between launches, where CARRIED
     w,
-    bias,  # (H,): b_hn, where BIAS
+    b_ih,  # (3*H,), where BIAS_IH
+    b_hh,  # (3*H,), where BIAS_HH
     reset,  # (N,) uint8
     offsets,  # (T,) int64
     sizes,  # (T,) int64
-    barrier,  # (batch tiles, 32) int32, zeros, of which the first of 32 counts
+    barrier,  # (batch tiles, 32) int32, zeros before and after, of which the first of 32 counts
     alarm,  # () int32, in the host's memory: see `wait`
     number,
     patience,
@@ -47,11 +51,14 @@ def gru_forward(
     B,
     H: tl.constexpr,
     K: tl.constexpr,  # = H
-    BIAS: tl.constexpr,
+    BIAS_IH: tl.constexpr,
+    BIAS_HH: tl.constexpr,
     REVERSE: tl.constexpr,
     VARIABLE: tl.constexpr,
     RESET: tl.constexpr,
     SAVE: tl.constexpr,
+    FINAL: tl.constexpr,  # all sequences end at the last step
+    CARRIED: tl.constexpr,  # there are other launches before or after this one
     PERSISTENT: tl.constexpr,
     SAVED: tl.constexpr,  # dtype of saved gates, as wide as that of `gates`
     ALIGN: tl.constexpr,  # bytes that divide those of a row of `y`
@@ -63,14 +70,15 @@ def gru_forward(
     KEEP: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    batch_tile, tile = tl.program_id(0), tl.program_id(1)
     rows = batch_tile * BM + tl.arange(0, BM)
     units = tile * BH + tl.arange(0, BH)
     own = (rows < B)[:, None] & (units < H)[None, :]
     state = rows.to(tl.int64)[:, None] * H + units[None, :]
-    h = tl.load(h_state + state, own, other=0.0)
-    if BIAS:
-        b_n = tl.load(bias + units, units < H, other=0.0).to(tl.float32)[None, :]
+    h = first_state(h0, own, h_state, state, own, first, CARRIED)
+    b_r, b_z, b_in = load_bias(b_ih, units, H, BIAS_IH)
+    m_r, m_z, b_hn = load_bias(b_hh, units, H, BIAS_HH)
+    b_r, b_z = b_r + m_r, b_z + m_z
     kept = weight_tile(w, tile, 0, H, K, 3, BH, BK, SPLIT) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, 3, BH, BK2, SPLIT) if KEEP and BK2 > 0 else 0
     offset_before, size_before = rows_run_before(first, T, B, offsets, sizes, REVERSE, VARIABLE)
@@ -91,7 +99,7 @@ def gru_forward(
 
         if PERSISTENT:
             hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
-            arrivals += tl.num_programs(0)
+            arrivals += tl.num_programs(1)
         a = tl.where(rows < size_before, y + (offset_before + rows) * K, h0 + rows.to(tl.int64) * K)
         acc = tl.zeros((BM, 4 * BH), tl.float32) + dread(hope, PERSISTENT)
         acc = product(
@@ -100,11 +108,10 @@ def gru_forward(
         )  # fmt: skip
 
         h_prev = tl.where(cut[:, None], 0.0, h) if RESET else h
-        h_r, h_z, h_n, _ = split_gates(acc, BM, BH)
-        if BIAS:
-            h_n += b_n
-        r, z = sigmoid(a_r + h_r), sigmoid(a_z + h_z)
-        n = tanh(a_n + r * h_n)
+        h_r, h_z, of_h, _ = split_gates(acc, BM, BH)
+        of_h += b_hn
+        r, z = sigmoid(a_r + b_r + h_r), sigmoid(a_z + b_z + h_z)
+        n = tanh(a_n + b_in + r * of_h)
         h_new = (1.0 - z) * n + z * h_prev
         at_h = (offset + rows)[:, None] * H + units[None, :]
         tl.store(y + at_h, h_new.to(y.dtype.element_ty), mine)
@@ -115,13 +122,32 @@ def gru_forward(
             tl.store(save + at, r.to(SAVED), mine)
             tl.store(save + at + H, z.to(SAVED), mine)
             tl.store(save + at + 2 * H, n.to(SAVED), mine)
-            tl.store(hn + at_h, h_n.to(hn.dtype.element_ty), mine)
+            tl.store(hn + at_h, of_h.to(hn.dtype.element_ty), mine)
+        if FINAL:
+            ends = (rows < tl.where(s == T - 1, size, 0))[:, None] & (units < H)[None, :]
+            tl.store(h_n + state, h_new.to(y.dtype.element_ty), ends)
         h = tl.where(mine, h_new, h)
         offset_before, size_before = offset, size
-    tl.store(h_state + state, h, own)
+    if CARRIED:
+        tl.store(h_state + state, h, own)
+    if PERSISTENT:
+        leave(barrier + batch_tile * 32, steps)
 
 
-@triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
+@triton.jit
+def load_bias(bias, units, H, GIVEN: tl.constexpr):
+    """A vector of 3*H's numbers (1, BH) for r, z and n, or 0."""
+    if GIVEN:
+        at, mask = units[None, :], (units < H)[None, :]
+        b_r = tl.load(bias + at, mask, other=0.0).to(tl.float32)
+        b_z = tl.load(bias + at + H, mask, other=0.0).to(tl.float32)
+        b_n = tl.load(bias + at + 2 * H, mask, other=0.0).to(tl.float32)
+    else:
+        b_r, b_z, b_n = 0.0, 0.0, 0.0
+    return b_r, b_z, b_n
+
+
+@triton.jit(do_not_specialize=["number", "patience", "given", "first", "steps", "T", "B"])
 def gru_backward(
     dgates,  # (N, 4*H): the gradients of the pre-activations of n, r and z, and of what r acts on; written, the last 3*H read
     dy,  # (N, H)
@@ -129,7 +155,8 @@ def gru_backward(
     hn,  # (N, H)
     y,  # (N, H)
     h0,  # (B, H)
-    dh_state,  # (B, H) float32: the gradient of the final h, and then what reaches h0 through z
+    dh_n,  # (B, H): the gradient of the final h
+    through,  # (B, H) float32: what reaches h0 through z, written; between launches what reaches the h before
     w,
     reset,
     offsets,
@@ -138,6 +165,7 @@ def gru_backward(
     alarm,
     number,
     patience,
+    given,  # the sum of 1, if there is a dy, and 2 for dh_n: others are zeros, which nobody reads
     first,
     steps,
     T,
@@ -147,6 +175,7 @@ def gru_backward(
     REVERSE: tl.constexpr,
     VARIABLE: tl.constexpr,
     RESET: tl.constexpr,
+    CARRIED: tl.constexpr,
     PERSISTENT: tl.constexpr,
     SAVED: tl.constexpr,
     ALIGN: tl.constexpr,  # divides the bytes of H, too
@@ -158,12 +187,12 @@ def gru_backward(
     KEEP: tl.constexpr,
     SPLIT: tl.constexpr,
 ):
-    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    batch_tile, tile = tl.program_id(0), tl.program_id(1)
     rows = batch_tile * BM + tl.arange(0, BM)
     units = tile * BH + tl.arange(0, BH)
     own = (rows < B)[:, None] & (units < H)[None, :]
     state = rows.to(tl.int64)[:, None] * H + units[None, :]
-    carry = tl.load(dh_state + state, own, other=0.0)
+    carry = first_state(dh_n, tl.where((given & 2) > 0, own, False), through, state, own, first, CARRIED)
     kept = weight_tile(w, tile, 0, H, K, 1, BH, BK, SPLIT) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, 1, BH, BK2, SPLIT) if KEEP and BK2 > 0 else 0
     # the step after, in the forward's order: the one that is run before this
@@ -191,7 +220,7 @@ def gru_backward(
         old = tl.where(rows < size_before, y + (offset_before + rows) * H, h0 + rows.to(tl.int64) * H)
         old = tl.multiple_of(old, ALIGN)[:, None] + units[None, :]
         h_prev = tl.load(old, mine & ~cut[:, None] if RESET else mine, other=0.0).to(tl.float32)
-        dh = tl.load(dy + at_h, mine, other=0.0).to(tl.float32) + carry
+        dh = tl.load(dy + at_h, tl.where((given & 1) > 0, mine, False), other=0.0).to(tl.float32) + carry
         follows = valid & (rows < size_after)
         a, a_mask = dgates + (offset_after + rows) * (4 * H) + H, follows
         if RESET:
@@ -199,7 +228,7 @@ def gru_backward(
 
         if PERSISTENT:
             hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
-            arrivals += tl.num_programs(0)
+            arrivals += tl.num_programs(1)
         acc = tl.zeros((BM, BH), tl.float32)
         acc = product(
             acc, tl.multiple_of(a, ALIGN), a_mask, w, kept, more, tile, H, K, 1, BH, BK, BK2, KEEP, PRECISION, SPLIT
@@ -217,9 +246,11 @@ def gru_backward(
         if PERSISTENT:
             arrive(barrier + batch_tile * 32)
         tl.store(to, da_n.to(out), mine)
-        through = dh * z
+        passed = dh * z
         if RESET:
-            through = tl.where(cut[:, None], 0.0, through)
-        carry = tl.where(mine, through, carry)
+            passed = tl.where(cut[:, None], 0.0, passed)
+        carry = tl.where(mine, passed, carry)
         offset_after, size_after = offset, size
-    tl.store(dh_state + state, carry, own)
+    tl.store(through + state, carry, own)
+    if PERSISTENT:
+        leave(barrier + batch_tile * 32, steps)

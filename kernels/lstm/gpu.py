@@ -16,28 +16,46 @@ from fastlstm.kernels.gpu_gates import (
     cell_before,
     factors,
     gradients,
+    load_biases,
     load_gates,
     load_peepholes,
     store_gates,
     with_product,
 )
-from fastlstm.kernels.gpu_math import arrive, dread, in_rows, product, rows_run_before, step_rows, wait, weight_tile
+from fastlstm.kernels.gpu_math import (
+    arrive,
+    dread,
+    first_state,
+    in_rows,
+    last_state,
+    leave,
+    product,
+    rows_run_before,
+    step_rows,
+    wait,
+    weight_tile,
+)
 
 
 @triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
 def lstm_forward(
-    gates,  # (N, G*H): W_ih x + b, overwritten with the activated gates where SAVE
+    gates,  # (N, G*H): W_ih x, overwritten with the activated gates where SAVE
     hidden,  # (N, R): h of every step, read
     m,  # (N, H): o * tanh(c) of every step, written; the same array as `hidden` without a projection
     cells,  # (N, H) float32: c of every step, written where SAVE
     h0,  # (B, R)
-    c_state,  # (B, H) float32: c before the first step, and then after the last
+    c0,  # (B, H)
+    h_n,  # (B, H): h of the last step, written where FINAL
+    c_n,  # (B, H): c after the last step, written
+    c_state,  # (B, H) float32: c between launches, where CARRIED
     w,
+    bias,  # (G*H,), and
+    more_bias,  # another such, of which there are BIASES
     peephole,  # (G - 1, H)
     reset,  # (N,) uint8
     offsets,  # (T,) int64
     sizes,  # (T,) int64
-    barrier,  # (batch tiles, 32) int32, zeros, of which the first of 32 counts
+    barrier,  # (batch tiles, 32) int32, zeros before and after, of which the first of 32 counts
     alarm,  # () int32, in the host's memory: see `wait`
     number,
     patience,
@@ -53,6 +71,9 @@ def lstm_forward(
     VARIABLE: tl.constexpr,
     RESET: tl.constexpr,
     SAVE: tl.constexpr,
+    BIASES: tl.constexpr,
+    FINAL: tl.constexpr,  # all sequences end at the last step, and h isn't projected
+    CARRIED: tl.constexpr,  # there are other launches before or after this one
     PERSISTENT: tl.constexpr,
     SAVED: tl.constexpr,  # dtype of saved gates, as wide as that of `gates`
     ALIGN: tl.constexpr,  # bytes that divide those of a row of `hidden`
@@ -65,12 +86,13 @@ def lstm_forward(
     SPLIT: tl.constexpr,
 ):
     GATES: tl.constexpr = 3 if COUPLED else 4
-    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    batch_tile, tile = tl.program_id(0), tl.program_id(1)
     rows = batch_tile * BM + tl.arange(0, BM)
     units = tile * BH + tl.arange(0, BH)
     own = (rows < B)[:, None] & (units < H)[None, :]
     state = rows.to(tl.int64)[:, None] * H + units[None, :]
-    c = tl.load(c_state + state, own, other=0.0)
+    c = first_state(c0, own, c_state, state, own, first, CARRIED)
+    b_i, b_f, b_g, b_o = load_biases(bias, more_bias, units, H, COUPLED, BIASES)
     p_i, p_f, p_o = load_peepholes(peephole, units[None, :], (units < H)[None, :], H, COUPLED, PEEPHOLE)
     kept = weight_tile(w, tile, 0, H, K, GATES, BH, BK, SPLIT) if KEEP else 0
     more = weight_tile(w, tile, BK, H, K, GATES, BH, BK2, SPLIT) if KEEP and BK2 > 0 else 0
@@ -90,7 +112,7 @@ def lstm_forward(
 
         if PERSISTENT:
             hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
-            arrivals += tl.num_programs(0)
+            arrivals += tl.num_programs(1)
         h = tl.where(rows < size_before, hidden + (offset_before + rows) * K, h0 + rows.to(tl.int64) * K)
         acc = tl.zeros((BM, 4 * BH), tl.float32) + dread(hope, PERSISTENT)
         acc = product(
@@ -99,6 +121,7 @@ def lstm_forward(
         )  # fmt: skip
 
         c_prev = tl.where(cut[:, None], 0.0, c) if RESET else c
+        a_i, a_f, a_g, a_o = a_i + b_i, a_f + b_f, a_g + b_g, a_o + b_o
         a_i, a_f, a_g, a_o = with_product(a_i, a_f, a_g, a_o, acc, BM, BH, COUPLED)
         i, f, g, o, c_new, m_new = activate(a_i, a_f, a_g, a_o, c_prev, p_i, p_f, p_o, COUPLED, PEEPHOLE)
         at_h = (offset + rows)[:, None] * H + units[None, :]
@@ -108,21 +131,28 @@ def lstm_forward(
         if SAVE:
             store_gates(gates.to(tl.pointer_type(SAVED), bitcast=True), at, mine, H, i, f, g, o, COUPLED)
             tl.store(cells + at_h, c_new, mine)
+        if FINAL:
+            ends = (rows < tl.where(s == T - 1, size, 0))[:, None] & (units < H)[None, :]
+            tl.store(h_n + state, m_new.to(m.dtype.element_ty), ends)
         c = tl.where(mine, c_new, c)
         offset_before, size_before = offset, size
-    tl.store(c_state + state, c, own)
+    last_state(c_n, c_state, state, c, own, first + steps >= T, CARRIED)
+    if PERSISTENT:
+        leave(barrier + batch_tile * 32, steps)
 
 
-@triton.jit(do_not_specialize=["number", "patience", "first", "steps", "T", "B"])
+@triton.jit(do_not_specialize=["number", "patience", "given", "first", "steps", "T", "B"])
 def lstm_backward(
     dgates,  # (N, G*H): the gradients of the pre-activations, written; and read, where not PROJECTED
     dh,  # (N, R): the gradient of y; with PROJECTED that of h, from `project`
     gates,  # (N, G*H), as the forward saved them
     cells,  # (N, H) float32
     dcells,  # (N, H): the gradient of the cells of every step, where CELLS
-    c0,  # (B, H) float32
+    c0,  # (B, H)
     dh_n,  # (B, R): the gradient of the final h; not with PROJECTED
-    dc_state,  # (B, H) float32: that of the final c, and then of c0
+    dc_n,  # (B, H): that of the final c
+    dc0,  # (B, H): and of the first, written
+    dc_state,  # (B, H) float32: that of c between launches, where CARRIED
     dpeephole,  # (batch tiles, G - 1, H) float64, zeros: sums over steps and the rows of a tile
     w,
     peephole,
@@ -133,6 +163,7 @@ def lstm_backward(
     alarm,
     number,
     patience,
+    given,  # the sum of 1, if there is a dh, 2 for dh_n and 4 for dc_n: others are zeros, which nobody reads
     first,
     steps,
     T,
@@ -146,6 +177,7 @@ def lstm_backward(
     RESET: tl.constexpr,
     CELLS: tl.constexpr,
     PROJECTED: tl.constexpr,
+    CARRIED: tl.constexpr,
     PERSISTENT: tl.constexpr,
     SAVED: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -158,12 +190,12 @@ def lstm_backward(
     SPLIT: tl.constexpr,
 ):
     GATES: tl.constexpr = 3 if COUPLED else 4
-    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    batch_tile, tile = tl.program_id(0), tl.program_id(1)
     rows = batch_tile * BM + tl.arange(0, BM)
     units = tile * BH + tl.arange(0, BH)
     own = (rows < B)[:, None] & (units < H)[None, :]
     state = rows.to(tl.int64)[:, None] * H + units[None, :]
-    dc = tl.load(dc_state + state, own, other=0.0)
+    dc = first_state(dc_n, tl.where((given & 4) > 0, own, False), dc_state, state, own, first, CARRIED)
     p_i, p_f, p_o = load_peepholes(peephole, units[None, :], (units < H)[None, :], H, COUPLED, PEEPHOLE)
     if PEEPHOLE:
         sums = dpeephole + batch_tile * (GATES - 1) * H + units
@@ -195,18 +227,19 @@ def lstm_backward(
         t_before = tl.minimum(tl.maximum(t + 1 if REVERSE else t - 1, 0), T - 1)
         offset_before, size_before = step_rows(t_before, B, offsets, sizes, VARIABLE)
         size_before = tl.where(s < T - 1, size_before, 0)
-        has_before = (rows < size_before)[:, None]
-        earlier = cells + (offset_before + rows)[:, None] * H
-        old = tl.where(has_before, earlier, c0 + rows.to(tl.int64)[:, None] * H)
-        c_prev = tl.load(old + units[None, :], mine & ~cut[:, None] if RESET else mine, other=0.0)
+        has_before, seen = (rows < size_before)[:, None], mine & ~cut[:, None] if RESET else mine
+        earlier = (offset_before + rows)[:, None] * H + units[None, :]
+        c_prev = tl.load(cells + earlier, seen & has_before, other=0.0)
+        c_prev += tl.load(c0 + state, seen & ~has_before, other=0.0).to(tl.float32)
         if CELLS:
             dc += tl.load(dcells + at_h, mine, other=0.0).to(tl.float32)
         follows = valid & (rows < size_after)
         if PROJECTED:
             a, a_mask = dh + (offset + rows) * K, valid
         else:
-            of_y = tl.load(dh + at_h, mine, other=0.0).to(tl.float32)
-            of_y += tl.load(dh_n + state, mine & ~follows[:, None], other=0.0).to(tl.float32)
+            of_y = tl.load(dh + at_h, tl.where((given & 1) > 0, mine, False), other=0.0).to(tl.float32)
+            ends = tl.where((given & 2) > 0, mine & ~follows[:, None], False)
+            of_y += tl.load(dh_n + state, ends, other=0.0).to(tl.float32)
             a, a_mask = dgates + (offset_after + rows) * K, follows
             if RESET:
                 a_mask = a_mask & (tl.load(reset + offset_after + rows, follows, other=0) == 0)
@@ -215,7 +248,7 @@ def lstm_backward(
 
         if PERSISTENT:
             hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
-            arrivals += tl.num_programs(0)
+            arrivals += tl.num_programs(1)
         acc = tl.zeros((BM, BH), tl.float32)
         acc = product(
             acc, tl.multiple_of(a, ALIGN), a_mask, w, kept, more, tile, H, K, 1, BH, BK, BK2, KEEP, PRECISION, SPLIT
@@ -238,7 +271,9 @@ def lstm_backward(
         dc = tl.where(mine, dc_prev, dc)
         offset_after, size_after = offset, size
 
-    tl.store(dc_state + state, dc, own)
+    last_state(dc0, dc_state, state, dc, own, first + steps >= T, CARRIED)
+    if PERSISTENT:
+        leave(barrier + batch_tile * 32, steps)
     if PEEPHOLE:
         tl.store(sums, dp_i, units < H)
         tl.store(sums + (GATES - 2) * H, dp_o, units < H)
@@ -273,7 +308,7 @@ def project(
     BK: tl.constexpr,
 ):
     """One step of what a projection adds to the loop: h = W_hr m, or dh = dy + W_hh^T da of the step after."""
-    tile, batch_tile = tl.program_id(0), tl.program_id(1)
+    batch_tile, tile = tl.program_id(0), tl.program_id(1)
     rows = batch_tile * BM + tl.arange(0, BM)
     units = tile * BH + tl.arange(0, BH)
     for s in tl.range(first, first + steps, num_stages=1):
