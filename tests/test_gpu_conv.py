@@ -2,14 +2,20 @@
 
 import pytest
 import torch
+from gpu_interpreter import Interpreter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+import fastlstm
 from fastlstm import backends
 from fastlstm.gpu import conv_lstm as gpu_conv_lstm
 from fastlstm.gpu import launch, plan
+from fastlstm.gpu import lstm as gpu_lstm
+from fastlstm.gpu import rows as gpu_rows
 from fastlstm.gpu.convolution import in_fixed_order
+from fastlstm.gpu.rows import count_steps
 from fastlstm.kernels.conv_lstm import unmoved
+from fastlstm.ops import conv_layer
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
 
@@ -95,6 +101,39 @@ def test_programs_along_pixels_may_be_millions() -> None:
     along_pixels, along_units = call.grid
     assert along_pixels == 16 * 1024 * 1024 // 128
     assert along_units == 2
+
+
+def test_sequences_may_be_millions() -> None:
+    """As pixels are to a kernel of one pixel, which is an LSTM over them."""
+    B, H = 16 * 1024 * 1024, 4
+    x, h, w = (torch.empty(*shape, H, device="meta") for shape in ((1, B), (B,), (4 * H,)))
+    with launch.recorded() as calls:
+        *_, saved = gpu_lstm.lstm_fwd(x, None, None, h, h, w, w, None, None, None, None, False, False, False, True)
+        gpu_lstm.lstm_bwd(
+            x, h, h, None, x, None, None, h, h, w, w, None, None, saved, False, False, True, True
+        )  # fmt: skip
+    assert [call.grid for call in calls] == [(B // 64, 1), (B // 64, 1)]
+
+
+def test_lengths_of_pixels_are_copied_once(interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all layers, directions and passes: each copy waits for the GPU."""
+    counted = []
+    monkeypatch.setattr(gpu_rows, "count_steps", lambda *args: counted.append(args) or count_steps(*args))
+    layer = fastlstm.ConvLSTM1d(2, 3, 1, num_layers=2, bidirectional=True)
+    x = torch.randn(3, 2, 2, 4, requires_grad=True)
+    y, _ = layer(x, lengths=[3, 2])
+    y.sum().backward()
+    assert interpreter.launched
+    assert [args[0].tolist() for args in counted] == [[8, 8, 4]]
+
+
+def test_lengths_of_pixels_that_were_edited_are_counted_again() -> None:
+    sizes = torch.tensor([3, 2])
+    before = conv_layer.sizes_of_pixels(sizes, 4)
+    assert conv_layer.sizes_of_pixels(sizes, 4) is before
+    assert conv_layer.sizes_of_pixels(sizes, 5).tolist() == [15, 10]
+    sizes[1] = 1
+    assert conv_layer.sizes_of_pixels(sizes, 4).tolist() == [12, 4]
 
 
 def test_one_dimension_and_two_are_three() -> None:

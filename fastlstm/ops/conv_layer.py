@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fastlstm.kernels.conv_lstm import Geometry
 from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
@@ -81,7 +82,7 @@ def _per_pixel(
     steps, finals = layer(
         OF_A_PIXEL[variant.gates, variant.peepholes],
         x.flatten(1, -2),
-        None if batch_sizes is None else batch_sizes * pixels,
+        None if batch_sizes is None else sizes_of_pixels(batch_sizes, pixels),
         None if reset is None else reset.repeat_interleave(pixels, 1),
         [s.flatten(0, -2) for s in states],
         flat,
@@ -90,3 +91,18 @@ def _per_pixel(
         backend=backend,
     )
     return tuple([t.view(*maps, t.shape[-1]) for t in steps]), tuple([s.view(*maps[1:], s.shape[-1]) for s in finals])
+
+
+# For each `batch_sizes` what they were when they were multiplied, and the product
+_products: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def sizes_of_pixels(batch_sizes: Tensor, pixels: int) -> Tensor:
+    """`batch_sizes * pixels`, for all layers and directions the same tensor: a GPU has a copy of each that it is given."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return batch_sizes * pixels
+    of = pixels, batch_sizes.tolist()
+    known = _products.get(batch_sizes)
+    if known is None or known[0] != of:
+        known = _products[batch_sizes] = of, batch_sizes * pixels
+    return known[1]
