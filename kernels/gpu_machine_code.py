@@ -14,13 +14,16 @@ from fastlstm.kernels.gpu_compile import Spec, Target, compiled, cuobjdump
 
 ACQUIRE, ARRIVE, FENCE = r"CCTL\.IVALL", r"(REDG|ATOMG)\b.*ADD", r"MEMBAR\b.*GPU"
 PRODUCT, BARRIER, ACTIVATION = r"\bHMMA|GMMA\.", r"BAR\.SYNC", r"MUFU\."
+EXACT = r"\bFFMA\b"  # a product in float32, or a part of an activation: its place says nothing
 STORE, LOAD = r"\bSTG\b", r"\b(LDG|LDGSTS)\b"
 PAST_THE_CACHE = r"STRONG\.GPU|BYPASS"  # of the first level
 
 
 class Step(NamedTuple):
     """What a step is waited for: matrix instructions that wait for each other (of one block of features, where these are
-    streamed), barriers of the block after the last of them, and transcendental instructions before the acquire and after it."""
+    streamed), barriers of the block after the last of them, and transcendental instructions before the acquire and after it.
+
+    Exact products in float32 are multiply-adds, and barriers after them those after the last load."""
 
     chain: int
     barriers: int
@@ -29,7 +32,8 @@ class Step(NamedTuple):
 
 
 class Code(NamedTuple):
-    """The instructions of a kernel, and of one step of it the places: `acquired`, `multiplied` (the last), `arrived`, `end`."""
+    """The instructions of a kernel, and of one step of it the places: `acquired`, `multiplied` (the last product, or of exact
+    ones the last load), `arrived`, `end`."""
 
     instructions: list[str]
     acquired: int
@@ -49,10 +53,11 @@ def disassembled(spec: Spec, target: Target) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled(spec, target).asm["cubin"])
         command = [cuobjdump(), "-sass", file.name]
-        return parsed(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return parsed(text, exact=dict(spec.constants)["PRECISION"] == "ieee")
 
 
-def parsed(text: str) -> Code:
+def parsed(text: str, *, exact: bool = False) -> Code:
     """Raises ValueError where the code has no such step."""
     lines = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", text, re.MULTILINE)
     addresses, instructions = [int(address, 16) for address, _ in lines], [line for _, line in lines]
@@ -64,8 +69,8 @@ def parsed(text: str) -> Code:
         raise ValueError(f"there is no {pattern} behind instruction {after} of {len(instructions)}")
 
     acquired = first(ACQUIRE, 0)
-    arrived = first(ARRIVE, first(PRODUCT, acquired))
-    multiplied = max(k for k in range(acquired, arrived) if re.search(PRODUCT, instructions[k]))
+    arrived, product = first(ARRIVE, first(EXACT if exact else PRODUCT, acquired)), LOAD if exact else PRODUCT
+    multiplied = max(k for k in range(acquired, arrived) if re.search(product, instructions[k]))
     end = arrived
     while not (
         (jump := re.search(r"BRA 0x([0-9a-f]+)", instructions[end])) and int(jump[1], 16) <= addresses[acquired]
@@ -76,11 +81,12 @@ def parsed(text: str) -> Code:
 
 def cost(code: Code) -> Step:
     chains: dict[str, int] = {}
-    for k in code.places(PRODUCT, code.acquired, code.arrived):
+    products = code.places(PRODUCT, code.acquired, code.arrived) or code.places(EXACT, code.acquired, code.arrived)
+    for k in products:
         # the registers that are written and those that are added to; the asynchronous instructions have one accumulator
-        found = re.match(r".*\bHMMA\S* (\S+), .*, (\S+)$", code.instructions[k].strip())
+        found = re.match(r".*\b(?:HMMA|FFMA)\S* (\S+), .*, (\S+)$", code.instructions[k].strip())
         to, added = (found[1], found[2]) if found else ("", "")
-        chains[to] = chains.get(added, 0) + 1
+        chains[to] = chains.get(added.removesuffix(".reuse"), 0) + 1
     return Step(
         max(chains.values()),
         len(code.places(BARRIER, code.multiplied, code.arrived)),
@@ -93,7 +99,7 @@ def faults(code: Code, *, streams: bool, stores: int) -> list[str]:
     """What breaks the barrier's order. Weights that a kernel `streams` may come through the first-level cache, whatever is
     exchanged may not; `stores` arrays are exchanged."""
     found = []
-    loads = code.places(LOAD, code.acquired, code.multiplied)
+    loads = code.places(LOAD, code.acquired, code.multiplied + 1)
     through = [k for k in loads if not re.search(PAST_THE_CACHE, code.instructions[k])]
     if len(through) == len(loads):
         found.append("no load behind the acquire goes past the first-level cache")

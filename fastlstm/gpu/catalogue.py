@@ -34,9 +34,9 @@ TARGETS = {
     "sm_90": (Target("cuda", 90, 32), launch.H100),
     "gfx942": (Target("hip", "gfx942", 64), MI300),
 }
-# (B, H, everything): few units per program and kept weights; large batch tiles and one launch per step; sizes that fit nothing.
-# Everything: variable lengths, resets and all cells, in reverse
-SIZES = ((16, 768, False), (256, 1024, False), (3, 37, True), (4096, 128, True))
+# (T, B, H, everything): few units per program and kept weights; large batch tiles, one launch per step; sizes that fit nothing;
+# a step alone. Everything: variable lengths, resets and all cells, in reverse
+SIZES = ((2, 16, 768, False), (2, 256, 1024, False), (2, 3, 37, True), (2, 4096, 128, True), (1, 1, 128, False))
 # (variant, B, H, image, kernel, everything): few programs; many that are large; both with peepholes, which are each pixel's own
 # where there is everything; and channels that wide loads can't read
 CONV_SIZES = (
@@ -79,11 +79,11 @@ def entries(target: str) -> list[Entry]:
     """The kernels of every variant and dtype, at SIZES."""
     found: dict[Spec, Entry] = {}
     projection = ("projection", LSTM, True)
-    for (name, variant, projected), dtype, (B, H, everything) in product(
+    for (name, variant, projected), dtype, (T, B, H, everything) in product(
         (*((name, variant, False) for name, variant in VARIANTS.items()), projection), DTYPES, SIZES
     ):
         P, gpu = H // 2 if projected else None, TARGETS[target][1]
-        for spec in launched(variant, *DTYPES[dtype], B, H, P, gpu, everything=everything):
+        for spec in launched(variant, *DTYPES[dtype], T, B, H, P, gpu, everything=everything):
             found.setdefault(spec, Entry(name, dtype, B, H, spec))
     for (variant, B, H, image, kernel, everything), dtype in product(CONV_SIZES, DTYPES):
         gpu = TARGETS[target][1]
@@ -96,10 +96,11 @@ def entries(target: str) -> list[Entry]:
 
 
 def launched(
-    variant: Variant, dtype: torch.dtype, precision: str, B: int, H: int, P: int | None, gpu: Gpu, *, everything: bool
-) -> list[Spec]:
+    variant: Variant, dtype: torch.dtype, precision: str, T: int, B: int, H: int, P: int | None, gpu: Gpu, *,
+    everything: bool,
+) -> list[Spec]:  # fmt: skip
     """The kernels that a training step of one layer would launch."""
-    T, I = 2, H
+    I = H
     batch_sizes = torch.full((T,), B) if everything else None
     with torch.device("meta"):
         x = torch.empty(T, B, I, dtype=dtype)
@@ -164,15 +165,14 @@ def compile_one(entry: Entry, target: str) -> Compiled:
     try:
         found, step = resources(entry.spec, TARGETS[target][0]), None
         persistent = dict(entry.spec.constants).get("PERSISTENT") and entry.variant in VARIANTS
-        if persistent and target in READ and entry.dtype in READ_DTYPES:
+        if persistent and target in READ:
             step = read(entry.spec, TARGETS[target][0])
         return Compiled(entry, target, found, "", step)
     except Exception as error:  # whatever Triton's passes raise is what is to be reported
         return Compiled(entry, target, None, f"{type(error).__name__}: {error}".splitlines()[0])
 
 
-# Whose machine code is read. Exact products in float32 have no matrix instructions
-READ, READ_DTYPES = ("sm_90",), ("tf32", "bf16", "fp16")
+READ = ("sm_90",)  # whose machine code is read
 
 
 def read(spec: Spec, target: Target) -> Step | None:
@@ -193,12 +193,15 @@ SIZES_OF = (
 
 
 def differing(found: list[Entry]) -> list[Entry]:
-    """Of these, so many that every kernel is there with every value of all that makes other code of it, but for sizes."""
+    """Of these, so many that every kernel is there in every dtype and, in some dtype, with every value of all else that makes
+    other code of it, but for sizes."""
 
     def traits(entry: Entry) -> set[tuple]:
         spec, flags = entry.spec, dict(entry.spec.constants)
         flags["SPLIT"] = flags.get("SPLIT", 1) > 1
-        return {(spec.name, entry.dtype, name, flag) for name, flag in flags.items() if name not in SIZES_OF}
+        flags["FORM"] = flags.get("PERSISTENT"), flags.get("CARRIED")
+        others = {(spec.name, name, flag) for name, flag in flags.items() if name not in SIZES_OF}
+        return others | {(spec.name, entry.dtype)}
 
     left, chosen = set().union(*map(traits, found)), []
     while left:
