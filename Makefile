@@ -24,10 +24,10 @@ SOURCES := pyproject.toml setup.py fastlstm/version.py $(wildcard csrc/* csrc/*/
 BUILD_NEEDS = $(shell $(BIN)/python -c "import tomllib; print(*map(repr, tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires']))")
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs bench wheels gpu-check clean FORCE
+.PHONY: help demo test machine-code lint docs bench wheels gpu-check clean FORCE
 
 help:  ## print this list
-	@sed -n 's/^\([a-z-]*\):.*##/\1/p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-10s%s\n", name, $$0 }'
+	@sed -n 's/^\([a-z-]*\):.*##/\1/p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-14s%s\n", name, $$0 }'
 
 demo: $(VENV)/run.stamp  ## set up, then train nn.LSTM and fastlstm.LSTM side by side on real text
 	$(BIN)/fastlstm train --compare torch $(ARGS)
@@ -40,6 +40,18 @@ AS_portable := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COM
 PROCESSES := -n logical --maxprocesses 4 --max-worker-restart 0 --dist loadfile
 test: $(VENV)/dev.stamp  ## set up, then run every test
 	$(if $(CPU),$(AS_$(CPU)) TORCHINDUCTOR_CACHE_DIR=build/inductor-$(CPU)) $(BIN)/pytest --durations=12 $(PROCESSES) $(CPU:%=--path=%) $(ARGS)
+
+# What GPU machines hold is often older than the Triton here. Its wheel has all that compiling takes, and no other needs; it lies in
+# a folder of its own, for this only: .venv keeps the one that it has.
+OTHER_TRITON ?= 3.6.0
+OTHER := build/triton-$(OTHER_TRITON)
+machine-code: $(VENV)/dev.stamp $(OTHER)/triton  ## the persistent GPU kernels as OTHER_TRITON compiles them, read by a test
+	PYTHONPATH=$(OTHER) $(BIN)/python -c "import triton; assert triton.__version__ == '$(OTHER_TRITON)', triton.__file__"
+	PYTHONPATH=$(OTHER) $(BIN)/pytest -n 0 tests/test_gpu_compile.py -k "keeps_the_order" $(ARGS)
+
+$(OTHER)/triton: | $(BIN)/python
+	rm -rf $(OTHER)
+	$(PIP) install --no-deps --no-compile --target $(OTHER) triton==$(OTHER_TRITON)
 
 lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
