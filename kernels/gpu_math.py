@@ -129,16 +129,16 @@ def product(
     else:
         total = acc
     if KEEP:
-        first = row_tile(a, a_mask, 0, K, BK, SPLIT=SPLIT)
+        first = row_tile(a, a_mask, 0, K, BK, ".cg", SPLIT)
         if BK2 > 0:
-            second = row_tile(a, a_mask, BK, K, BK2, SPLIT=SPLIT)
+            second = row_tile(a, a_mask, BK, K, BK2, ".cg", SPLIT)
         total = dot(first, kept, total, PRECISION)
         if BK2 > 0:
             total = dot(second, more, total, PRECISION)
     else:
         for k in range(0, K, BK):
             weights = weight_tile(w, tile, k, H, K, GATES, BH, BK, SPLIT)
-            total = dot(row_tile(a, a_mask, k, K, BK, SPLIT=SPLIT), weights, total, PRECISION)
+            total = dot(row_tile(a, a_mask, k, K, BK, ".cg", SPLIT), weights, total, PRECISION)
     if SPLIT > 1:
         total = acc + sum_of_pieces(total)
     return total
@@ -184,7 +184,7 @@ def in_rows(x, doom, SPLIT: tl.constexpr):
 
 
 @triton.jit
-def row_tile(a, a_mask, k, K: tl.constexpr, BK: tl.constexpr, CACHE: tl.constexpr = ".cg", SPLIT: tl.constexpr = 1):
+def row_tile(a, a_mask, k, K: tl.constexpr, BK: tl.constexpr, CACHE: tl.constexpr, SPLIT: tl.constexpr = 1):
     """Columns k of the rows that `a` points to, (BM, BK) or (SPLIT, BM, BK / SPLIT); past the first-level cache if other
     programs write them meanwhile."""
     ks = features(k, BK, SPLIT)
