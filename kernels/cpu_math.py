@@ -117,22 +117,29 @@ def reciprocal(x):
     """
 
 
-def _make(dtype, integer, degree, ln2_high, least):
-    """`ln2_high` has so few bits that its products with n are exact; x below `least` counts as `least`.
+def _make(scale, dtype, integer, degree, ln2_high, least):
+    """e^(scale x) in parts, for a scale whose products are exact: 1, -1, and -2, where x is not negative.
 
-    There s is still a normal number, and e^x nothing beside 1. At the other end n stops where the bits of s are infinity's.
+    `ln2_high` has so few bits that its products with n are exact; scale x below `least` counts as `least`. There s is still a
+    normal number, and e^(scale x) nothing beside 1. At the other end n stops where the bits of s are infinity's.
     """
-    mantissa, exponent_bias = np.finfo(dtype).nmant, integer(np.finfo(dtype).maxexp - 1)
-    log2e, round_up = dtype(1 / math.log(2)), dtype(1.5 * 2.0**mantissa)  # x + round_up has x, rounded, in its low bits
-    ln2_high, least, most = dtype(ln2_high), dtype(least), dtype(np.finfo(dtype).maxexp * math.log(2))
-    ln2_low = dtype(np.longdouble("0.693147180559945309417232121458") - np.longdouble(ln2_high))
+    mantissa, scale = np.finfo(dtype).nmant, dtype(scale)
+    log2e = scale * dtype(1 / math.log(2))
+    # x + round_up has x, rounded, in its low bits; where s has its exponent, it is off by as much as maxexp - 1
+    round_up = dtype(1.5 * 2.0**mantissa + np.finfo(dtype).maxexp - 1)
+    ln2_high = dtype(ln2_high) / scale
+    ln2_low = dtype(np.longdouble("0.693147180559945309417232121458") - np.longdouble(ln2_high * scale)) / scale
+    ends = dtype(least) / scale, dtype(np.finfo(dtype).maxexp * math.log(2)) / scale
+    lowest, highest = (dtype(-np.inf) if scale == -2 else min(ends)), max(ends)
     shift = integer(mantissa)
-    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (dtype(1 / math.factorial(d)) for d in range(2, 14))
+    c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13 = (
+        dtype(1 / math.factorial(d)) * scale ** (d - 1) for d in range(2, 14)
+    )
     long = degree == 13
 
     def parts(x):
-        x = most if x > most else x
-        x = least if x < least else x
+        x = highest if x > highest else x
+        x = lowest if x < lowest else x
         shifted = dtype(x * log2e + round_up)
         n = shifted - round_up
         r = (x - n * ln2_high) - n * ln2_low
@@ -142,7 +149,7 @@ def _make(dtype, integer, degree, ln2_high, least):
             p = c7 * r + c6
         p = (((p * r + c5) * r + c4) * r + c3) * r + c2
         p = (p * r) * r + r
-        s = integer((shifted.view(integer) + exponent_bias) << shift).view(dtype)
+        s = integer(shifted.view(integer) << shift).view(dtype)
         return p, s
 
     return parts
@@ -154,13 +161,20 @@ _MAKERS = {
 }
 
 
-def _exp_parts(x):
-    """(p, s) with e^x = s (1 + p); for x above half the last power of 2, s is infinite and s p + s may be NaN."""
+def _parts(scale):
+    """(p, s) with e^(scale x) = s (1 + scale p); for x above half the last power of 2, s is infinite and s p + s may be NaN.
+
+    Powers of 2 change no rounding: that scale is part of the constants spares a multiplication, or a change of sign.
+    """
+
+    def parts(x):
+        """In kernels only."""
+
+    overload(parts, jit_options=EXACTLY)(lambda x: _make(scale, *_MAKERS[x]) if x in _MAKERS else None)
+    return parts
 
 
-@overload(_exp_parts, jit_options=EXACTLY)
-def _exp_parts_impl(x):
-    return _make(*_MAKERS[x]) if x in _MAKERS else None
+_exp_parts, _sigmoid_parts, _tanh_parts = _parts(1), _parts(-1), _parts(-2)
 
 
 @overload(sigmoid, jit_options=EXACTLY)
@@ -170,8 +184,8 @@ def _sigmoid_impl(x):
     one = _MAKERS[x][0](1)
 
     def impl(x):
-        p, s = _exp_parts(-x)
-        return one / (one + s * (one + p))
+        p, s = _sigmoid_parts(x)
+        return one / (one + s * (one - p))
 
     return impl
 
@@ -180,15 +194,18 @@ def _sigmoid_impl(x):
 def _tanh_impl(x):
     if x not in _MAKERS:
         return None
-    dtype = _MAKERS[x][0]
-    zero, half, one, two = dtype(0), dtype(0.5), dtype(1), dtype(2)
+    dtype, integer, *_ = _MAKERS[x]
+    half, one, two = dtype(0.5), dtype(1), dtype(2)
+    sign = integer(np.iinfo(integer).min)
 
     def impl(x):
-        p, s = _exp_parts(-two * abs(x))
-        large = abs(x) > half
-        q = (two * (s * p + s) if large else -(s * p + (s - one))) / (two + (s * p + (s - one)))
-        y = one - q if large else abs(q)
-        return -y if x < zero else y
+        size = abs(x)
+        p, s = _tanh_parts(size)
+        m = s * p + (half - half * s)  # -m / 2 of the above
+        large = size > half
+        q = (s * (one - two * p) if large else m) / (one - m)
+        y = dtype(one - q if large else q)
+        return integer(y.view(integer) | (dtype(x).view(integer) & sign)).view(dtype)
 
     return impl
 

@@ -94,7 +94,7 @@ def test_gate_kernels_are_compiled_for_the_path(monkeypatch, path, cpu, variant,
     """Machine code that was read from a cache can't be looked at: none is kept here."""
     monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
     code = cpu.compile_kernel(backends.VARIANTS[variant], *kernel, backends._CPUS[path])._library.get_asm_str()
-    widths = set(re.findall(r"%([xyz])mm", code))
+    widths = set(re.findall(r"%([xyz])mm", code)) - {"x"}  # which hold a single number, too
     fused = bool(re.search(r"\bvfm?n?madd", code))
-    expected = {"portable": ({"x"}, False), "avx2": ({"x", "y"}, True), "avx512": ({"x", "z"}, True)}
+    expected = {"portable": (set(), False), "avx2": ({"y"}, True), "avx512": ({"z"}, True)}
     assert (widths, fused) == expected[path]
