@@ -59,8 +59,10 @@ class GateForward final : public Stage {
     const int64_t t = o.seq.step(s), n = o.seq.size[t];
     const Range panels = thread.of_unit_group(o.n_panels);
     T* const records = o.tile_of(thread);
-    for (int64_t p = panels.begin; p < panels.end; p++)
+    for (int64_t i = 0; i < panels.size(); i++) {
+      const int64_t p = s % 2 ? panels.end - 1 - i : panels.begin + i;  // to and fro: the cache still has the weights of the last panels
       thread.for_tiles(n, [&](int64_t b, int64_t rows) { run_tile({s, t, b, rows, row + b, p}, records); });
+    }
     thread.barrier_group();
   }
 

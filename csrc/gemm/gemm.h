@@ -9,18 +9,22 @@ namespace fastlstm {
 
 constexpr int64_t kPanel = 16;  // hidden units of a panel; every column count is a multiple of it
 
-// A packed matrix of `rows` x `n` lies in blocks of `width` columns (the last may have fewer), each contiguous, one after the other:
-// a pass of the micro-kernels over its rows reads memory from end to end. `width` is a micro-kernel's.
+// A packed matrix of `rows` x `n` lies in blocks of `width` columns, each contiguous, one after the other: a pass of the micro-kernels
+// over its rows reads memory from end to end. `width` is a micro-kernel's. What is left of n joins the last block, or is the only one.
 struct Packed {
   int64_t rows, n, width;
 
-  // The distance between rows of the block that has a column.
+  // The first column of the block that has a column, and the distance between rows of that block.
+  [[gnu::always_inline]] int64_t begin(int64_t column) const {
+    const int64_t block = column / width * width;
+    return block && n - block < width ? block - width : block;
+  }
   [[gnu::always_inline]] int64_t row(int64_t column) const {
-    const int64_t left = n - column / width * width;
-    return left < width ? left : width;
+    const int64_t left = n - begin(column);
+    return left < 2 * width ? left : width;
   }
   [[gnu::always_inline]] int64_t at(int64_t r, int64_t column) const {
-    return column / width * width * rows + r * row(column) + column % width;
+    return begin(column) * rows + r * row(column) + column - begin(column);
   }
 };
 

@@ -10,7 +10,7 @@
 #define VECTOR_BYTES 32
 #define MAX_ROWS 6
 #define MAX_VECTORS 2
-#define WIDE_ROWS 2
+#define WIDE_ROWS 3
 #include "gemm/microkernel.h"
 #if defined(__clang__)
 #pragma clang attribute pop

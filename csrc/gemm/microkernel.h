@@ -30,6 +30,14 @@ template <class T>
   return acc + x * row;
 }
 
+// Keeps a vector in a register: where few rows share it, GCC would read it from memory for each of them.
+template <class V>
+[[gnu::always_inline]] inline void hold([[maybe_unused]] V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+}
+
 #ifdef PAIRS
 [[gnu::always_inline]] inline Simd<float>::V multiply_add(Simd<float>::V acc, Bf16Pair x, Simd<float>::V row) {
   int32_t both;
@@ -44,7 +52,7 @@ template <class T, int ROWS, int VECTORS>
 struct Sum {
   using S = Simd<T>;
   // The tallest tiles have time to fetch what comes next: hardware does not look beyond a page
-  static constexpr bool kTall = WIDE_ROWS > 0 && 2 * WIDE_ROWS == MAX_ROWS && ROWS > WIDE_ROWS;
+  static constexpr bool kTall = MAX_ROWS > 6 && ROWS > WIDE_ROWS;
   static constexpr int kAhead = 2048;  // bytes
   typename S::V acc[ROWS][VECTORS];
   T* c;
@@ -64,18 +72,28 @@ struct Sum {
       }
       const int64_t terms = k < left ? k : left;
       for (int64_t i = 0; i < terms; i++) {
-        typename S::V row[VECTORS];
+        if constexpr (ROWS < 4) {
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v / PER * b_block + v % PER * S::lanes);
-        if constexpr (kTall) {
+          for (int v = 0; v < VECTORS; v++) {
+            typename S::V row = S::load(b + v / PER * b_block + v % PER * S::lanes);
+            if (ROWS > 1) hold(row);
+#pragma GCC unroll 4
+            for (int m = 0; m < ROWS; m++) acc[m][v] = multiply_add(acc[m][v], a[rows[m]], row);
+          }
+        } else {
+          typename S::V row[VECTORS];
 #pragma GCC unroll 8
-          for (int v = 0; v < VECTORS; v++) __builtin_prefetch(b + v * S::lanes + kAhead / sizeof(A), 0, 2);
-        }
+          for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v / PER * b_block + v % PER * S::lanes);
+          if constexpr (kTall) {
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; v++) __builtin_prefetch(b + v * S::lanes + kAhead / sizeof(A), 0, 2);
+          }
 #pragma GCC unroll 12
-        for (int m = 0; m < ROWS; m++) {
-          const A x = a[rows[m]];
+          for (int m = 0; m < ROWS; m++) {
+            const A x = a[rows[m]];
 #pragma GCC unroll 8
-          for (int v = 0; v < VECTORS; v++) acc[m][v] = multiply_add(acc[m][v], x, row[v]);
+            for (int v = 0; v < VECTORS; v++) acc[m][v] = multiply_add(acc[m][v], x, row[v]);
+          }
         }
         a += a_k;
         b += n;
@@ -162,6 +180,10 @@ template <class T>
 constexpr int64_t kAtOnce = MAX_VECTORS * Simd<T>::lanes;
 template <class T>
 constexpr int64_t kWidth = kAtOnce<T> < kPanel ? kPanel : kAtOnce<T>;
+// Three vectors that are three panels: of a product with so many columns, one block
+template <class T>
+constexpr bool kThree = MAX_VECTORS == 2 && WIDE_ROWS == 6 && Simd<T>::lanes == kPanel;
+constexpr int64_t kThreeRows = 8;
 
 // How columns are taken: so many vectors at a time, from one block or more, and of at most so many rows.
 struct Pass {
@@ -174,11 +196,15 @@ constexpr int64_t kLongSum = 512;
 template <class T, class A>
 Pass next_pass(const Gemm<T, A>& g, int64_t left) {
   constexpr int64_t n = kAtOnce<T>;
+  if constexpr (kThree<T>)
+    if (left == 3 * kPanel) return {3, left, kThreeRows};
   if constexpr (kWidth<T> == n && WIDE_ROWS > 0) {
     // A few rows, in tiles wide enough for sums that don't wait for each other
     if (g.m == 1 && left >= 4 * n && !g.a_rows) return {4 * MAX_VECTORS, 4 * n, 1};
-    const bool near = g.m > MAX_ROWS && (g.b_k || g.batch * g.k + g.k2 < kLongSum);
-    if (left >= 2 * n && (g.m <= WIDE_ROWS || (near && 2 * WIDE_ROWS == MAX_ROWS))) return {2 * MAX_VECTORS, 2 * n, WIDE_ROWS};
+    if (n == kPanel && g.m <= 2 && left == 3 * n && !g.a_rows) return {3 * MAX_VECTORS, 3 * n, 2};
+    const bool near = g.b_k || g.batch * g.k + g.k2 < kLongSum;
+    const bool wide = g.m <= WIDE_ROWS || (near && (MAX_ROWS > 6 ? g.m > MAX_ROWS : g.m > MAX_ROWS && g.m <= 3 * WIDE_ROWS));
+    if (left >= 2 * n && wide) return {2 * MAX_VECTORS, 2 * n, WIDE_ROWS};
   }
   if (left >= n) return {MAX_VECTORS, n, MAX_ROWS};
   return {1, Simd<T>::lanes, MAX_ROWS};
@@ -186,8 +212,11 @@ Pass next_pass(const Gemm<T, A>& g, int64_t left) {
 
 template <class T, class A, bool SPREAD>
 Tile<T, A> choose_tile(const Pass& pass, int64_t rows) {
+  if constexpr (kThree<T>)
+    if (pass.vectors == 3) return tile_of_rows<T, A, SPREAD, 3, 3, kThreeRows>(rows);
   if constexpr (kWidth<T> == kAtOnce<T> && WIDE_ROWS > 0) {
     if (!SPREAD && pass.vectors == 4 * MAX_VECTORS) return tile<T, A, false, 1, 4 * MAX_VECTORS, MAX_VECTORS>;
+    if (!SPREAD && pass.vectors == 3 * MAX_VECTORS) return tile_of_rows<T, A, false, 3 * MAX_VECTORS, MAX_VECTORS, 2>(rows);
     if (pass.vectors == 2 * MAX_VECTORS) return tile_of_rows<T, A, SPREAD, 2 * MAX_VECTORS, MAX_VECTORS, WIDE_ROWS>(rows);
   }
   // Columns come in panels: where the widest tile divides a panel, there is no narrow one

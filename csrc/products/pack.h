@@ -61,7 +61,7 @@ void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H
     for (int64_t u = 0; u < kPanel; u++) {
       const int64_t unit = panel * kPanel + u, row = before + (panel * map.gates + slot) * kPanel + u;
       const S* const from = w + (map.gate[slot] * H + unit) * stride + first;
-      for (int64_t i = 0; i < packed.n; i += packed.width) {
+      for (int64_t i = 0; i < packed.n; i += packed.row(i)) {
         T* const out = to + packed.at(row, i);
         const int64_t n = packed.row(i), copied = unit < H ? std::clamp<int64_t>(K - first - i, 0, n) : 0;
         for (int64_t j = 0; j < copied; j++) out[j] = static_cast<T>(from[i + j]);
@@ -90,7 +90,7 @@ void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H
 // where w has none.
 template <bool TRANSPOSED, class S, class T>
 void pack_columns(const S* w, int64_t K, int64_t N, int64_t first, const Packed& packed, T* to) {
-  for (int64_t i = 0; i < packed.n; i += packed.width) {
+  for (int64_t i = 0; i < packed.n; i += packed.row(i)) {
     const Block<T> block{to + packed.at(0, i), packed.row(i)};
     const int64_t exist = std::clamp<int64_t>(N - first - i, 0, block.row);
     if (exist < block.row) fill_rows(K, block.row, T(0), block);
@@ -109,6 +109,12 @@ void pack_panel(const S* w, int64_t K, int64_t N, int64_t p, T* to) {
 template <class F>
 void for_column_blocks(int64_t begin, int64_t end, const F& f) {
   for (int64_t block = begin; block < end; block += 4) f(block, std::min<int64_t>(4, end - block));
+}
+// The same, the last one first where `backwards` is set.
+template <class F>
+void for_column_blocks(int64_t begin, int64_t end, bool backwards, const F& f) {
+  if (!backwards) return for_column_blocks(begin, end, f);
+  for (int64_t block = begin + (end - begin - 1) / 4 * 4; begin < end && block >= begin; block -= 4) f(block, std::min<int64_t>(4, end - block));
 }
 
 }  // namespace fastlstm

@@ -66,7 +66,7 @@ class PackedBackward final : public BackwardProducts<S> {
 
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
     const Range mine = thread.of_unit_group(o.r_panels);
-    for_column_blocks(mine.begin, mine.end, [&](int64_t panel, int64_t count) {
+    for_column_blocks(mine.begin, mine.end, t % 2 == 1, [&](int64_t panel, int64_t count) {
       thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
         const Block<T> to = dh.at(panel, b);
         multiply(hh, offsets_hh_, row + b, rows, packed_hh_, panel, count, to);
