@@ -1,0 +1,98 @@
+// Products with matrices as they lie in memory. Included by microkernel.h, and compiled for its instruction set.
+namespace fastlstm::ISA {
+namespace {
+
+// The sums of the lanes of v[0] ... v[N - 1], for N = lanes, in one vector; v is used up.
+template <class T>
+[[gnu::always_inline]] inline typename Simd<T>::V horizontal_sums(typename Simd<T>::V* v) {
+  using S = Simd<T>;
+#if defined(__clang__)
+  typename S::V sums{};
+  for (int j = 0; j < S::lanes; j++)
+    for (int i = 0; i < S::lanes; i++) sums[j] += v[j][i];
+  return sums;
+#else
+  // Pairs of neighbours are added, over and over: of two vectors, the even and the odd lanes
+  typename S::I even, odd;
+  for (int i = 0; i < S::lanes; i++) even[i] = 2 * i, odd[i] = 2 * i + 1;
+#pragma GCC unroll 8
+  for (int n = S::lanes; n > 1; n /= 2)
+#pragma GCC unroll 8
+    for (int j = 0; j < n / 2; j++)
+      v[j] = __builtin_shuffle(v[2 * j], v[2 * j + 1], even) + __builtin_shuffle(v[2 * j], v[2 * j + 1], odd);
+  return v[0];
+#endif
+}
+
+// One row of a against `lanes` rows of w.
+template <class T>
+void unpacked_t_row(const GemmUnpackedT<T>& d, const T* a, const T* w, const T* init, T* c) {
+  using S = Simd<T>;
+  typename S::V acc[S::lanes] = {};
+  int64_t k = 0;
+  for (; k + S::lanes <= d.k; k += S::lanes) {
+    const typename S::V x = S::load(a + k);
+#pragma GCC unroll 16
+    for (int j = 0; j < S::lanes; j++) acc[j] += x * S::load(w + j * d.w_n + k);
+  }
+  typename S::V sums = horizontal_sums<T>(acc);
+  for (; k < d.k; k++)
+    for (int j = 0; j < S::lanes; j++) sums[j] += a[k] * w[j * d.w_n + k];
+  S::store(c, S::load(init) + sums);
+}
+
+template <class T>
+void gemm_unpacked_t(const GemmUnpackedT<T>& d) {
+  constexpr int64_t lanes = Simd<T>::lanes;
+  int64_t n = 0;
+  for (; n + lanes <= d.n; n += lanes)
+    for (int64_t m = 0; m < d.m; m++) unpacked_t_row<T>(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
+  for (; n < d.n; n++)
+    for (int64_t m = 0; m < d.m; m++) {
+      T sum = 0;
+      for (int64_t k = 0; k < d.k; k++) sum += d.a[m * d.a_m + k] * d.w[n * d.w_n + k];
+      d.c[m * d.c_m + n] = d.init[m * d.init_m + n] + sum;
+    }
+}
+
+// TERMS rows of w, each read once, for all rows of c.
+template <class T, int TERMS>
+void unpacked_terms(const GemmUnpacked<T>& g, const T* a, const T* w, bool add) {
+  using S = Simd<T>;
+  int64_t i = 0;
+  for (; i + S::lanes <= g.n; i += S::lanes) {
+    typename S::V row[TERMS];
+#pragma GCC unroll 8
+    for (int k = 0; k < TERMS; k++) row[k] = S::load(w + k * g.w_k + i);
+    for (int64_t m = 0; m < g.m; m++) {
+      typename S::V sum{};
+#pragma GCC unroll 8
+      for (int k = 0; k < TERMS; k++) sum += a[m * g.a_m + k * g.a_k] * row[k];
+      T* const c = g.c + m * g.c_m + i;
+      S::store(c, add ? S::load(c) + sum : sum);
+    }
+  }
+  for (; i < g.n; i++)
+    for (int64_t m = 0; m < g.m; m++) {
+      T sum = 0;
+      for (int k = 0; k < TERMS; k++) sum += a[m * g.a_m + k * g.a_k] * w[k * g.w_k + i];
+      T* const c = g.c + m * g.c_m + i;
+      *c = add ? *c + sum : sum;
+    }
+}
+
+template <class T>
+void gemm_unpacked(const GemmUnpacked<T>& g) {
+  bool add = g.accumulate;
+  for (int64_t m = 0; m < g.m && g.k == 0 && !add; m++)
+    for (int64_t i = 0; i < g.n; i++) g.c[m * g.c_m + i] = 0;
+  for (int64_t k = 0; k < g.k; add = true) {
+    const int64_t left = g.k - k, terms = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    const auto f = terms == 8 ? unpacked_terms<T, 8> : terms == 4 ? unpacked_terms<T, 4> : terms == 2 ? unpacked_terms<T, 2> : unpacked_terms<T, 1>;
+    f(g, g.a + k * g.a_k, g.w + k * g.w_k, add);
+    k += terms;
+  }
+}
+
+}  // namespace
+}  // namespace fastlstm::ISA
