@@ -74,6 +74,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("poison", &set_poison, "For tests: whether fresh memory, scratch and results, is handed out full of NaN.");
   m.def("multiply_adds", &multiply_adds, py::arg("is_double"), py::arg("times"), py::call_guard<py::gil_scoped_release>(),
         "Runs nothing but multiply-adds on all of PyTorch's threads, `times` as many as there are in registers; how many those were.");
+  m.def("crowd", &crowd, "For tests: whether a call may have more workers than there are CPUs.");
   bind_launcher(m);
   m.def(
       "register_variant",

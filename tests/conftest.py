@@ -1,5 +1,7 @@
 """Every test runs on one thread, from the same seed, and in fresh memory full of NaN: reading it before it is written shows.
 
+Where a test sets more threads, there are so many workers, however few the CPUs: plans are the same on every machine.
+
 A test that is about threads sets their number itself, one that measures memory switches the poison off.
 """
 
@@ -68,3 +70,4 @@ def _same_start() -> None:
     torch.manual_seed(0)
     if backends._C is not None:
         backends._C.poison(True)
+        backends._C.crowd(True)

@@ -2,6 +2,9 @@
 
 import gc
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -61,6 +64,30 @@ def test_the_same_bits_for_any_number_of_threads(variant, batch):
         results.append([*train_once(ours, x), *train_once(ours, x, lengths)])
     for result in results[1:]:
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
+@pytest.fixture
+def busy_processes():
+    """One for each CPU, which this process then shares."""
+    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(os.cpu_count() or 1)]
+    yield
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@each_drop_in
+@pytest.mark.parametrize("crowd", [True, False], ids=["a worker for each thread", "no more workers than CPUs"])
+@pytest.mark.usefixtures("busy_processes")
+def test_more_threads_than_cpus_beside_busy_processes(variant, crowd):
+    ours, x = build(variant, 40, 90), torch.randn(60, 3, 40)
+    expected = train_once(ours, x)
+    if backends._C is not None:
+        backends._C.crowd(crowd)
+    for threads in range(2, 9, 3):
+        torch.set_num_threads(threads)
+        torch.testing.assert_close(train_once(ours, x), expected, rtol=0, atol=0)
 
 
 SHAPES = {"one step": (1, 6), "one step of many": (1, 70), "few rows": (2, 3), "some": (9, 5)}

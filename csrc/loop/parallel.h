@@ -5,24 +5,23 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#include <thread>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 namespace fastlstm {
 
-// Waits for others who need microseconds; yields where one of them was descheduled.
-template <class Condition>
-void spin_until(const Condition& done) {
-  for (int spins = 0; !done(); spins++) {
-    if (spins >= 10000)
-      std::this_thread::yield();
+// What `value` becomes when it is no longer `from`. Others need microseconds: where it takes longer, one of them has no core, and
+// gets the one of this thread, which sleeps.
+inline int wait_while(const std::atomic<int>& value, int from) {
+  for (int spins = 0; spins < 2000; spins++) {
+    if (const int now = value.load(std::memory_order_acquire); now != from) return now;
 #if defined(__x86_64__)
-    else
-      _mm_pause();
+    _mm_pause();
 #endif
   }
+  value.wait(from, std::memory_order_acquire);
+  return value.load(std::memory_order_acquire);
 }
 
 class Barrier {
@@ -30,23 +29,27 @@ class Barrier {
   explicit Barrier(int64_t workers) : workers_(workers) {}
   void wait() {
     if (workers_ == 1) return;
-    const int64_t phase = phase_.load(std::memory_order_relaxed);
+    const int phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == workers_) {
       arrived_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
+      phase_.store(phase ^ 1, std::memory_order_release);
+      phase_.notify_all();
       return;
     }
-    spin_until([&] { return phase_.load(std::memory_order_acquire) != phase; });
+    wait_while(phase_, phase);
   }
 
  private:
   const int64_t workers_;
   alignas(64) std::atomic<int64_t> arrived_{0};
-  alignas(64) std::atomic<int64_t> phase_{0};
+  alignas(64) std::atomic<int> phase_{0};
 };
 
-// The number of workers that may run at once: PyTorch's setting, and 1 after a fork, whose child has no thread pool.
+// The number of workers that may run at once: PyTorch's setting, as far as there are CPUs for them, as they wait for one another; and
+// 1 after a fork, whose child has no thread pool.
 int64_t max_workers();
+// For tests: whether there may be more workers than CPUs.
+void crowd(bool on);
 
 // Calls setup(workers) once, then body(worker) on every worker at the same time, so that they may wait for one another.
 // The pool may grant fewer workers than wanted (nested parallel regions, thread limits): setup is told how many.
@@ -56,20 +59,20 @@ void run_team(int64_t wanted, const Setup& setup, const Body& body) {
     setup(1);
     return body(0);
   }
-  std::atomic<int64_t> range{0};  // length of the pool's ranges; the caller's own, which begins at 0, tells the others
+  std::atomic<int> range{0};  // length of the pool's ranges; the caller's own, which begins at 0, tells the others
   std::exception_ptr error;
   torch::stable::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
     if (begin == 0) {
       try {
         setup((wanted + end - 1) / end);
-        range.store(end, std::memory_order_release);
+        range.store(static_cast<int>(end), std::memory_order_release);
       } catch (...) {
         error = std::current_exception();
         range.store(-1, std::memory_order_release);
       }
+      range.notify_all();
     }
-    int64_t length = 0;
-    spin_until([&] { return (length = range.load(std::memory_order_acquire)) != 0; });
+    const int length = wait_while(range, 0);
     if (length > 0) body(begin / length);
   });
   if (error) std::rethrow_exception(error);

@@ -6,7 +6,7 @@ namespace fastlstm {
 namespace {
 
 constexpr int64_t kPrecomputeRows = 3;     // with more rows per step, weights of the inputs that stay in the cache are well used step by step
-constexpr double kBarrier = 1500;          // cycles
+constexpr double kBarrier = 750;           // cycles of each worker: they write one line in turn, and read another
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
 constexpr double kNear = 64, kFar = 20;    // bytes per cycle lost on weights from the second and the third level
 constexpr double kGateCycles = 130;        // per row and panel
@@ -52,7 +52,7 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
     const int64_t rows = ceil_div(seq.B, row_groups);
     const Step step{work, static_cast<double>(rows), static_cast<double>(ceil_div(work.panels, unit_groups))};
     const bool precompute_input = seq.T > 1 && step.precompute_input(seq.B);
-    const double cycles = step.cycles(precompute_input) + (unit_groups > 1 ? kBarrier : 0);
+    const double cycles = step.cycles(precompute_input) + (unit_groups > 1 ? kBarrier * unit_groups : 0);
     if (best.row_groups && cycles >= best_cycles) continue;
     best_cycles = cycles;
     const bool cyclic = row_groups > 1 && sizes_vary(seq);
