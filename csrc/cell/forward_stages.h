@@ -61,6 +61,7 @@ class GateForward final : public Stage {
     T* const records = o.tile_of(thread);
     for (int64_t i = 0; i < panels.size(); i++) {
       const int64_t p = s % 2 ? panels.end - 1 - i : panels.begin + i;  // to and fro: the cache still has the weights of the last panels
+      products_.begin_panel(p);
       thread.for_tiles(n, [&](int64_t b, int64_t rows) { run_tile({s, t, b, rows, row + b, p}, records); });
     }
     thread.barrier_group();

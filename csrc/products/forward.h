@@ -29,6 +29,8 @@ class ForwardProducts {
   // Before and after the steps of a chunk.
   virtual void begin_chunk(const Thread&, const Chunk&) {}
   virtual void end_chunk(const Thread&) {}
+  // Before the tiles of a panel in a step, by the thread that runs them.
+  virtual void begin_panel(int64_t) {}
   // The pre-activations of a tile into the slots of its records.
   virtual void into_tile(const Tile&, T* records) const = 0;
   // The state that steps begin with: that of sequence b is zero where it is cut off before the first.
@@ -87,7 +89,9 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
  public:
   // `block`: how many terms are summed up before they join the total.
   PackedForward(const Context<S>& context, bool precompute_input, int64_t block = Gemm<T, A>{}.block)
-      : Base(context), block_(block), precompute_(!kReadsX || (precompute_input && !kPaired<A>)), packed_(o.n_panels * panel()) {
+      : Base(context), block_(block), precompute_(!kReadsX || (precompute_input && !kPaired<A>)),
+        single_(o.seq.T == 1 && !precompute_ && o.team->plan.row_groups == 1),
+        packed_((single_ ? o.team->plan.unit_groups : o.n_panels) * panel()) {
     if (!precompute_) return;
     inputs_ = Buffer<T>(o.chunk_rows * o.I);
     products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
@@ -95,8 +99,10 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   void pack(int64_t p) override {
     Base::pack(p);
-    pack_gates(o.w.ih, ih, o.H, o.I, p, packed(ih), 0, packed_ih(p));
-    pack_gates(o.w.hh, hh, o.H, o.R, p, packed(hh), first_hh(), packed_hh(p));
+    if (!single_) pack_weights(p);
+  }
+  void begin_panel(int64_t p) override {
+    if (single_) pack_weights(p);
   }
 
   // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.
@@ -151,11 +157,16 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   }
 
  private:
+  void pack_weights(int64_t p) {
+    pack_gates(o.w.ih, ih, o.H, o.I, p, packed(ih), 0, packed_ih(p));
+    pack_gates(o.w.hh, hh, o.H, o.R, p, packed(hh), first_hh(), packed_hh(p));
+  }
   const A* x_factors(const Tile& tile) const { return factors<A>(o.x.at(o.seq, tile.t, tile.b)); }
   int64_t x_m() const { return o.x.b_stride / kTerms<A>; }
   // A panel of both weights: x's rows and then h's in one matrix where they feed the same slots, else two matrices.
   int64_t panel() const { return (o.I * ih.width() + o.R * hh.width()) / kTerms<A>; }
-  A* packed_ih(int64_t p) const { return packed_ + p * panel(); }
+  // Of a single step's weights, each unit group has one panel at a time: it stays in the cache from packing to use.
+  A* packed_ih(int64_t p) const { return packed_ + (single_ ? ((p + 1) * o.team->plan.unit_groups - 1) / o.n_panels : p) * panel(); }
   A* packed_hh(int64_t p) const { return packed_ih(p) + (o.v.joint() ? 0 : o.I * ih.width() / kTerms<A>); }
   int64_t first_hh() const { return o.v.joint() ? o.I / kTerms<A> : 0; }
   Packed packed(const GateMap& map) const {
@@ -166,7 +177,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
   const int64_t block_;
-  const bool precompute_;
+  const bool precompute_, single_;
   Buffer<A> packed_;
   Buffer<T> inputs_, products_;
 };
