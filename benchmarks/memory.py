@@ -4,6 +4,8 @@
 prints bytes.
 """
 
+import ctypes
+import gc
 import json
 import re
 import resource
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from fastlstm.backends import force_path, forced_path
+from fastlstm.backends import empty_pool, force_path, forced_path
 from fastlstm.benchmarks.contenders import contender
 from fastlstm.benchmarks.work import make_work
 from fastlstm.case import Case, parse
@@ -32,6 +34,11 @@ def measure(case: Case, contender_name: str) -> int:
     # A small batch first: what is loaded or compiled once is not the step's.
     contender(contender_name, make_work(case.small())).step()
     work = make_work(case)
+    # What that step freed goes back to the system, or the next would find it at hand, and seem to take nothing.
+    gc.collect()
+    empty_pool()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     # The peak so far, that of imports and compilers, is forgotten where the system can do that (Linux).
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")
