@@ -19,8 +19,17 @@ ROWS = {"x": -2, "reset": -1, "h0": 0, "c0": 0, "y": -2, "h_n": 0, "c_n": 0, "ce
 
 def vmap_by_loop(op: Callable, info: Any, in_dims: tuple, args: tuple) -> tuple[tuple, tuple]:
     """The vmap rule of `op`, for any combination of mapped arguments (ensembles of weights): results stacked."""
-    calls = [op(*element(args, in_dims, i)) for i in range(count(info))]
-    return tuple(torch.stack(results) for results in zip(*calls, strict=True)), (0,) * len(calls[0])
+    n = count(info)
+    first = op(*element(args, in_dims, 0))
+    if any(t.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(t) for t in first):
+        calls = [first, *[op(*element(args, in_dims, i)) for i in range(1, n)]]
+        return tuple(torch.stack(results) for results in zip(*calls, strict=True)), (0,) * len(first)
+    # each is copied while it is in the cache, and its memory serves the next
+    found = tuple([t.new_empty(n, *t.shape) for t in first])
+    for i in range(n):
+        for whole, one in zip(found, first if i == 0 else op(*element(args, in_dims, i)), strict=True):
+            whole[i] = one
+    return found, (0,) * len(found)
 
 
 def count(info: Any) -> int:
