@@ -6,9 +6,9 @@ namespace {
 
 Sizes make_sizes(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh, const Optional& b_ih,
                  const Optional& b_hh) {
-  const Sizes size{x.size(x.dim() - 1), h0.size(1), h0.size(1), false};
+  const Sizes size{x.size(x.dim() - 1), width_of(h0), width_of(h0), false};
   const int64_t gates = 3 * size.H;
-  check_like(x, h0, "h0", {h0.size(0), size.H});
+  check_like(x, h0, "h0", state_shape(h0, batch_of(h0), size.H));
   check_like(x, w_ih, "w_ih", {gates, size.I});
   check_like(x, w_hh, "w_hh", {gates, size.H});
   check_like(x, b_ih, "b_ih", {gates});
@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_fwd(Tensor x, Optional batch_sizes, Optio
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh);
   const ScalarType dtype = x.scalar_type();
-  const Tensor y = new_tensor(x, rows_shape(seq, x, size.H)), h_n = new_tensor(x, {seq.B, size.H});
+  const Tensor y = new_tensor(x, rows_shape(seq, x, size.H)), h_n = new_tensor(x, state_shape(h0, seq.B, size.H));
   const int64_t saved_row = panels_of(size.H) * Record(variant, size).saved();
   const Tensor saved = new_saved(x, save ? row_count(seq, x) : 0, saved_row, compute_type(dtype));
   for_storage_type(dtype, [&]<class S>(S) {

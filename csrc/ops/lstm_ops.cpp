@@ -6,11 +6,11 @@ namespace {
 
 Sizes make_sizes(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
                  const Optional& b_ih, const Optional& b_hh, const Optional& w_hr, const Optional& w_peephole, const Variant& v) {
-  check(c0.dim() == 2, "c0 must be (B, H)");
-  const Sizes size{x.size(x.dim() - 1), c0.size(1), h0.size(1), w_hr.has_value()};
-  const int64_t B = h0.size(0), gates = v.ih.gates * size.H;
-  check_like(x, h0, "h0", {B, size.project ? size.R : size.H});
-  check_like(x, c0, "c0", {B, size.H});
+  check(is_state(c0), "c0 must be (B, H)");
+  const Sizes size{x.size(x.dim() - 1), width_of(c0), width_of(h0), w_hr.has_value()};
+  const int64_t B = batch_of(h0), gates = v.ih.gates * size.H;
+  check_like(x, h0, "h0", state_shape(h0, B, size.project ? size.R : size.H));
+  check_like(x, c0, "c0", state_shape(h0, B, size.H));
   check_like(x, w_ih, "w_ih", {gates, size.I});
   check_like(x, w_hh, "w_hh", {gates, size.R});
   check_like(x, b_ih, "b_ih", {gates});
@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_fwd(
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh), w_hr = as_contiguous(w_hr), w_peephole = as_contiguous(w_peephole);
   const ScalarType dtype = x.scalar_type();
   const Tensor y = new_tensor(x, rows_shape(seq, x, size.R));
-  const Tensor h_n = new_tensor(x, {seq.B, size.R}), c_n = new_tensor(x, {seq.B, size.H});
+  const Tensor h_n = new_tensor(x, state_shape(h0, seq.B, size.R)), c_n = new_tensor(x, state_shape(h0, seq.B, size.H));
   const Tensor cells = new_tensor(x, return_cells ? rows_shape(seq, x, size.H) : std::vector<int64_t>{0});
   const Tensor saved = new_saved(x, save ? row_count(seq, x) : 0, saved_row(variant, size), compute_type(dtype));
   for_storage_type(dtype, [&]<class S>(S) {

@@ -123,11 +123,19 @@ inline void read_reset(Sequence& seq, const Optional& reset, const std::vector<i
   seq.reset = data<bool>(*reset);
 }
 
+// A state is (B, n), or (1, B, n), as modules of one layer have it: so that a single step needs no views. Final states are like it.
+inline int64_t batch_of(const Tensor& state) { return state.size(state.dim() - 2); }
+inline int64_t width_of(const Tensor& state) { return state.size(state.dim() - 1); }
+inline bool is_state(const Tensor& t) { return t.dim() == 2 || (t.dim() == 3 && t.size(0) == 1); }
+inline std::vector<int64_t> state_shape(const Tensor& like, int64_t B, int64_t n) {
+  return like.dim() == 3 ? std::vector<int64_t>{1, B, n} : std::vector<int64_t>{B, n};
+}
+
 inline Sequence make_sequence(const Tensor& x, const Optional& batch_sizes, const Optional& reset, const Tensor& h0, bool reverse) {
   Sequence seq;
-  check(h0.dim() == 2, "h0 must be (B, H), or (B, P) with a projection");
+  check(is_state(h0), "h0 must be (B, H), or (B, P) with a projection");
   seq.reverse = reverse;
-  seq.B = h0.size(0);
+  seq.B = batch_of(h0);
   seq.packed = x.dim() == 2;
   check(x.is_cpu() && (seq.packed || x.dim() == 3), "x must be (T, B, I), or (N, I) with batch_sizes, on the CPU");
   check(seq.packed || x.size(1) == seq.B, "x and h0 differ in their batch size");

@@ -15,7 +15,7 @@ def check_weights(
         raise ValueError(
             f"weights has {len(weights)} entries, expected a multiple of {directions}: one per layer and direction"
         )
-    bias, projected = _optional_weights(variant, len(weights[0]))
+    bias, projected = optional_weights(variant, len(weights[0]))
     w_ih, w_hh, *others = weights[0]
     w_hr = others[2 if bias else 0] if projected else None
     for name, w in (("w_ih", w_ih), ("w_hh", w_hh), ("w_hr", w_hr)):
@@ -50,7 +50,7 @@ def check_weights(
     return H, R, named
 
 
-def _optional_weights(variant: Variant, count: int) -> tuple[bool, bool]:
+def optional_weights(variant: Variant, count: int) -> tuple[bool, bool]:
     """Whether there are biases, and a projection, among the weights of a layer: their number tells."""
     least = 3 if variant.peepholes else 2
     more = count - least

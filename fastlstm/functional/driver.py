@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import backends, checks, onnx, stack, torch_backend
 from fastlstm.call import Call
+from fastlstm.functional import quick
 from fastlstm.kernels.variant import Variant
 from fastlstm.ops.layer import layer
 from fastlstm.sequences import Batch, Input, autocast, promote_to_state, time_major
@@ -21,6 +22,8 @@ def recurrent(variant: Variant, input: Input, weights: Weights, hx: Any, call: C
 
     `hx` and `final` are a tensor where the variant has one state, and a tuple where it has more.
     """
+    if quick.is_usual() and (results := quick.layers(variant, input, weights, hx, call)) is not None:
+        return results
     single = len(variant.states) == 1
     x: Tensor = input[0] if isinstance(input, PackedSequence) else input
     checks.check_input(x, isinstance(input, PackedSequence), variant.op.upper())
@@ -68,6 +71,8 @@ def step(
 
     Few checks, each cheap: this runs once per time step of a loop of a user's own.
     """
+    if quick.is_usual() and (results := quick.step(variant, input, hx, weights, backend)) is not None:
+        return results
     x, states = input, hx
     if torch._C._is_any_autocast_enabled():
         x, *tensors = autocast(input, *hx, *weights)

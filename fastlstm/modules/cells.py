@@ -72,6 +72,8 @@ class LSTMCell(Cell):
     variant = lstm.LSTM
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if type(hx) is tuple and len(hx) == 2 and _are_rows(input, *hx):
+            return self._step(input, hx)  # type: ignore[return-value]
         x, hx = _pair(self, input, hx)
         check_hx(self.variant, hx, "lstm_cell")
         h, c = self._step(x, hx)
@@ -131,6 +133,8 @@ class GRUCell(Cell):
     variant = gru.GRU
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if _are_rows(input, hx):
+            return self._step(input, (hx,))[0]  # type: ignore[arg-type]
         batched = _is_batched(self, input)
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
@@ -141,6 +145,11 @@ class GRUCell(Cell):
             hx = hx.unsqueeze(0)
         (h,) = self._step(x, (hx,))
         return h if batched else h.squeeze(0)
+
+
+def _are_rows(*tensors: Any) -> bool:
+    """Whether input and states are matrices: what most calls are, of which no more needs to be asked here."""
+    return all([isinstance(t, Tensor) and t.dim() == 2 for t in tensors])  # noqa: C419  (a generator takes longer)
 
 
 def _is_batched(cell: Cell, input: Tensor) -> bool:

@@ -87,8 +87,8 @@ GRUFunction.forward.__signature__ = inspect.signature(GRUFunction.forward)  # ty
 
 
 def _fake_fwd(x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, save):
-    y = x.new_empty(*x.shape[:-1], h0.shape[1])
-    saved = gpu_gru.saved_like(x, h0.shape[1], save) if x.is_cuda else saved_like(x, h0.shape[1], 5, save)
+    y = x.new_empty(*x.shape[:-1], h0.shape[-1])
+    saved = gpu_gru.saved_like(x, h0.shape[-1], save) if x.is_cuda else saved_like(x, h0.shape[-1], 5, save)
     return y, x.new_empty(h0.shape), saved
 
 

@@ -102,13 +102,13 @@ LSTMFunction.forward.__signature__ = inspect.signature(LSTMFunction.forward)  # 
 def _fake_fwd(
     x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole, coupled, reverse, return_cells, save
 ):
-    y = x.new_empty(*x.shape[:-1], h0.shape[1])
-    cells = x.new_empty(*x.shape[:-1], c0.shape[1]) if return_cells else x.new_empty(0)
+    y = x.new_empty(*x.shape[:-1], h0.shape[-1])
+    cells = x.new_empty(*x.shape[:-1], c0.shape[-1]) if return_cells else x.new_empty(0)
     if x.is_cuda:
-        saved = gpu_lstm.saved_like(x, c0.shape[1], w_ih.shape[0], w_hr is not None, save)
+        saved = gpu_lstm.saved_like(x, c0.shape[-1], w_ih.shape[0], w_hr is not None, save)
     else:
         projected = 0 if w_hr is None else w_hr.shape[0]
-        saved = saved_like(x, c0.shape[1], 4 + (not coupled) + (w_hr is not None), save, projected)
+        saved = saved_like(x, c0.shape[-1], 4 + (not coupled) + (w_hr is not None), save, projected)
     return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved
 
 
