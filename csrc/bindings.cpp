@@ -12,6 +12,7 @@
 #include "gemm/gemm.h"
 #include "gemm/isa.h"
 #include "loop/parallel.h"
+#include "loop/stream.h"
 #include "memory/pool.h"
 
 namespace py = pybind11;
@@ -76,6 +77,7 @@ PYBIND11_MODULE(_C, m) {
         "Runs nothing but multiply-adds on all of PyTorch's threads, `times` as many as there are in registers; how many those were.");
   m.def("crowd", &crowd, "For tests: whether a call may have more workers than there are CPUs.");
   bind_launcher(m);
+  bind_stream(m);
   m.def(
       "register_variant",
       [](const std::string& name, const std::vector<int64_t>& gates, std::pair<int64_t, int64_t> x, std::pair<int64_t, int64_t> h,

@@ -22,6 +22,7 @@ from fastlstm.modules import (
     Seq2Seq,
 )
 from fastlstm.report import report
+from fastlstm.stream import Stream
 from fastlstm.tracing import trace
 from fastlstm.version import __version__
 
@@ -43,6 +44,7 @@ __all__ = [
     "PeepholeLSTM",
     "PeepholeLSTMCell",
     "Seq2Seq",
+    "Stream",
     "__version__",
     "adapters",
     "convert",

@@ -4,7 +4,7 @@ import importlib
 import logging
 import platform
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -203,6 +203,11 @@ def multiply_adds(dtype: torch.dtype, times: int) -> int:
 def panel() -> int:
     """Hidden units of a panel, in which the CPU's records are kept."""
     return _C.PANEL
+
+
+def make_stream(**options: Any) -> Any:
+    """What runs a `fastlstm.Stream`, in C++."""
+    return _C.Stream(**options)
 
 
 def empty_pool() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    "report", "adapters", "convert", "pasted", "subclasses", "loaders", "modules", "generation", "functional", "onnx",
+    "report", "adapters", "convert", "pasted", "subclasses", "loaders", "stream", "modules", "generation", "functional", "onnx",
     "torch_backend", "call", "sequences", "checks", "stack", "ops", "gpu", "backends", "alarm", "kernels", "_C",
 )  # fmt: skip
 FOLDERS = {"fastlstm": "fastlstm", "kernels": "fastlstm.kernels", "benchmarks": "fastlstm.benchmarks"}

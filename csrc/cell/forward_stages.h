@@ -47,12 +47,13 @@ class GateForward final : public Stage {
         c_(States<T>::by_panels(o.seq.B, o.n_panels)), peepholes_(o) {}
 
   void set_up(const Thread& thread) override {
-    const Range panels = thread.mine(o.n_panels), rows = thread.mine(o.seq.B);
+    const Range panels = thread.mine(o.n_panels);
     for (int64_t p = panels.begin; p < panels.end; p++) peepholes_.pack(p);
-    for (int64_t b = rows.begin; b < rows.end; b++) {
-      const bool cut = o.cut_at_start(b);
-      c_.set(b, [&](int64_t i) { return i < o.H && !cut ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
-    }
+  }
+
+  void init_state(int64_t b) override {
+    const bool cut = o.cut_at_start(b);
+    c_.set(b, [&](int64_t i) { return i < o.H && !cut ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
   }
 
   void run(const Thread& thread, int64_t s, int64_t row) override {

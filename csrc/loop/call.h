@@ -40,6 +40,7 @@ struct ForwardCall {
   S* cells;              // c of every row, or null
   T* saved;              // null where no backward follows
   bool stepwise = false;  // inputs of a step are not there before it
+  bool streams = false;   // other steps follow in later calls: weights are packed however few there are now
   void run();
 };
 

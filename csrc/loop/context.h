@@ -125,8 +125,10 @@ struct Context {
 class Stage {
  public:
   virtual ~Stage() = default;
-  // Once, before the first step: this thread's share of what is made of weights, and of the states.
+  // Once, before the first step: this thread's share of what is made of weights.
   virtual void set_up(const Thread&) {}
+  // The state of sequence b that the first step begins with.
+  virtual void init_state(int64_t) {}
   // The s-th step to be run; `row` is that of its first row within the chunk of steps.
   virtual void run(const Thread&, int64_t s, int64_t row) = 0;
 };

@@ -23,15 +23,7 @@ class Forward {
     thread.barrier_all();
     for (Chunk chunk{0, 0, 0}; chunk.end < seq.T;) {
       chunk = next_chunk(seq, chunk.end, false);
-      layer.begin_chunk(thread, chunk);
-      if (thread.in_plan()) {
-        int64_t row = 0;
-        for (int64_t s = chunk.begin; s < chunk.end; s++) {
-          layer.run(thread, s, row);
-          row += seq.size[seq.step(s)];
-        }
-      }
-      layer.end_chunk(thread);
+      layer.run_chunk(thread, chunk);
     }
   }
 

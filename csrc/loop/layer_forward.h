@@ -12,8 +12,9 @@ class LayerForward {
   using T = compute_t<S>;
 
  public:
-  // With no more rows than this in all, packing the weights would not pay; in a single step it takes longer to
-  static constexpr int64_t kUnpackedRows = 8, kUnpackedStepRows = 32;
+  // In a single step of no more rows than this, packing the weights would not pay. Several sum in one order, however few: they may
+  // be a part of a sequence, or what a stream compares with
+  static constexpr int64_t kUnpackedStepRows = 32;
 
   explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
 
@@ -24,7 +25,7 @@ class LayerForward {
     o.team = &team;
     if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() ? bf16_kernels() : nullptr;
     o.chunk_rows = max_chunk_rows(seq);
-    o.make_tiles(team.plan.tile_rows * std::max(o.record.forward(), kMaxBlock), team.workers);
+    make_tiles(team);
     products = make_products(team.plan);
     sink.emplace(o, f, *products);
     if (o.size.project) m = States<T>::by_rows(seq.B, o.n_panels);
@@ -34,40 +35,67 @@ class LayerForward {
 
   // By every thread, before the first step; a barrier must follow.
   void begin(const Thread& thread) {
+    pack(thread);
+    const Range rows = thread.mine(seq.B);
+    for (int64_t b = rows.begin; b < rows.end; b++) init_state(b);
+    if (!seq.packed) clear_skipped_rows(thread);
+  }
+
+  // What is made of the weights: this thread's share.
+  void pack(const Thread& thread) {
     const Range panels = thread.mine(o.n_panels);
     for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
     for (const auto& stage : stages) stage->set_up(thread);
     products->set_up(thread);
-    init_states(thread);
-    if (!seq.packed) clear_skipped_rows(thread);
   }
 
-  void begin_chunk(const Thread& thread, const Chunk& chunk) { products->begin_chunk(thread, chunk); }
+  // Sequence b begins with what is given. A state that no step changes is final at once: that of a sequence of length zero.
+  void init_state(int64_t b) {
+    std::copy_n(f.h0 + b * o.R, o.R, f.h_n + b * o.R);
+    if (f.c_n) std::copy_n(f.c0 + b * o.H, o.H, f.c_n + b * o.H);
+    for (const auto& stage : stages) stage->init_state(b);
+    products->init_h(b, f.h0 + b * o.R, o.cut_at_start(b));
+  }
+
+  void run_chunk(const Thread& thread, const Chunk& chunk) {
+    products->begin_chunk(thread, chunk);
+    if (thread.in_plan()) {
+      int64_t row = 0;
+      for (int64_t s = chunk.begin; s < chunk.end; s++) {
+        run(thread, s, row);
+        row += seq.size[seq.step(s)];
+      }
+    }
+    products->end_chunk(thread);
+  }
   // The s-th step; `row` is its first one within the chunk.
   void run(const Thread& thread, int64_t s, int64_t row) {
     for (const auto& stage : stages) stage->run(thread, s, row);
   }
-  void end_chunk(const Thread& thread) { products->end_chunk(thread); }
+
+  // For what follows, of a stream: another team, by one thread before the others begin.
+  void take(Team& team) {
+    o.team = &team;
+    if (team.workers > tile_workers) make_tiles(team);
+    products->plan(team.plan);
+  }
+  // The first step of what follows goes on from the last of the `steps` that were run.
+  void go_on(int64_t steps) { products->go_on(steps); }
 
  private:
+  void make_tiles(const Team& team) {
+    tile_workers = team.workers;
+    o.make_tiles(team.plan.tile_rows * std::max(o.record.forward(), kMaxBlock), tile_workers);
+  }
+
   std::unique_ptr<ForwardProducts<S>> make_products(const Plan& plan) const {
     if (o.images) return std::make_unique<ConvForward<S>>(o);
     if constexpr (Context<S>::kSameType)
-      if (!o.size.project && seq.rows() <= (seq.T == 1 ? kUnpackedStepRows : kUnpackedRows)) return std::make_unique<UnpackedForward<S>>(o);
+      if (!f.streams && !o.size.project && seq.T == 1 && seq.rows() <= kUnpackedStepRows) return std::make_unique<UnpackedForward<S>>(o);
     if constexpr (Context<S>::kBf16)
-      if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false);
-    if (f.stepwise) return std::make_unique<PackedForward<S, T>>(o, false, kStepwiseBlock);
-    return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input);
-  }
-
-  // States that no step changes are final at once: those of sequences of length zero.
-  void init_states(const Thread& thread) {
-    const Range rows = thread.mine(seq.B);
-    for (int64_t b = rows.begin; b < rows.end; b++) {
-      std::copy_n(f.h0 + b * o.R, o.R, f.h_n + b * o.R);
-      if (f.c_n) std::copy_n(f.c0 + b * o.H, o.H, f.c_n + b * o.H);
-      products->init_h(b, f.h0 + b * o.R, o.cut_at_start(b));
-    }
+      if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false, f.streams);
+    if (f.stepwise) return std::make_unique<PackedForward<S, T>>(o, false, false, kStepwiseBlock);
+    return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input, f.streams);
   }
 
   void clear_skipped_rows(const Thread& thread) {
@@ -84,6 +112,7 @@ class LayerForward {
   const ForwardCall<S>& f;
   const Sequence& seq;
   Context<S> o;
+  int64_t tile_workers = 0;
   States<T> m;  // what a projection makes h of
   std::unique_ptr<ForwardProducts<S>> products;
   std::optional<HiddenSink<S>> sink;

@@ -37,6 +37,9 @@ class ForwardProducts {
   virtual void init_h(int64_t b, const S* h0, bool cut) = 0;
   // New values of h: what the tile's step gives to the next.
   virtual void set_h(const Tile&, Block<const T> from) = 0;
+  // Of a stream, before and after some steps: how they are run, and that the next ones go on from the last.
+  virtual void plan(const Plan&) {}
+  virtual void go_on(int64_t) {}
 
  protected:
   T* bias_of(int64_t p) const { return bias_ + p * o.gate_width; }
@@ -69,6 +72,10 @@ class ForwardProductsOf : public ForwardProducts<S> {
     if (tile.s + 1 < o.seq.T) o.apply_reset(o.seq.step(tile.s + 1), tile.b, tile.rows, kPanel, to);
   }
 
+  void go_on(int64_t steps) override {
+    if (steps % 2) std::swap(h_[0], h_[1]);
+  }
+
  protected:
   using ForwardProducts<S>::o;
   // What the s-th step begins with.
@@ -87,15 +94,15 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   static constexpr bool kReadsX = kPaired<A> || std::is_same_v<S, A>;  // inputs are factors as they are
 
  public:
-  // `block`: how many terms are summed up before they join the total.
-  PackedForward(const Context<S>& context, bool precompute_input, int64_t block = Gemm<T, A>{}.block)
-      : Base(context), block_(block), precompute_(!kReadsX || (precompute_input && !kPaired<A>)),
-        single_(o.seq.T == 1 && !precompute_ && o.team->plan.row_groups == 1),
+  // `kept`: other steps follow in later calls. `block`: how many terms are summed up before they join the total.
+  PackedForward(const Context<S>& context, bool precompute_input, bool kept = false, int64_t block = Gemm<T, A>{}.block)
+      : Base(context), block_(block),
+        single_(!kept && kReadsX && !precompute_input && o.seq.T == 1 && o.team->plan.row_groups == 1),
         packed_((single_ ? o.team->plan.unit_groups : o.n_panels) * panel()) {
-    if (!precompute_) return;
-    inputs_ = Buffer<T>(o.chunk_rows * o.I);
-    products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
+    precompute(precompute_input);
   }
+
+  void plan(const Plan& plan) override { precompute(plan.precompute_input); }
 
   void pack(int64_t p) override {
     Base::pack(p);
@@ -161,6 +168,14 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     pack_gates(o.w.ih, ih, o.H, o.I, p, packed(ih), 0, packed_ih(p));
     pack_gates(o.w.hh, hh, o.H, o.R, p, packed(hh), first_hh(), packed_hh(p));
   }
+  // Whether inputs' products are taken for many steps at once, from now on.
+  void precompute(bool wanted) {
+    precompute_ = !kReadsX || (wanted && !kPaired<A>);
+    if (!precompute_ || products_) return;
+    inputs_ = Buffer<T>(o.chunk_rows * o.I);
+    products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
+  }
+
   const A* x_factors(const Tile& tile) const { return factors<A>(o.x.at(o.seq, tile.t, tile.b)); }
   int64_t x_m() const { return o.x.b_stride / kTerms<A>; }
   // A panel of both weights: x's rows and then h's in one matrix where they feed the same slots, else two matrices.
@@ -177,7 +192,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
   const int64_t block_;
-  const bool precompute_, single_;
+  const bool single_;
+  bool precompute_ = false;
   Buffer<A> packed_;
   Buffer<T> inputs_, products_;
 };

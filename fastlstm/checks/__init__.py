@@ -46,6 +46,7 @@ from fastlstm.checks.input import (
     check_strided,
 )
 from fastlstm.checks.states import check_hx, check_states
+from fastlstm.checks.stream import check_rows, check_steps_of_stream
 from fastlstm.checks.tokens import check_length_penalty, check_sentences, check_special, check_tokens
 from fastlstm.checks.weights import check_weights
 
@@ -88,10 +89,12 @@ __all__ = [
     "check_precomputed",
     "check_query_layer",
     "check_reset",
+    "check_rows",
     "check_sentences",
     "check_special",
     "check_states",
     "check_steps",
+    "check_steps_of_stream",
     "check_strided",
     "check_tokens",
     "check_value",
