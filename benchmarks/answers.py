@@ -24,7 +24,11 @@ class Question(NamedTuple):
 
 
 def is_layer(row: dict) -> bool:
-    return row["variant"] in IN_PYTORCH and row["against"] == "torch" and find(row["case"]).layout != "cell"
+    return (
+        row["variant"] in IN_PYTORCH
+        and row["against"] == "torch"
+        and find(row["case"]).layout not in ("cell", "stream")
+    )
 
 
 def is_dense_lstm(row: dict) -> bool:
@@ -88,7 +92,7 @@ BEYOND_PYTORCH = (
 
 
 def is_loop(row: dict, variant: str) -> bool:
-    return row["variant"] == variant and row["against"] == "cell" and find(row["case"]).layout != "step"
+    return row["variant"] == variant and row["against"] == "cell" and find(row["case"]).layout not in ("step", "stream")
 
 
 def like_pytorchs(results: Sequence[dict], halves: Sequence[dict]) -> Tables:

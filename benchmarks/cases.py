@@ -26,6 +26,8 @@ OF_CPUS = {
     "long": ("T4000 B4 I64 H64", "long sequences"),
     "packed": ("T128 B32 I128 H256 packed:64-128", "packed input, one direction"),
     "proj": ("T100 B32 I80 H512 P256", "speech, projected"),
+    "control": ("T100 B1 I64 H64 stream", "robots, a step at a time, by a stream"),
+    "audio": ("T100 B1 I128 H128 stream", "audio, a step at a time, by a stream"),
     "cell-1": ("T1 B1 I256 H256 cell", "a cell, one row"),
     "cell-16": ("T1 B16 I256 H256 cell", "a cell, a small batch"),
     "cell-64": ("T1 B64 I256 H256 cell", "a cell, a batch"),

@@ -4,7 +4,10 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -25,6 +28,7 @@ from fastlstm.benchmarks.work import (
     packing,
     refuse,
     step,
+    streaming,
 )
 from fastlstm.case import AttentionCase, Case, ConvCase
 from fastlstm.kernels.conv_lstm import CONV_LSTM
@@ -41,7 +45,23 @@ def contender(name: str, work: Work) -> Contender:
 
 def ours(work: Work) -> Contender:
     module = module_of(work)
-    return Contender(work, step(work, forward_of_ours(work, module), module))
+    forward = streaming(work.case, module) if work.case.layout == "stream" else forward_of_ours(work, module)
+    return Contender(work, step(work, forward, module))
+
+
+def at_once(of: Callable[[Work], Contender]) -> Callable[[Work], Contender]:
+    """Two Python threads, each of which does the work: in the time of one where they scale, of two where they wait in turn."""
+
+    def both(work: Work) -> Contender:
+        pool, pair = ThreadPoolExecutor(2), [of(work), of(work)]
+
+        def run() -> list[Tensor]:
+            results, _ = pool.map(lambda one: one.step(), pair)
+            return results
+
+        return Contender(work, run, pair[0].path)
+
+    return both
 
 
 def somebodys(name: str, work: Work) -> Contender:
@@ -129,6 +149,12 @@ def torch_module(work: Work) -> Contender:
         module.load_state_dict(work.module.state_dict())
 
     def forward(x: PackedSequence | Tensor, *states: Tensor) -> tuple:
+        if case.layout == "stream":
+            y, hx = [], as_hx(states)
+            for row in x.split(1):
+                output, hx = module(row, hx)
+                y.append(output)
+            return torch.cat(y), *as_tuple(hx)
         results = module(x, as_hx(states))
         if case.layout == "cell":
             return as_tuple(results)
@@ -182,7 +208,7 @@ def joeynmt(work: Work) -> Contender:
     return as_module(work, JoeyDecoder(work, work.case))
 
 
-def at_once(work: Work) -> Contender:
+def attending_at_once(work: Work) -> Contender:
     if not isinstance(work.case, AttentionCase):
         raise NotImplementedError("there is nothing to attend to")
     return as_module(work, LSTMThenAttention(work, work.case))
@@ -245,10 +271,22 @@ def onnx_runtime(work: Work) -> Contender:
     # Its threads would otherwise spin on into the time of the others.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    one = numpy.ones(case.B, dtype=numpy.int32)
     lengths = torch.tensor(case.lengths or [case.T] * case.B, dtype=torch.int32)
     feeds = {"x": work.x, "lengths": lengths} | dict(zip(("h0", "c0"), work.states + work.zeros, strict=False))
     arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
-    return Contender(work, lambda: [torch.from_numpy(array) for array in session.run(None, arrays)])
+
+    def run() -> list[Any]:
+        if case.layout != "stream":
+            return session.run(None, arrays)
+        y, given = [], {name: array for name, array in arrays.items() if name != "lengths"}
+        for row in arrays["x"]:
+            output, *finals = session.run(None, given | {"x": row[None], "lengths": one})
+            given |= dict(zip(("h0", "c0"), finals, strict=False))
+            y.append(output)
+        return [numpy.concatenate(y), *finals]
+
+    return Contender(work, lambda: [torch.from_numpy(array) for array in run()])
 
 
 CONTENDERS = {
@@ -259,7 +297,7 @@ CONTENDERS = {
     "channels-last": channels_last_loop,
     "keras": keras_layers,
     "joeynmt": joeynmt,
-    "sdpa": at_once,
+    "sdpa": attending_at_once,
     "checkpoint": checkpointed,
     "compile": compiled_loop,
     "compile-ours": compiled_ours,
@@ -268,9 +306,11 @@ CONTENDERS = {
     "lstm": our_lstm,
     "cut": cutting,
     "fp32": our_fp32,
+    "at-once": at_once(ours),
+    "torch-at-once": at_once(torch_module),
 }
 # They do other work than ours: there is nothing to compare their results with
-OTHER_WORK = ("dense", "lstm", "fp32")
+OTHER_WORK = ("dense", "lstm", "fp32", "at-once", "torch-at-once")
 
 
 class SeenOps(TorchDispatchMode):

@@ -18,7 +18,7 @@ MODULES = {
 }
 VECTORS = {"AVX512": "AVX-512", "avx512": "AVX-512", "avx2": "AVX2"}  # where PyTorch, or we, write them otherwise
 # Peers that are ours as well: what a variant, a layout or an option costs
-OURSELVES = ("lstm", "dense", "checkpoint", "compile-ours", "fp32")
+OURSELVES = ("lstm", "dense", "checkpoint", "compile-ours", "fp32", "at-once")
 MODES = {"train": "training", "infer": "inference"}
 # What each is for, and its parameters per layer and direction
 PURPOSES = {
@@ -56,8 +56,9 @@ def peer(row: dict) -> str:
         loop = "step of the loop" if case.layout == "step" else "loop over nn.LSTMCell and an attention"
     else:
         loop = f"loop over nn.{own}Cell" if variant in IN_PYTORCH else "loop over the equations"
+    by_steps = ", step by step" if case.layout == "stream" else ""
     return {
-        "torch": f"nn.{own}{cell}",
+        "torch": f"nn.{own}{cell}{by_steps}",
         "cell": loop,
         "channels-last": f"{loop}, channels_last",
         "keras": "Keras on torch",
@@ -66,11 +67,13 @@ def peer(row: dict) -> str:
         "checkpoint": "itself with checkpoint=True",
         "compile": f"torch.compile of a {loop}",
         "compile-ours": "itself under torch.compile",
-        "onnx": "ONNX Runtime",
+        "onnx": f"ONNX Runtime{by_steps}",
         "dense": "itself on a dense batch of as many steps",
         "lstm": f"fastlstm.{plain(row)}{cell}",
         "cut": f"nn.{own} on the pieces between resets",
         "fp32": "itself in fp32",
+        "at-once": "itself, by two Python threads at once",
+        "torch-at-once": f"nn.{own}{cell}, by two Python threads at once",
     }.get(row["against"], row["against"])
 
 
@@ -78,7 +81,7 @@ def module(row: dict) -> str:
     case, name = find(row["case"]), MODULES[row["variant"]]
     if isinstance(case, ConvCase):
         name = name.replace("2d", f"{len(case.S)}d")
-    return f"fastlstm.{name}" + {"cell": "Cell", "step": ".step"}.get(case.layout, "")
+    return f"fastlstm.{name}" + {"cell": "Cell", "step": ".step", "stream": " in a Stream"}.get(case.layout, "")
 
 
 def processor(result: dict) -> str:

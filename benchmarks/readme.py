@@ -142,7 +142,7 @@ def cost(result: dict, variant: str, mode: str) -> str:
     rows = [
         r
         for r in chosen(result, variant, mode, "lstm")
-        if "ratios" in r and find(r["case"]).layout not in ("cell", "step")
+        if "ratios" in r and find(r["case"]).layout not in ("cell", "step", "stream")
     ]
     if not rows:
         return "–"

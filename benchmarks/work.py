@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+import fastlstm
 from fastlstm.case import AttentionCase, Case
 from fastlstm.kernels.variant import Variant
 
@@ -91,8 +92,8 @@ def make_work(case: Case, device: str = "cpu") -> Work:
         raise NotImplementedError("the benchmark knows no sequence of no steps")
     if isinstance(case, AttentionCase) and case.lengths:
         raise NotImplementedError("decoders are measured with targets of one length")
-    if case.layout == "step" and case.mode == "train":
-        raise NotImplementedError("single steps are for inference: training knows the whole target")
+    if case.layout in ("step", "stream") and case.mode == "train":
+        raise NotImplementedError("single steps are for inference: training knows the whole sequence")
     assert case.dtype is not None
     dtype, random = DTYPES[case.dtype], torch.Generator().manual_seed(0)
 
@@ -152,6 +153,21 @@ def forward_of_ours(work: Work, module: Callable[..., Any]) -> Forward:
     return forward
 
 
+def streaming(case: Case, module: nn.Module) -> Forward:
+    """Step by step, by a stream whose weights were packed before."""
+    stream = fastlstm.Stream(module, case.B)
+
+    def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        if states:
+            stream.state = as_hx(states)
+        else:
+            stream.reset()
+        y = torch.stack([stream.step(row) for row in x])
+        return y, *as_tuple(stream.state)
+
+    return forward
+
+
 def decoding(work: Work, case: AttentionCase, module: Any) -> Forward:
     """A call of a decoder, or a single step of it, with the keys that are computed here."""
     lengths = torch.tensor(case.memory_lengths) if case.memory_lengths else None
@@ -175,7 +191,7 @@ def packing(case: Case, run: Callable[..., tuple]) -> Forward:
     lengths, sizes = lengths_of(case), batch_sizes(case)
 
     def forward(x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        if case.layout in ("dense", "cell"):
+        if case.layout in ("dense", "cell", "stream"):
             return run(x, *states)
         if case.layout == "packed":
             y, *finals = run(PackedSequence(x, sizes), *states)

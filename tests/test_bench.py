@@ -131,6 +131,25 @@ def test_contenders_do_nothing_else() -> None:
             contender(*row)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("peer", ["ours", "torch", "cell", "onnx"])
+@pytest.mark.parametrize("more", ["", "zero_state"])
+def test_streams_and_their_peers_go_step_by_step(variant: str, peer: str, more: str) -> None:
+    case = parse(f"{variant} T4 B2 I3 H5 L2 stream {more} fp32 infer")
+    if peer != "torch" or variant in IN_PYTORCH:
+        one = contenders.contender(peer, work.make_work(case))
+        assert runner.disagreement(one, strict=False) is None
+    with pytest.raises(NotImplementedError, match="single steps are for inference"):
+        work.make_work(dataclasses.replace(case, mode="train"))
+
+
+@pytest.mark.parametrize(("peer", "alone"), [("at-once", "ours"), ("torch-at-once", "torch")])
+def test_two_threads_do_the_work_of_one(peer: str, alone: str) -> None:
+    given = work.make_work(dataclasses.replace(TINY["stack"], variant="lstm", mode="infer", dtype="fp32"))
+    both, one = (contenders.contender(name, given) for name in (peer, alone))
+    torch.testing.assert_close(both.step(), one.step(), rtol=0, atol=0)
+
+
 WORDS = {
     "reverse": "T4 B2 I3 H5 reverse",
     "return_cells, gain:2": "T4 B2 I3 H5 return_cells gain:2",

@@ -44,7 +44,7 @@ def _parse(said: list[str]) -> Case:
         values[field] = value
     layouts = [layout for layout in ("packed", "lengths", "layout") if layout in values]
     if len(layouts) > 1:
-        raise CaseError("it has more than one of packed, lengths, cell and step, expected one at most")
+        raise CaseError("it has more than one of packed, lengths, cell, stream and step, expected one at most")
     if layouts and layouts != ["layout"]:
         values |= {"lengths": values.pop(layouts[0]), "layout": layouts[0]}
     if values.get("layout") in ("cell", "step"):

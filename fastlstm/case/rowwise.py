@@ -37,7 +37,8 @@ class Case:
     bidirectional: bool = False
     reverse: bool = False  # one direction, run from the end of each sequence
     bias: bool = True
-    # "packed": a PackedSequence; "lengths": a padded batch with its lengths; "cell": one step of a cell, "step": of a decoder
+    # "packed": a PackedSequence; "lengths": a padded batch with its lengths; "cell": one step of a cell, "step": of a decoder;
+    # "stream": by steps, each a call
     layout: str = "dense"
     lengths: tuple[int, ...] = ()  # B of them, not increasing, where the layout is of variable length
     resets: float = 0.0  # the share of steps before which a sequence's state is zeroed
@@ -84,6 +85,8 @@ class Case:
                 raise CaseError(f"the lengths are {span}, expected {least} to {self.T}, the steps of the batch")
         if self.layout == "cell" and (self.T, self.layers, self.bidirectional, self.P) != (1, 1, False, 0):
             raise CaseError("a cell is one step of one layer: expected T1, and no L, bi or P")
+        if self.layout == "stream" and (self.bidirectional or self.reverse or self.resets or self.return_cells):
+            raise CaseError("a stream goes one way, to its end: expected no bi, reverse, resets or return_cells")
         if self.variant is not None:
             if self.P and not self.kind.projects:
                 raise CaseError(f"P is {self.P}, and a {self.variant} has no projection")

@@ -172,6 +172,7 @@ ROWWISE = (
     LAYERS,
     *BOTH_WAYS,
     Word("cell", "one step of a cell, such as `LSTMCell`", "layout", value="cell"),
+    Word("stream", "step after step, each a call of a `Stream`; in inference", "layout", value="stream"),
     Word(
         "packed:20-80",
         "a `PackedSequence`: lengths from 80 down to 20, evenly, or each of them: `packed:9,9,6,1`",
