@@ -13,6 +13,7 @@ from fastlstm.kernels.attention_lstm import ATTENTION_LSTM
 from fastlstm.kernels.conv_lstm import CIFG_CONV_LSTM, CIFG_PEEPHOLE_CONV_LSTM, CONV_LSTM, PEEPHOLE_CONV_LSTM
 from fastlstm.kernels.gru import GRU
 from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
+from fastlstm.kernels.pairs import PAIRS
 from fastlstm.kernels.variant import Variant
 
 try:
@@ -303,5 +304,5 @@ def _compile_gate_kernel(name: str, of_pass: str, dtype: str, path: str) -> int:
 _NATIVE_PATH = gemm_path()
 if _C is not None:
     _C.set_kernel_compiler(_compile_gate_kernel)
-    for _variant in VARIANTS.values():
+    for _variant in (*VARIANTS.values(), *PAIRS):
         register(_variant)

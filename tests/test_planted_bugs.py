@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import VARIANTS
+from helpers import VARIANTS, WITH_CELLS, module
 from numba.core import caching
 from typer.testing import CliRunner
 
@@ -14,6 +14,7 @@ from fastlstm import backends, parity
 from fastlstm.cli import app
 from fastlstm.kernels.gru import cpu as gru_cpu
 from fastlstm.kernels.lstm import cpu as lstm_cpu
+from fastlstm.kernels.pairs import cpu as pairs_cpu
 from fastlstm.ops import conv_layer as ops_conv
 from fastlstm.ops import gru as ops_gru
 from fastlstm.ops import lstm as ops_lstm
@@ -76,6 +77,22 @@ KERNELS = {
     ("gru", "fwd"): ("h = (one - z) * n", "h = (one + z) * n"),
     ("gru", "bwd"): ("tile[row, 7, u] = dh * z", "tile[row, 7, u] = -dh * z"),
 }
+# the same for all: the h that gradients of W_hh are taken with
+KERNELS |= {(v, "hidden"): ("h[j] = o[j] * tanh(h[j])", "h[j] = -o[j] * tanh(h[j])") for v in WITH_CELLS}
+# Those of second derivatives
+OF_PAIRS = {
+    ("lstm_pairs", "fwd"): ("+ i_t * g + i * g_t", "+ i_t * g - i * g_t"),
+    ("lstm_pairs", "bwd"): ("- two * dg_t * g * g_t", "+ two * dg_t * g * g_t"),
+    ("lstm_pairs", "hidden"): ("= o[row, 1, u] * tanh_c + o", "= o[row, 1, u] * tanh_c - o"),
+    ("peephole_lstm_pairs", "fwd"): ("a_f_t += tile", "a_f_t -= tile"),
+    ("peephole_lstm_pairs", "bwd"): ("dc_prev += da_f * tile", "dc_prev -= da_f * tile"),
+    ("cifg_lstm_pairs", "fwd"): ("f_t = -i_t", "f_t = i_t"),
+    ("cifg_lstm_pairs", "bwd"): ("dc_t * (g_t - c_prev_t)", "dc_t * (g_t + c_prev_t)"),
+    ("cifg_peephole_lstm_pairs", "fwd"): ("a_o_t += tile", "a_o_t -= tile"),
+    ("cifg_peephole_lstm_pairs", "bwd"): ("dc += da_o * tile", "dc -= da_o * tile"),
+    ("gru_pairs", "fwd"): ("+ z_t * (h_prev - n)", "- z_t * (h_prev - n)"),
+    ("gru_pairs", "bwd"): ("dr_t * (one - two * r) * r_t", "dr_t * (one + two * r) * r_t"),
+}
 needs_extension = pytest.mark.skipif(
     backends.extension_status() != "built", reason="the numba backend needs the C++ extension"
 )
@@ -88,7 +105,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     kept = []
 
     def compiled(wanted: str, line: str, wrong: str) -> Callable[[str, str, str, str], int]:
-        cpu = gru_cpu if wanted.startswith("gru") else lstm_cpu
+        cpu = pairs_cpu if "_pairs_" in wanted else gru_cpu if wanted.startswith("gru") else lstm_cpu
         source = Path(cpu.__file__).read_text()
         assert source.count(line) == 1
         file = tmp_path / "wrong.py"
@@ -102,7 +119,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
                 return right(variant, of_pass, dtype, path)
             with monkeypatch.context() as patch:
                 patch.setattr(caching.CacheImpl, "_locator_classes", [])  # keeps nothing on disk
-                kept.append(module.compile_kernel(backends.VARIANTS[variant], of_pass, dtype))
+                kept.append(module.compile_kernel(backends._registered[variant], of_pass, dtype))
             return kept[-1].address
 
         return compile_kernel
@@ -121,8 +138,29 @@ def test_a_wrong_sign_in_a_kernel_is_a_miss(variant: str, direction: str, plant)
     assert direction == "fwd" or not found & {"y", "h_n", "c_n"}
 
 
+def second_derivatives(variant: str, graph: bool) -> torch.Tensor:
+    """By kernels, or with a graph by PyTorch's ops."""
+    torch.manual_seed(0)
+    ours, x = module(variant, 3, 16).float(), torch.randn(5, 4, 3).requires_grad_()
+    (dx,) = torch.autograd.grad(ours(x)[0].square().sum(), x, create_graph=True)
+    found = torch.autograd.grad(dx.sin().sum(), list(ours.parameters()), create_graph=graph)
+    return torch.cat([d.detach().flatten() for d in found])
+
+
+@needs_extension
+@pytest.mark.parametrize(("variant", "direction"), OF_PAIRS, ids=map("-".join, OF_PAIRS))
+def test_a_wrong_sign_in_a_second_derivative_is_noticed(variant: str, direction: str, plant) -> None:
+    plant(f"{variant}_{direction}_f32", *OF_PAIRS[variant, direction])
+    got, want = (second_derivatives(variant.removesuffix("_pairs"), graph) for graph in (False, True))
+    assert (got - want).norm() > 1e-3 * want.norm()
+
+
 def test_every_kernel_has_a_planted_bug() -> None:
-    assert set(KERNELS) == {(variant, direction) for variant in backends.VARIANTS for direction in ("fwd", "bwd")}
+    both = {(variant, direction) for variant in backends.VARIANTS for direction in ("fwd", "bwd")}
+    assert set(KERNELS) == both | {(variant, "hidden") for variant in WITH_CELLS}
+    assert set(OF_PAIRS) == {(f"{variant}_pairs", direction) for variant, direction in both} | {
+        ("lstm_pairs", "hidden")
+    }
 
 
 @needs_extension

@@ -11,11 +11,11 @@ struct Range {
   int64_t begin, end;
   int64_t size() const { return end - begin; }
 };
-inline Range share(int64_t n, int64_t worker, int64_t workers) {
-  return {n * worker / workers, n * (worker + 1) / workers};
+inline Range share(int64_t n, int64_t worker, int64_t workers, int64_t together = 1) {
+  return {n / together * worker / workers * together, n / together * (worker + 1) / workers * together};
 }
 
-// At most, and a multiple of the micro-kernels': a tile of records stays in the first-level cache. A convolution's sums are longer,
+// At most, and a multiple of the micro-kernels' and of rows that stay together: a tile of records stays in the first-level cache. A convolution's sums are longer,
 // and what stays there is a part of its weights.
 constexpr int64_t kTileRows = 24, kImageTileRows = 48;
 
@@ -25,6 +25,7 @@ constexpr int64_t kTileRows = 24, kImageTileRows = 48;
 struct Plan {
   int64_t row_groups, unit_groups;
   int64_t rows, tile_rows;  // the batch is cut into tiles of at most tile_rows rows
+  int64_t together;         // rows that stay together: those of a Sequence
   bool cyclic;              // tiles are dealt to the row groups in turn, or each row group has an equal range of rows
   bool precompute_input;    // products with the inputs are taken over many steps at once, not step by step
 };

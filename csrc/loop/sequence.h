@@ -13,6 +13,7 @@ struct Sequence {
   std::vector<int64_t> first;  // index of its first row among the rows of contiguous tensors such as y
   const bool* reset = nullptr;  // of each step and sequence: it is cut before it; null where none is
   int64_t pixels = 1;           // rows of a sequence in each step
+  int64_t together = 1;         // rows side by side that no share of the work and no tile may part
 
   int64_t rows() const { return std::accumulate(size.begin(), size.end(), int64_t{0}); }
   int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // the s-th step to be run

@@ -30,9 +30,9 @@ class Thread {
   // Workers beyond the plan's row groups x unit groups help with what is shared among all, and only with that.
   bool in_plan() const { return worker < team_.plan.row_groups * team_.plan.unit_groups; }
   int64_t row_group() const { return worker / team_.plan.unit_groups; }
-  Range mine(int64_t n) const { return share(n, worker, workers); }
+  Range mine(int64_t n, int64_t together = 1) const { return share(n, worker, workers, together); }
   Range of_unit_group(int64_t n) const { return share(n, worker % team_.plan.unit_groups, team_.plan.unit_groups); }
-  Range of_row_group(int64_t n) const { return share(n, row_group(), team_.plan.row_groups); }
+  Range of_row_group(int64_t n) const { return share(n, row_group(), team_.plan.row_groups, team_.plan.together); }
   void barrier_all() const { team_.all.wait(); }
   void barrier_group() const { team_.of_group[team_.of_group.size() == 1 ? 0 : row_group()]->wait(); }
 

@@ -42,7 +42,7 @@ class BackwardProducts {
  protected:
   template <class J>
   void concat_xh(const Thread& thread, int64_t t, int64_t row, J* xh, int64_t xh_row) const {
-    const Range rows = thread.mine(o.seq.size[t]);
+    const Range rows = thread.mine(o.seq.size[t], o.seq.together);
     if (rows.size() == 0) return;
     J* const to = xh + (row + rows.begin) * xh_row;
     convert<S, J>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {to, xh_row});

@@ -84,6 +84,7 @@ class GRUBackward(torch.autograd.Function):
 
 # PyTorch asks for it at every call, and would take 10 microseconds to find out.
 GRUFunction.forward.__signature__ = inspect.signature(GRUFunction.forward)  # type: ignore[attr-defined]
+GRUBackward.forward.__signature__ = inspect.signature(GRUBackward.forward)  # type: ignore[attr-defined]
 
 
 def _fake_fwd(x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, save):

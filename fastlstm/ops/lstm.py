@@ -97,6 +97,7 @@ class LSTMBackward(torch.autograd.Function):
 
 # PyTorch asks for it at every call, and would take 10 microseconds to find out.
 LSTMFunction.forward.__signature__ = inspect.signature(LSTMFunction.forward)  # type: ignore[attr-defined]
+LSTMBackward.forward.__signature__ = inspect.signature(LSTMBackward.forward)  # type: ignore[attr-defined]
 
 
 def _fake_fwd(

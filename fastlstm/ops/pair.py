@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fastlstm.ops import second
 from fastlstm.ops.derivatives import gradients, gradients_of_gradients
 from fastlstm.ops.dispatch import differentiable
 from fastlstm.ops.vmap import Folded, Given, count, vmap_by_loop
@@ -65,6 +66,8 @@ class OpPair:
         tensors = [a.name for a in self.fwd._schema.arguments if "Tensor" in str(a.type)]
         self.sources = tuple(arguments.index(name) for name in (*self.bwd_inputs[: self.upstream], *tensors))
         self.second_flags = tuple(arguments.index(name) for name in passed if name in flags)
+        self.source_names = (*self.bwd_inputs[: self.upstream], *tensors, *(name for name in passed if name in flags))
+        self.pairs = stem in ("lstm", "gru")  # whether there are kernels of dual numbers
 
     def _gradient(self, name: str) -> int | None:
         """The place of an input's gradient among bwd's results."""
@@ -143,10 +146,22 @@ class OpPair:
         needed = [k for k, place in enumerate(self.sources) if need[place]]
         results: list[Tensor | None] = [None] * len(need)
         if needed and any(d is not None for d in cotangents):
-            found = gradients_of_gradients(self.reference, upstream, [*tensors, *ctx.flags], cotangents, needed)
+            found = self._by_kernels(ctx, cotangents, needed) or gradients_of_gradients(
+                self.reference, upstream, [*tensors, *ctx.flags], cotangents, needed
+            )
             for k, gradient in zip(needed, found, strict=True):
                 results[self.sources[k]] = gradient
         return tuple(results)
+
+    def _by_kernels(self, ctx: Any, cotangents: Sequence[Tensor | None], needed: Sequence[int]) -> list[Tensor] | None:
+        """The same where there are kernels, and nobody wants a graph of it; else None."""
+        given = dict(zip(self.source_names, (*ctx.saved_tensors, *ctx.flags), strict=True))
+        along = dict(zip(self.source_names[self.upstream :], cotangents, strict=False))
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return None
+        if not self.pairs or not second.can(given, along):
+            return None
+        return second.gradients_of_gradients(given, along, [self.source_names[k] for k in needed])
 
     def vmap(self, apply: Callable, info: Any, in_dims: tuple, args: tuple) -> tuple[tuple, tuple]:
         """The vmap rule of the forward's Function, whose `apply` it is."""
