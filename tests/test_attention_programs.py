@@ -11,6 +11,8 @@ from test_compile import quiet_compiler
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
+import fastlstm
+
 
 @quiet_compiler
 @pytest.mark.parametrize("use", ["plain", "both"])
@@ -118,6 +120,27 @@ def test_derivatives_of_derivatives(case, use):
     lengths = {"lengths": [1, 2, 0], "memory_lengths": [1, 0, 2]} if use == "both" else {}
     assert torch.autograd.gradcheck(results_of(ours, lengths), leaves, fast_mode=True)
     assert torch.autograd.gradgradcheck(results_of(ours, lengths), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("memory_lengths", [None, [1, 0, 2]])
+@pytest.mark.parametrize("attention", ["dot", "general"])
+def test_second_derivatives_where_pytorch_attends(attention, memory_lengths):
+    """Without weights, PyTorch's attention runs, which has first ones alone: in turn, again, and never silently."""
+    torch.manual_seed(0)
+    ours = fastlstm.AttentionLSTM(1, 2, 2, attention=attention, feed=None, dtype=torch.float64)
+    x, memory = (torch.randn(2, 3, n, dtype=torch.float64, requires_grad=True) for n in (1, 2))
+    lengths = memory_lengths and torch.tensor(memory_lengths)
+
+    def f(x: Tensor, memory: Tensor) -> Tensor:
+        return ours(x, memory, memory_lengths=lengths)[0]
+
+    assert torch.autograd.gradgradcheck(f, (x, memory), fast_mode=True)
+    loss = f(x, memory).square().sum()
+    first, again, last = (torch.autograd.grad(loss, [x, memory], retain_graph=keep) for keep in (True, True, False))
+    torch.testing.assert_close(first, again)
+    torch.testing.assert_close(first, last)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, [x, memory])
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
