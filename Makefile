@@ -77,6 +77,9 @@ bench: $(VENV)/dev.stamp  ## measure every case for the README, which is written
 	$(BENCH) --resume --variant gru $(OWN) --variant cifg_peephole_lstm $(SOME) --against lstm
 	$(BENCH) --resume --variant lstm --variant gru $(OWN) $(SOME) --against cell
 	$(BENCH) --resume --variant lstm --variant gru --case ppo-resets --case control-resets --against cut
+	$(BENCH) --resume --variant lstm --variant gru --case stream --case deepar --against penalty --mode train
+	$(BENCH) --resume --variant lstm --variant gru --case 'T32 B16 I32 H64 fp32 train' --against ensemble
+	$(BENCH) --resume --variant lstm --variant gru --case 'T32 B64 I32 H64 fp32 train' --against samples
 	$(BENCH) --resume --variant lstm --variant gru --case packed --case tagger-lengths --against dense
 	$(BENCH) --resume --variant lstm --variant gru $(OWN) --case darts --case ppo --case square --against onnx --mode infer
 	$(BENCH) --resume --variant conv_lstm

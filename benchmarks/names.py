@@ -74,6 +74,9 @@ def peer(row: dict) -> str:
         "fp32": "itself in fp32",
         "at-once": "itself, by two Python threads at once",
         "torch-at-once": f"nn.{own}{cell}, by two Python threads at once",
+        "penalty": f"nn.{own}, in a step of WGAN-GP",
+        "ensemble": f"nn.{own}, the gradients of 32 models",
+        "samples": f"nn.{own}, the gradients of each sequence",
     }.get(row["against"], row["against"])
 
 

@@ -109,7 +109,7 @@ def timing(row: dict) -> list[str]:
     if "reason" in row:
         return ["–", "not timed", "–"]
     times = f"{milliseconds(row['ours_s'])} / {milliseconds(row['theirs_s'])}"
-    rates = f"{row['gflops']:.0f} of {row['gemm_gflops']:.0f}"
+    rates = f"{row['gflops']:.0f} of {row['gemm_gflops']:.0f}" if "gflops" in row else "–"
     if "read_gbs" in row:
         rates += f"; {row['read_mb']:.1f} MB a step, {row['read_gbs']:.1f} of {row['sum_gbs']:.0f} GB/s"
     return [times, str(spread(row)), rates]

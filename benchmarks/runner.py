@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 
 from fastlstm.backends import CONVOLUTIONAL, extension_status, multiply_adds
+from fastlstm.benchmarks import derivatives
 from fastlstm.benchmarks.cases import main_peer
 from fastlstm.benchmarks.contenders import CONTENDERS, OTHER_WORK, contender
 from fastlstm.benchmarks.memory import peak_memory
@@ -37,14 +38,21 @@ def measure(case: Case, against: str, *, name: str | None = None, pairs: int, de
         row["name"] = name
     try:
         work = make_work(case, device)
-        theirs = contender(against, work)
+        if of_derivatives := derivatives.KINDS.get(against):
+            mine, theirs = of_derivatives(work, 0), of_derivatives(work, 1)
+        else:
+            mine, theirs = contender("ours", work), contender(against, work)
     except NotImplementedError as error:
         return row | {"reason": str(error)}
-    mine = contender("ours", work)
-    same_work = against not in OTHER_WORK and not (against == "torch" and not case.kind.counterpart)
+    if of_derivatives and (reason := derivatives.differ(mine, theirs)):
+        return row | {"reason": reason, "miss": True}
+    same_work = (
+        not of_derivatives and against not in OTHER_WORK and not (against == "torch" and not case.kind.counterpart)
+    )
     for one, label in ((mine, "ours"), (theirs, against)):
         strict = label not in CONTENDERS or label == "ours"
-        reason = disagreement(one, strict) if one is mine or same_work else None
+        checked = same_work or (one is mine and not of_derivatives)
+        reason = disagreement(one, strict) if checked else None
         if reason:
             return row | {"reason": f"{label}: {reason}", "miss": True}
 
@@ -55,10 +63,14 @@ def measure(case: Case, against: str, *, name: str | None = None, pairs: int, de
         "ratios": [their / my for my, their in times],
         "ours_s": ours_s,
         "theirs_s": theirs_s,
+        "compile_s": theirs.compile_s,
+    }
+    if of_derivatives:
+        return row
+    row |= {
         "gflops": case.gflop(work.mode) / ours_s,
         "gemm_gflops": gemm_rate(case, work.dtype, device),
         "limit_gflops": multiply_add_rate(work.dtype) if device == "cpu" else None,
-        "compile_s": theirs.compile_s,
     }
     if isinstance(case, AttentionCase) and case.F:
         read = case.read(work.dtype.itemsize)

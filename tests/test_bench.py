@@ -14,7 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from fastlstm.backends import IN_PYTORCH, VARIANTS
-from fastlstm.benchmarks import contenders, memory, report, runner, work
+from fastlstm.benchmarks import contenders, derivatives, memory, report, runner, work
+from fastlstm.benchmarks.work import Contender, Work
 from fastlstm.case import CaseError, parse
 from fastlstm.cli import app
 
@@ -141,6 +142,33 @@ def test_streams_and_their_peers_go_step_by_step(variant: str, peer: str, more: 
         assert runner.disagreement(one, strict=False) is None
     with pytest.raises(NotImplementedError, match="single steps are for inference"):
         work.make_work(dataclasses.replace(case, mode="train"))
+
+
+@pytest.mark.parametrize("variant", ["lstm", "gru"])
+@pytest.mark.parametrize("peer", derivatives.KINDS)
+def test_work_of_derivatives(peer: str, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's module gets the same gradients; were they others, nothing would be timed. What is not its work is refused."""
+    monkeypatch.setattr(runner, "interleaved", lambda mine, theirs, pairs: [(1.0, 2.0)] * pairs)
+    case = parse(f"{variant} T3 B2 I3 H4 L2 fp64 train")
+    row = runner.measure(case, peer, pairs=2, device="cpu")
+    assert row["ratios"] == [2.0, 2.0]
+    assert report.peer_table({"rows": [row]}).rows[0][:3] == [f"fastlstm.{variant.upper()}", str(case), "training"]
+    for words in ("fp64 infer", "lengths:1-3 fp64 train", "resets:0.3 fp64 train"):
+        row = runner.measure(parse(f"{variant} T3 B2 I3 H4 {words}"), peer, pairs=1, device="cpu")
+        assert "it is measured in training, on dense batches" in row["reason"]
+
+
+def test_derivatives_that_differ_are_a_miss(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, right = parse("lstm T3 B2 I3 H4 fp32 train"), derivatives.KINDS["penalty"]
+
+    def wrong(work: Work, which: int) -> Contender:
+        gradients = right(work, which).step()
+        return Contender(work, lambda: [gradients[0] * (1 + which * 1e-3), *gradients[1:]])
+
+    monkeypatch.setitem(derivatives.KINDS, "penalty", wrong)
+    row = runner.measure(case, "penalty", pairs=1, device="cpu")
+    assert row["miss"]
+    assert row["reason"] == "gradient 0 differs from PyTorch's by 1.0e-03"
 
 
 @pytest.mark.parametrize(("peer", "alone"), [("at-once", "ours"), ("torch-at-once", "torch")])
