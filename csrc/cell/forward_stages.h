@@ -53,28 +53,42 @@ class GateForward final : public Stage {
 
   void init_state(int64_t b) override {
     const bool cut = o.cut_at_start(b);
-    c_.set(b, [&](int64_t i) { return i < o.H && !cut ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
+    for (int64_t p = 0; p < o.n_panels; p++) {
+      const int64_t n = cut ? 0 : units_of(o.H, p);
+      const Block<T> c = c_.at(p, b);
+      convert<S, T>(1, n, {f.c0 + b * o.H + p * kPanel, 0}, c);
+      std::fill(c.p + n, c.p + kPanel, T(0));
+    }
   }
 
   void run(const Thread& thread, int64_t s, int64_t row) override {
     const int64_t t = o.seq.step(s), n = o.seq.size[t];
     const Range panels = thread.of_unit_group(o.n_panels);
     T* const records = o.tile_of(thread);
+    const auto run = [&](int64_t p, int64_t b, int64_t rows) { run_tile(thread, {s, t, b, rows, row + b, p}, records); };
+    if (products_.takes_spans()) {
+      for (Range span{0, 0}; products_.next_span(thread, s, row, span);)
+        for (int64_t p = 0; p < o.n_panels; p++) {
+          products_.multiply_span(thread, s, p);
+          for (int64_t b = span.begin; b < span.end; b += o.team->plan.tile_rows) run(p, b, std::min(o.team->plan.tile_rows, span.end - b));
+        }
+      return thread.barrier_group();
+    }
     for (int64_t i = 0; i < panels.size(); i++) {
       const int64_t p = s % 2 ? panels.end - 1 - i : panels.begin + i;  // to and fro: the cache still has the weights of the last panels
       products_.begin_panel(p);
-      thread.for_tiles(n, [&](int64_t b, int64_t rows) { run_tile({s, t, b, rows, row + b, p}, records); });
+      thread.for_tiles(n, [&](int64_t b, int64_t rows) { run(p, b, rows); });
     }
     thread.barrier_group();
   }
 
  private:
-  void run_tile(const Tile& tile, T* records) const {
+  void run_tile(const Thread& thread, const Tile& tile, T* records) const {
     const auto [s, t, b, rows, row, p] = tile;
     const int64_t record = o.record.forward(), saved_width = o.record.saved();
     T* const saved = f.saved ? f.saved + o.saved_at(t, p, b) : nullptr;
     if (saved) prefetch<true>(saved, rows * saved_width);
-    products_.into_tile(tile, records);
+    products_.into_tile(thread, tile, records);
     if (p == o.n_panels - 1) clear_absent_units(rows, records);
     const Block<T> c = c_.at(p, b);
     o.micro.copy(rows, kPanel, constant(c), {records + o.record.c(), record});

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "gemm/isa.h"
+#include "gemm/winograd.h"
 
 namespace fastlstm {
 namespace {
@@ -62,6 +63,25 @@ const MicroKernels<T>& micro_kernels() {
 }
 template const MicroKernels<float>& micro_kernels<float>();
 template const MicroKernels<double>& micro_kernels<double>();
+
+template <class T>
+const WinogradKernels<T>& winograd_kernels(int64_t taps) {
+  const int of_five = taps == 5;
+#if defined(__x86_64__)
+  if (isa() >= Isa::avx512) {
+    static const WinogradKernels<T> path[2] = {avx512::winograd<T>(3), avx512::winograd<T>(5)};
+    return path[of_five];
+  }
+  if (isa() == Isa::avx2) {
+    static const WinogradKernels<T> path[2] = {avx2::winograd<T>(3), avx2::winograd<T>(5)};
+    return path[of_five];
+  }
+#endif
+  static const WinogradKernels<T> path[2] = {portable::winograd<T>(3), portable::winograd<T>(5)};
+  return path[of_five];
+}
+template const WinogradKernels<float>& winograd_kernels<float>(int64_t);
+template const WinogradKernels<double>& winograd_kernels<double>(int64_t);
 
 const Bf16Kernels* bf16_kernels() {
 #if defined(__x86_64__)

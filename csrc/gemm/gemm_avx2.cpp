@@ -12,6 +12,7 @@
 #define MAX_VECTORS 2
 #define WIDE_ROWS 3
 #include "gemm/microkernel.h"
+#include "gemm/winograd_kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

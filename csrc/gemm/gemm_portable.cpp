@@ -11,3 +11,4 @@
 #endif
 #define WIDE_ROWS 0
 #include "gemm/microkernel.h"
+#include "gemm/winograd_kernels.h"

@@ -28,11 +28,14 @@ struct Convolution {
   int64_t taps() const { return product([](const Axis& axis) { return axis.kernel; }); }
 };
 
-// A call over images. A sequence has ih.out() rows in each step; weights are (gates * H, taps, channels).
+// A call over images. A sequence has ih.out() rows in each step; weights are (gates * H, taps, channels), or (gates * H, channels,
+// taps) where `taps_inside`.
 struct Images {
   Convolution ih, hh;
   int64_t x_t, x_b, x_c;                 // strides of the inputs: of steps, sequences and channels
   std::array<int64_t, kAxes> x_pixel;  // and of pixels along each axis
+  bool taps_inside = false;
+  bool paired = false;  // a pixel is two of the image: ops/pixel_pairs.h
   bool fresh;  // initial states are zeros, and get no gradient
 };
 

@@ -10,6 +10,7 @@
 #include "products/conv_backward.h"
 #include "products/packed_backward.h"
 #include "products/unpacked_backward.h"
+#include "products/winograd_backward.h"
 
 namespace fastlstm {
 
@@ -27,7 +28,7 @@ class LayerBackward {
     o.team = &team;
     if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() && o.v.peepholes.empty() ? bf16_kernels() : nullptr;
     o.chunk_rows = max_chunk_rows(seq);
-    const int64_t of_product = o.images ? ConvBackward<S>::kTileSize : PackedBackward<S, T>::kTileSize;
+    const int64_t of_product = o.images ? ImageBackward<S>::kTileSize : PackedBackward<S, T>::kTileSize;
     o.make_tiles(std::max(team.plan.tile_rows * o.record.backward(), of_product), team.workers);
     dh = States<T>::by_rows(seq.B, o.r_panels);
     products = make_products();
@@ -101,6 +102,7 @@ class LayerBackward {
 
  private:
   std::unique_ptr<BackwardProducts<S>> make_products() {
+    if (o.images && suits_winograd(*o.images, o.R)) return std::make_unique<WinogradBackward<S>>(o, f);
     if (o.images) return std::make_unique<ConvBackward<S>>(o, f);
     if constexpr (Context<S>::kSameType)
       if (!o.size.project && !f.stepwise_columns && seq.T > 0 && (seq.T == 1 || seq.rows() <= UnpackedBackward<S>::kRows)) {

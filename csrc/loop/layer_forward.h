@@ -4,6 +4,7 @@
 
 #include "cell/forward_stages.h"
 #include "products/conv_forward.h"
+#include "products/winograd_forward.h"
 
 namespace fastlstm {
 
@@ -89,6 +90,7 @@ class LayerForward {
   }
 
   std::unique_ptr<ForwardProducts<S>> make_products(const Plan& plan) const {
+    if (o.images && suits_winograd(*o.images, o.R)) return std::make_unique<WinogradForward<S>>(o);
     if (o.images) return std::make_unique<ConvForward<S>>(o);
     if constexpr (Context<S>::kSameType)
       if (!f.streams && !o.size.project && seq.T == 1 && seq.rows() <= kUnpackedStepRows) return std::make_unique<UnpackedForward<S>>(o);

@@ -31,6 +31,8 @@ class Thread {
   bool in_plan() const { return worker < team_.plan.row_groups * team_.plan.unit_groups; }
   int64_t row_group() const { return worker / team_.plan.unit_groups; }
   Range mine(int64_t n, int64_t together = 1) const { return share(n, worker, workers, together); }
+  // The same among those in the plan.
+  Range of_plan(int64_t n) const { return share(n, worker, team_.plan.row_groups * team_.plan.unit_groups); }
   Range of_unit_group(int64_t n) const { return share(n, worker % team_.plan.unit_groups, team_.plan.unit_groups); }
   Range of_row_group(int64_t n) const { return share(n, row_group(), team_.plan.row_groups, team_.plan.together); }
   void barrier_all() const { team_.all.wait(); }

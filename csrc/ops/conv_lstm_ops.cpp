@@ -1,5 +1,10 @@
 // The ops fastlstm::conv_lstm_fwd and conv_lstm_bwd: the LSTM family whose products are convolutions. Images are channels-last.
+#include <functional>
+#include <numeric>
+
 #include "ops/ops.h"
+#include "ops/pixel_pairs.h"
+#include "products/winograd.h"
 
 namespace fastlstm {
 namespace {
@@ -84,23 +89,82 @@ Shapes make_shapes(const Tensor& x, const Optional& batch_sizes, const Optional&
   return s;
 }
 
+// Takes pixels in pairs, where they should be; the inputs' channels must then lie side by side.
+std::optional<PixelPairs> make_pairs(Shapes& s, Tensor& x, const Optional& w_peephole, const Variant& v) {
+  if (!PixelPairs::suit(s.size, s.images, compute_type(x.scalar_type()) != x.scalar_type())) return std::nullopt;
+  if (!PixelPairs::lie_together(s.size.I, s.images)) {
+    x = as_contiguous(x);
+    const int64_t dims = x.dim() - 3;
+    s.images.x_t = x.stride(0), s.images.x_b = x.stride(1), s.images.x_c = x.stride(dims + 2);
+    for (int64_t d = 0; d < dims; d++) s.images.x_pixel[kAxes - dims + d] = x.stride(2 + d);
+  }
+  return PixelPairs(v.ih.gates, v.peepholes.size(), w_peephole && w_peephole->dim() > 2, s.seq, s.size, s.images);
+}
+
+// Whether `t`, whose channels are last, is a view of a contiguous tensor with the channels before the last `dims` dimensions.
+bool is_moved(const Tensor& t, int64_t dims) {
+  int64_t n = 1, channels = t.dim() - 1;
+  for (int64_t d = channels - 1; d >= 0; d--) {
+    if (d == channels - 1 - dims) {
+      if (t.size(channels) > 1 && t.stride(channels) != n) return false;
+      n *= t.size(channels);
+    }
+    if (t.size(d) > 1 && t.stride(d) != n) return false;
+    n *= t.size(d);
+  }
+  return dims < channels || t.size(channels) <= 1 || t.stride(channels) == n;
+}
+
+// The same, contiguous: what PyTorch does too, several times slower.
+Tensor channels_last(const Tensor& t, int64_t dims) {
+  const auto type = t.scalar_type();
+  if (t.is_contiguous() || !is_moved(t, dims) || (type != ScalarType::Float && type != ScalarType::Double)) return as_contiguous(t);
+  const Ints shape = shape_of(t);
+  const Tensor to = new_tensor(t, shape);
+  const int64_t C = shape.back(), pixels = t.numel() == 0 ? 0 : std::accumulate(shape.end() - 1 - dims, shape.end() - 1, int64_t{1}, std::multiplies<>());
+  const int64_t maps = pixels * C == 0 ? 0 : t.numel() / (pixels * C), strip = kPanel, strips = (pixels + strip - 1) / strip;
+  for_storage_type(type, [&]<class S>(S) {
+    if constexpr (std::is_floating_point_v<S>) {
+      const S* const from = data<S>(t);
+      S* const moved = out<S>(to);
+      torch::stable::parallel_for(0, maps * strips, std::max<int64_t>(1, (1 << 15) / (strip * std::max<int64_t>(C, 1))), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+          const int64_t at = i / strips * pixels * C, pixel = i % strips * strip;
+          micro_kernels<S>().transpose(C, std::min(strip, pixels - pixel), {from + at + pixel, pixels}, {moved + at + pixel * C, C});
+        }
+      });
+    }
+  });
+  return to;
+}
+Optional channels_last(const Optional& t, int64_t dims) { return t ? Optional(channels_last(*t, dims)) : std::nullopt; }
+
+// Weights as they are, where they can be read so.
+void take_weights(Shapes& s, bool pairs, Tensor& w_ih, Tensor& w_hh) {
+  const int64_t dims = static_cast<int64_t>(s.image.size());
+  s.images.taps_inside = !pairs && suits_winograd(s.images, s.size.R) && s.size.I >= kPanel && is_moved(w_ih, dims) && is_moved(w_hh, dims);
+  if (!s.images.taps_inside) w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
+}
+
 int64_t saved_row(const Variant& v, const Sizes& size) { return panels_of(size.H) * Record(v, size).saved(); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
     Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
     Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
-  const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh,
-                               reverse, variant);
-  h0 = as_contiguous(h0), c0 = as_contiguous(c0);
-  w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
+  Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh, reverse,
+                         variant);
+  const int64_t dims = static_cast<int64_t>(s.image.size());
+  h0 = channels_last(h0, dims), c0 = channels_last(c0, dims);
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh), w_peephole = as_contiguous(w_peephole);
   const Tensor y = new_tensor(x, s.steps()), h_n = new_tensor(x, s.states()), c_n = new_tensor(x, s.states());
   const Tensor cells = new_tensor(x, return_cells ? s.steps() : Ints{0});
+  std::optional<PixelPairs> pairs = make_pairs(s, x, w_peephole, variant);
+  take_weights(s, pairs.has_value(), w_ih, w_hh);
   const Tensor saved = new_saved(x, save ? s.rows() : 0, saved_row(variant, s.size), compute_type(x.scalar_type()));
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
-    ForwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size,
-                   .w = {data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), nullptr, data<S>(w_peephole)},
+    const Weights<S> w{data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), nullptr, data<S>(w_peephole)};
+    ForwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w,
                    .x = {data<S>(x)}, .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0), .y = out<S>(y), .h_n = out<S>(h_n),
                    .c_n = out<S>(c_n), .cells = return_cells ? out<S>(cells) : nullptr,
                    .saved = save ? out<compute_t<S>>(saved) : nullptr}
@@ -115,19 +179,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
     Tensor w_ih, Tensor w_hh, Optional w_peephole, Tensor saved, Ints stride, Ints padding, Ints dilation, bool coupled,
     bool fresh, bool reverse, bool need_dx, bool need_dw) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
-  const Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_peephole, stride, padding,
-                               dilation, fresh, reverse, variant);
+  Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_peephole, stride, padding, dilation,
+                         fresh, reverse, variant);
   check_like(x, dy, "dy", s.steps());
   check_like(x, dcells, "dcells", s.steps());
   check_like(x, dh_n, "dh_n", s.states());
   check_like(x, dc_n, "dc_n", s.states());
-  check_saved(saved, x.scalar_type(), s.rows(), saved_row(variant, s.size), "conv_lstm_fwd");
-  dy = as_contiguous(dy), dcells = as_contiguous(dcells);
-  dh_n = as_contiguous(dh_n), dc_n = as_contiguous(dc_n);
-  h0 = as_contiguous(h0), c0 = as_contiguous(c0);
-  saved = as_contiguous(saved);
-  w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh), w_peephole = as_contiguous(w_peephole);
   const Tensor dx = need_dx ? new_tensor(x, shape_of(x)) : new_tensor(x, {0});
+  std::optional<PixelPairs> pairs = make_pairs(s, x, w_peephole, variant);
+  check_saved(saved, x.scalar_type(), s.rows(), saved_row(variant, s.size), "conv_lstm_fwd");
+  const int64_t dims = static_cast<int64_t>(s.image.size());
+  dy = channels_last(dy, dims), dcells = channels_last(dcells, dims);
+  dh_n = channels_last(dh_n, dims), dc_n = channels_last(dc_n, dims);
+  h0 = channels_last(h0, dims), c0 = channels_last(c0, dims);
+  take_weights(s, pairs.has_value(), w_ih, w_hh);
+  saved = as_contiguous(saved), w_peephole = as_contiguous(w_peephole);
   const Tensor dh0 = gradient_of(x, h0, !fresh), dc0 = gradient_of(x, c0, !fresh);
   Tensor dw_ih, dw_hh, db, dw_peephole;
   const auto make_dw = [&] {
@@ -138,16 +204,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
     const Rows<const S> no_rows{}, x_rows{data<S>(x)};
     const auto rows = [&](const Optional& t) { return t ? Rows<const S>{data<S>(*t), s.seq.B * s.size.H, s.size.H} : no_rows; };
-    BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size,
-                    .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, data<S>(w_peephole)}, .x = x_rows, .dy = rows(dy),
+    const Weights<S> w{data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, data<S>(w_peephole)};
+    WeightGradients<S> of_pixels{}, of_pairs{};
+    BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w, .x = x_rows, .dy = rows(dy),
                     .dcells = rows(dcells), .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0),
                     .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = fresh ? nullptr : out<S>(dh0), .dc0 = fresh ? nullptr : out<S>(dc0),
                     .need_dw = need_dw, .make_dw = [&] {
                       make_dw();
-                      return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db), nullptr, nullptr, out<S>(dw_peephole)};
+                      of_pixels = {out<S>(dw_ih), out<S>(dw_hh), out<S>(db), nullptr, nullptr, out<S>(dw_peephole)};
+                      return of_pairs = pairs ? pairs->gradients(of_pixels) : of_pixels;
                     }}
         .run();
+    if (pairs && need_dw) pairs->add_up(of_pairs, of_pixels);
   });
   return {dx, dh0, dc0, dw_ih, dw_hh, db, dw_peephole};
 }

@@ -31,8 +31,14 @@ class ForwardProducts {
   virtual void end_chunk(const Thread&) {}
   // Before the tiles of a panel in a step, by the thread that runs them.
   virtual void begin_panel(int64_t) {}
+  // Where products are taken for more rows than a tile has: the next of this thread's rows of a step, after those given (which
+  // end at 0 at first); false where none are left. `row` is the step's first one within the chunk. The products of a
+  // panel are taken for all of them, then its tiles are asked for.
+  virtual bool takes_spans() const { return false; }
+  virtual bool next_span(const Thread&, [[maybe_unused]] int64_t s, [[maybe_unused]] int64_t row, Range&) { return false; }
+  virtual void multiply_span(const Thread&, [[maybe_unused]] int64_t s, [[maybe_unused]] int64_t p) {}
   // The pre-activations of a tile into the slots of its records.
-  virtual void into_tile(const Tile&, T* records) const = 0;
+  virtual void into_tile(const Thread&, const Tile&, T* records) const = 0;
   // The state that steps begin with: that of sequence b is zero where it is cut off before the first.
   virtual void init_h(int64_t b, const S* h0, bool cut) = 0;
   // New values of h: what the tile's step gives to the next.
@@ -137,7 +143,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (precompute_) thread.barrier_all();
   }
 
-  void into_tile(const Tile& tile, T* records) const override {
+  void into_tile(const Thread&, const Tile& tile, T* records) const override {
     const Block<const kept_t<S, A>> h_rows = constant(h(tile.s).at(0, tile.b));
     const A* const h_factors = factors<A>(h_rows.p);
     const int64_t h_m = h_rows.row / kTerms<A>, k = o.I / kTerms<A>, k2 = o.R / kTerms<A>, c_m = o.record.forward();
@@ -207,7 +213,7 @@ class UnpackedForward final : public ForwardProductsOf<S, S> {
  public:
   using Base::Base;
 
-  void into_tile(const Tile& tile, S* records) const override {
+  void into_tile(const Thread&, const Tile& tile, S* records) const override {
     o.micro.copy(tile.rows, o.gate_width, {bias_of(tile.p), 0}, {records, o.record.forward()});
     add(o.v.ih, tile, o.I, {o.x.at(o.seq, tile.t, tile.b), o.x.b_stride}, o.w.ih, records);
     add(o.v.hh, tile, o.R, constant(h(tile.s).at(0, tile.b)), o.w.hh, records);

@@ -53,18 +53,21 @@ void add_bias(const S* bias, const GateMap& map, int64_t H, int64_t p, T* to) {
 
 // Columns [first, first + packed.n) of w (gates * H, K) as the right-hand side of dG @ w: a packed matrix, whose rows are in the
 // order of dG: panel, slot, unit, after `before` others. `panel` packs one panel's rows. Columns that w lacks are zero. Rows of w
-// are `stride` elements apart.
+// are `stride` elements apart, columns `stride_k`.
 template <class S, class T>
 void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first,
-                       const Packed& packed, T* to, int64_t before = 0) {
+                       const Packed& packed, T* to, int64_t before = 0, int64_t stride_k = 1) {
   for (int64_t slot = 0; slot < map.gates; slot++)
     for (int64_t u = 0; u < kPanel; u++) {
       const int64_t unit = panel * kPanel + u, row = before + (panel * map.gates + slot) * kPanel + u;
-      const S* const from = w + (map.gate[slot] * H + unit) * stride + first;
+      const S* const from = w + (map.gate[slot] * H + unit) * stride + first * stride_k;
       for (int64_t i = 0; i < packed.n; i += packed.row(i)) {
         T* const out = to + packed.at(row, i);
         const int64_t n = packed.row(i), copied = unit < H ? std::clamp<int64_t>(K - first - i, 0, n) : 0;
-        for (int64_t j = 0; j < copied; j++) out[j] = static_cast<T>(from[i + j]);
+        if (stride_k == 1)
+          for (int64_t j = 0; j < copied; j++) out[j] = static_cast<T>(from[i + j]);
+        else
+          for (int64_t j = 0; j < copied; j++) out[j] = static_cast<T>(from[(i + j) * stride_k]);
         for (int64_t j = copied; j < n; j++) out[j] = T(0);
       }
     }

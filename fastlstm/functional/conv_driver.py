@@ -77,7 +77,7 @@ def convolutional(input: Tensor | None, weights: Weights, hx: Any, call: Call, c
         found = [
             [maps(s[0]) for s in batch.finals([t[None] for t in pair[: 1 + call.return_cells]])] for pair in wanted
         ]
-    finals = [_stacked(s, batch, D if differ else len(ends)) for s in zip(*ends, strict=True)]
+    finals = [_stacked(s, batch, D if differ else len(ends), right) for s in zip(*ends, strict=True)]
     h_n, c_n = [[maps(t) for t in s] if differ else maps(s[0]) for s in finals]
     output, *cells = [list(of_layers) for of_layers in zip(*found, strict=True)] if conv.return_all_layers else found[0]
     return output, (h_n, c_n), *cells
@@ -209,8 +209,12 @@ def _zeros(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.zeros(shape, dtype=x.dtype, device=x.device), torch.zeros(shape, dtype=x.dtype, device=x.device)
 
 
-def _stacked(states: Sequence[Tensor], batch: Batch, size: int) -> Sequence[Tensor]:
+def _stacked(states: Sequence[Tensor], batch: Batch, size: int, right: Checked) -> Sequence[Tensor]:
     """The final states of all layers and directions, `size` of them as one, in the order of the input."""
     if size == 1:  # nothing to copy
         return batch.finals([s[None] for s in states])
-    return batch.finals([torch.stack(list(states[k : k + size])) for k in range(0, len(states), size)])
+    if right.channels_last:
+        return batch.finals([torch.stack(list(states[k : k + size])) for k in range(0, len(states), size)])
+    to = -len(right.image) - 1  # maps are moved by the copy that is made anyway
+    moved = [s.movedim(-1, to) for s in states]
+    return batch.finals([torch.stack(moved[k : k + size]).movedim(to, -1) for k in range(0, len(moved), size)])

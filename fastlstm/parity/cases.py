@@ -79,6 +79,8 @@ CONV = {
     "large": "T2 B3 I3 H8 S64x64 k3",
     "wider_kernel": "T5 B3 I4 H8 S2x4 k5x7",
     "even": "T5 B3 I4 H8 S5x6 k2x4",
+    "five": "T4 B2 I5 H17 S9x8 k5",
+    "five_deep": "T2 B2 I16 H48 L2 S6x10 k5",
     "row": "T5 B3 I4 H8 S1x9 k1x3",
     "1d": "T5 B3 I4 H8 S11 k3",
     "1d_even": "T5 B3 I4 H17 S6 k4 stride:2",

@@ -1,0 +1,112 @@
+// What the backward's products of images share: gradients of gates, inputs and h in frames, and sums over pixels.
+#pragma once
+#include "products/backward.h"
+#include "products/frames.h"
+
+namespace fastlstm {
+
+template <class S>
+class ImageBackward : public BackwardProducts<S> {
+ protected:
+  using BackwardProducts<S>::o, BackwardProducts<S>::f, BackwardProducts<S>::db;
+  static constexpr int64_t kBiasBlock = 16;
+
+ public:
+  using typename BackwardProducts<S>::T;
+  static constexpr int64_t kTileSize = kFrameRows * kMaxBlock;
+
+  // Frames of dG, x and h; `dw_rows`: of a panel's gradients of weights, as they are summed up.
+  ImageBackward(const Context<S>& context, const BackwardCall<S>& call, const Frame& dg, const Frame& x, const Frame& h, int64_t dw_rows)
+      : BackwardProducts<S>(context, call), ih(o.images->ih), hh(o.images->hh), width_(o.n_panels * o.gate_width),
+        dg_(o, hh, dg, o.chunk_rows), x_(o, ih, x, f.need_dw ? o.chunk_rows : 0), h_(o, hh, h, f.need_dw ? o.chunk_rows : 0),
+        kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width}, dgates_(o.chunk_rows * width_),
+        dw_panel_((dw_rows + 1) * o.gate_width), dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {}
+
+  void pack(int64_t p) override {
+    if (!f.need_dw) return;
+    std::fill_n(dw(p), dw_panel_, T(0));
+    std::fill_n(db(p), o.gate_width, 0.0);
+  }
+
+  void set_up(const Thread& thread) override {
+    dg_.clear(thread), x_.clear(thread), h_.clear(thread);
+    thread.barrier_all();
+  }
+
+  // Twice: as factors of sums over taps, and of sums over pixels.
+  void keep(const Tile& tile, const T* records) override {
+    const int64_t record = o.record.backward();
+    for (int64_t column = 0; column < o.gate_width; column += kept_.width)
+      o.micro.copy(tile.rows, kept_.width, {records + column, record}, dgates_of(tile.p, tile.row, column));
+    dg_.for_pixels(tile.row, tile.rows, [&](int64_t m, T* pixel) {
+      std::copy_n(records + m * record, o.gate_width, pixel + tile.p * o.gate_width);
+    });
+  }
+
+  Block<const T> dgates(int64_t p, int64_t slot) const override { return constant(dgates_of(p, 0, slot * kPanel)); }
+
+  // The inputs and states that a step began with, in frames.
+  void concat_xh(const Thread& thread, int64_t t, int64_t row) override {
+    const int64_t pixels = o.seq.pixels, first = row / pixels;
+    const Range images = thread.mine(o.seq.size[t] / pixels);
+    for (int64_t b = images.begin; b < images.end && o.I > 0; b++) x_.put_input(first + b, t, b);
+    if (o.fresh() && t == o.seq.step(0)) return;
+    const int64_t begin = images.begin * pixels, end = images.end * pixels;
+    const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - begin, 0, end - begin);
+    if (known > 0)
+      this->hidden(thread, o.seq.before(t), begin, known, [&](int64_t first, int64_t n, int64_t p, Block<const T> h) {
+        h_.for_pixels(row + begin + first, n, [&](int64_t m, T* pixel) {
+          this->round_to(1, units_of(o.R, p), {h.p + m * h.row, 0}, Block<T>{pixel + p * kPanel, 0});
+        });
+      });
+    for (int64_t b = begin; b < end; b++) {
+      if (o.seq.resets_before(t, b)) std::fill_n(h_.pixel(row + b), o.R, T(0));
+      else if (b >= begin + known) convert<S, T>(1, o.R, {f.h0 + b * o.R, 0}, {h_.pixel(row + b), 0});
+    }
+  }
+
+  void release() override { dgates_ = {}; }
+
+ protected:
+  // Where the gradient of an image's inputs goes, by its place in the chunk.
+  S* dx_of(const Chunk& chunk, int64_t image) const {
+    for (int64_t s = chunk.begin;; s++) {
+      const int64_t t = o.seq.step(o.seq.T - 1 - s), images = o.seq.size[t] / o.seq.pixels;
+      if (image < images) return f.dx + o.inputs_before(o.seq.first[t]) + image * ih.in() * o.I;
+      image -= images;
+    }
+  }
+
+  void add_bias_product(int64_t p, int64_t rows) const {
+    T* const of_run = dw(p) + dw_panel_ - o.gate_width;
+    static const T kOne = 1;
+    for (int64_t row = 0; row < rows; row += kChunkRows) {
+      o.gemm(Gemm<T>{.m = 1, .n = o.gate_width, .k = std::min(kChunkRows, rows - row), .a = &kOne, .a_m = 0, .a_k = 0,
+                     .b = dgates_of(p, b_k() ? row : 0, 0).p, .b_k = b_k(), .b_rows = o.chunk_rows, .b_first = row, .c = of_run,
+                     .c_m = o.gate_width, .block = kBiasBlock});
+      for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_run[i];
+    }
+  }
+
+  void write_transposed(const T* from, int64_t depth, int64_t p, S* to) const {
+    for (int64_t i = 0; i < o.v.ih.gates && depth > 0; i++)
+      transpose<T, S>(depth, units_of(o.H, p), {from + i * kPanel, o.gate_width},
+                      {to + (o.v.ih.gate[i] * o.H + p * kPanel) * depth, depth});
+  }
+
+  T* dw(int64_t p) const { return dw_ + p * dw_panel_; }
+  int64_t b_k() const { return kept_.width < o.gate_width ? 0 : o.gate_width; }
+  Block<T> dgates_of(int64_t p, int64_t row, int64_t column) const {
+    return {dgates_ + p * o.chunk_rows * o.gate_width + kept_.at(row, column), kept_.row(column)};
+  }
+
+  const Convolution &ih, &hh;
+  const int64_t width_;  // of dG, of all panels
+  const Frames<S> dg_, x_, h_;
+  const Packed kept_;  // where a panel's dG of a chunk's rows is: slot by slot where products take single panels of columns
+  Buffer<T> dgates_;
+  const int64_t dw_panel_;  // of accumulators: dw_ih.T, dw_hh.T, and the biases of some rows in one
+  Buffer<T> dw_;
+};
+
+}  // namespace fastlstm

@@ -1,0 +1,172 @@
+// The backward's products of pixels by Winograd's convolutions, and gradients of weights as those of their products' factors.
+#pragma once
+#include "products/image_backward.h"
+#include "products/winograd.h"
+
+namespace fastlstm {
+
+template <class S>
+class WinogradBackward final : public ImageBackward<S> {
+  using Base = ImageBackward<S>;
+  using Base::o, Base::f, Base::ih, Base::hh, Base::width_, Base::dg_, Base::x_, Base::h_, Base::dw;
+
+ public:
+  using typename Base::T;
+
+  WinogradBackward(const Context<S>& context, const BackwardCall<S>& call)
+      : Base(context, call, frame_of_gates(context, call), Winograd<S>::frame_of_inputs(context.images->ih, frame_row<T>(context.I)),
+             Winograd<S>::frame_of_inputs(context.images->hh, frame_row<T>(context.R)), dw_rows(context)),
+        winograd_(o, hh.axes[2].kernel), of_outputs_{hh.axes[1].out, hh.axes[2].out}, of_inputs_{ih.axes[1].in, ih.axes[2].in},
+        K_(o.I + o.R), lines_(winograd_.lines_at_once(of_outputs_, width_, o.R)), input_lines_(winograd_.lines_at_once(of_inputs_, width_, o.I)),
+        sum_lines_(winograd_.lines_at_once(of_outputs_, K_, 0) * 2), dg_m_(of_lines(width_)), result_m_(of_lines(kMaxBlock)),
+        sum_dg_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), width_)),
+        sum_xh_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), K_)), packed_hh_(factors(o.r_panels)),
+        packed_ih_(f.dx ? factors(o.i_panels) : 0), dg_factors_(o.team->workers * winograd_.products * dg_m_.matrix),
+        results_(o.team->workers * winograd_.products * result_m_.matrix), sum_dg_(f.need_dw ? winograd_.products * sum_dg_m_.matrix : 0),
+        sum_xh_(f.need_dw ? winograd_.products * sum_xh_m_.matrix : 0) {}
+
+  void pack(int64_t p) override {
+    Base::pack(p);
+    pack_flipped(o.w.hh, o.R, p, packed_hh_);
+    if (f.dx) pack_flipped(o.w.ih, o.I, p, packed_ih_);
+  }
+
+  void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
+    if (o.fresh() && t == o.seq.step(0)) return;
+    const int64_t first = row / o.seq.pixels * of_outputs_.lines();
+    const Range mine = thread.of_plan(o.seq.size[t] / o.seq.pixels * of_outputs_.lines());
+    for (int64_t line = mine.begin; line < mine.end; line += lines_) {
+      const Range lines{line, std::min(mine.end, line + lines_)}, rows{of_outputs_.row(lines.begin), of_outputs_.row(lines.end)};
+      take_gates(thread, hh, of_outputs_, {first + lines.begin, first + lines.end});
+      for_column_blocks(0, o.r_panels, [&](int64_t panel, int64_t count) {
+        multiply(thread, of_outputs_, lines, packed_hh_, panel, count);
+        const Block<T> to = dh.at(panel, rows.begin);
+        winograd_.to_pixels(of_outputs_, lines.begin, rows.begin, rows.size(), count * kPanel, result_m_, results_of(thread), to);
+        o.apply_reset(t, rows.begin, rows.size(), count * kPanel, to);
+      });
+    }
+    thread.barrier_group();  // rows are others' than those of the gates
+  }
+
+  void concat_xh(const Thread& thread, int64_t t, int64_t row) override {
+    Base::concat_xh(thread, t, row);
+    if (!o.fresh() || t != o.seq.step(0)) return;
+    const Range images = thread.mine(o.seq.size[t] / o.seq.pixels);
+    T* const from = h_.at(row / o.seq.pixels + images.begin);
+    std::fill_n(from, images.size() * h_.frame.elements(), T(0));
+  }
+
+  // Sums over tiles, some lines of them at once: all threads make their factors, then each takes some of the products.
+  void weight_gradients(const Thread& thread, const Chunk& chunk) override {
+    const int64_t all = chunk.rows / o.seq.pixels * of_outputs_.lines(), products = winograd_.products;
+    for (int64_t line = 0; line < all; line += sum_lines_) {
+      const Range lines{line, std::min(all, line + sum_lines_)}, of_mine = thread.mine(lines.size());
+      const Range mine{lines.begin + of_mine.begin, lines.begin + of_mine.end};
+      const int64_t tile = of_mine.begin * of_outputs_.columns();
+      T* const xh = sum_xh_ + tile * sum_xh_m_.row;
+      winograd_.from_frames(winograd_.kernels.inputs, x_, 0, of_outputs_, mine, o.I, sum_xh_m_, xh);
+      winograd_.from_frames(winograd_.kernels.inputs, h_, 0, of_outputs_, mine, o.R, sum_xh_m_, xh + o.I);
+      winograd_.from_frames(winograd_.kernels.output_gradients, dg_, Winograd<S>::first_pixel(dg_.frame), of_outputs_, mine, width_,
+                            sum_dg_m_, sum_dg_ + tile * sum_dg_m_.row);
+      thread.barrier_all();
+      const Range jobs = thread.mine(o.n_panels * products);
+      for (int64_t job = jobs.begin; job < jobs.end; job++) {
+        const int64_t p = job / products, i = job % products;
+        o.gemm(Gemm<T>{.m = K_, .n = o.gate_width, .k = lines.size() * of_outputs_.columns(), .a = sum_xh_ + i * sum_xh_m_.matrix, .a_m = 1,
+                       .a_k = sum_xh_m_.row, .b = sum_dg_ + i * sum_dg_m_.matrix + p * o.gate_width, .b_k = sum_dg_m_.row,
+                       .c = dw(p) + i * K_ * o.gate_width, .c_m = o.gate_width, .accumulate = true, .block = Winograd<S>::kBlock});
+      }
+      thread.barrier_all();
+    }
+    const Range panels = thread.mine(o.n_panels);
+    for (int64_t p = panels.begin; p < panels.end; p++) this->add_bias_product(p, chunk.rows);
+  }
+
+  void input_gradients(const Thread& thread, const Chunk& chunk) const override {
+    T* const tile = o.tile_of(thread);
+    const Range mine = thread.mine(chunk.rows / o.seq.pixels * of_inputs_.lines());
+    for (int64_t line = mine.begin; line < mine.end; line += input_lines_) {
+      const Range lines{line, std::min(mine.end, line + input_lines_)};
+      take_gates(thread, ih, of_inputs_, lines);
+      for_column_blocks(0, o.i_panels, [&](int64_t panel, int64_t count) {
+        const int64_t n = std::min(count * kPanel, o.I - panel * kPanel), end = of_inputs_.row(lines.end);
+        multiply(thread, of_inputs_, lines, packed_ih_, panel, count);
+        for (int64_t row = of_inputs_.row(lines.begin), rows; row < end; row += rows) {
+          const int64_t pixel = row % of_inputs_.pixels();
+          rows = std::min({kFrameRows, end - row, of_inputs_.pixels() - pixel});
+          winograd_.to_pixels(of_inputs_, lines.begin, row, rows, count * kPanel, result_m_, results_of(thread), {tile, kMaxBlock});
+          S* const image = this->dx_of(chunk, row / of_inputs_.pixels());
+          convert<T, S>(rows, n, {tile, kMaxBlock}, {image + pixel * o.I + panel * kPanel, o.I});
+        }
+      });
+    }
+  }
+
+  void release() override { packed_ih_ = {}, packed_hh_ = {}, dg_factors_ = {}, results_ = {}, sum_dg_ = {}, sum_xh_ = {}, Base::release(); }
+
+  void write(int64_t p, const WeightGradients<S>& to) const override {
+    write_taps(p, o.I, 0, to.ih);
+    write_taps(p, o.R, o.I, to.hh);
+    this->write_biases(p, to);
+  }
+
+ private:
+  static Frame frame_of_gates(const Context<S>& o, const BackwardCall<S>& f) {
+    Frame frame{.row = frame_row<T>(o.n_panels * o.gate_width)};
+    for (int d = 0; d < kAxes; d++) frame.size[d] = o.images->hh.axes[d].out;
+    Winograd<S>::widen(frame, o.images->hh);
+    if (f.dx) Winograd<S>::widen(frame, o.images->ih);
+    return frame;
+  }
+  static int64_t dw_rows(const Context<S>& o) {
+    const int64_t side = winograd_products(o.images->hh.axes[2].kernel);
+    return side * side * (o.I + o.R);
+  }
+  TileMatrices of_lines(int64_t channels) const {
+    const int64_t of_dh = lines_ * of_outputs_.columns(), of_dx = input_lines_ * of_inputs_.columns();
+    return TileMatrices::of<T>(std::max(of_dh, f.dx ? of_dx : 0), channels);
+  }
+  int64_t factors(int64_t panels) const { return winograd_.products * width_ * panels * kPanel; }
+
+  // w (gates * H, taps, channels) with its taps in reverse order, in blocks of columns: panel p's rows of the right factors.
+  void pack_flipped(const S* w, int64_t channels, int64_t p, T* packed) const {
+    const int64_t taps = hh.taps(), panels = panels_of(channels);
+    const Buffer<T> weights(taps * o.gate_width * kMaxBlock);
+    for_column_blocks(0, panels, [&](int64_t panel, int64_t count) {
+      const int64_t n = count * kPanel, tap = o.images->taps_inside ? 1 : channels, channel = o.images->taps_inside ? taps : 1;
+      for (int64_t k = 0; k < taps; k++)
+        pack_gate_columns(w + (taps - 1 - k) * tap, taps * channels, o.v.hh, o.H, channels, p, panel * kPanel,
+                          Packed{taps * o.gate_width, n, o.micro.width}, weights + 0, (k - p) * o.gate_width, channel);
+      winograd_.pack(weights, o.gate_width, n, p * o.gate_width, width_, packed + factors(panel));
+    });
+  }
+
+  void take_gates(const Thread& thread, const Convolution& conv, const TileGrid& grid, Range lines) const {
+    winograd_.from_frames(winograd_.kernels.inputs, dg_, Winograd<S>::first_tap(dg_.frame, conv), grid, lines, width_, dg_m_,
+                          dg_factors_ + thread.worker * winograd_.products * dg_m_.matrix);
+  }
+  void multiply(const Thread& thread, const TileGrid& grid, Range lines, const T* packed, int64_t panel, int64_t count) const {
+    winograd_.multiply(lines.size() * grid.columns(), width_, width_, count * kPanel, dg_m_,
+                       dg_factors_ + thread.worker * winograd_.products * dg_m_.matrix, packed + factors(panel), nullptr, result_m_,
+                       results_of(thread));
+  }
+  T* results_of(const Thread& thread) const { return results_ + thread.worker * winograd_.products * result_m_.matrix; }
+
+  void write_taps(int64_t p, int64_t channels, int64_t first, S* to) const {
+    if (channels == 0) return;
+    const int64_t taps = winograd_.taps, n = channels * o.gate_width, K = K_ * o.gate_width;
+    const Buffer<T> weights(taps * taps * n);
+    winograd_.kernels.weight_gradients(n, {dw(p) + first * o.gate_width, winograd_.side * K, K}, {weights + 0, taps * n, n});
+    this->write_transposed(weights, taps * taps * channels, p, to);
+  }
+
+  const Winograd<S> winograd_;
+  const TileGrid of_outputs_, of_inputs_;
+  const int64_t K_, lines_, input_lines_, sum_lines_;  // channels of x and h; lines of tiles at once, of the three sums
+  const TileMatrices dg_m_, result_m_, sum_dg_m_, sum_xh_m_;
+  Buffer<T> packed_hh_, packed_ih_;      // right factors
+  Buffer<T> dg_factors_, results_;       // of each worker
+  Buffer<T> sum_dg_, sum_xh_;            // of all workers
+};
+
+}  // namespace fastlstm

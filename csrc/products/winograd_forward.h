@@ -1,0 +1,83 @@
+// Pre-activations of pixels by Winograd's convolutions: of the inputs and h at once, side by side as channels. Inputs of few channels
+// are convolved tap by tap: so short a sum rounds less than the algorithm would.
+#pragma once
+#include "products/image_forward.h"
+#include "products/winograd.h"
+
+namespace fastlstm {
+
+template <class S>
+class WinogradForward final : public ImageForward<S> {
+  using Base = ImageForward<S>;
+  using Base::o, Base::bias_of, Base::x_, Base::h_, Base::multiplies_h;
+
+ public:
+  using typename Base::T;
+
+  explicit WinogradForward(const Context<S>& context)
+      : Base(context, Winograd<S>::frame_of_inputs(context.images->ih, frame_row<T>(context.I)),
+             Winograd<S>::frame_of_inputs(context.images->hh, frame_row<T>(context.R))),
+        winograd_(o, o.images->hh.axes[2].kernel), grid_{o.images->hh.axes[1].out, o.images->hh.axes[2].out},
+        of_x_(joins() ? Taps{} : taps_of_outputs(o.images->ih, x_.frame, o.I)), x_rows_(joins() ? o.I : 0),
+        K_(x_rows_ + (multiplies_h() ? o.R : 0)), n_(o.v.ih.width()), lines_(winograd_.lines_at_once(grid_, K_, n_ * o.n_panels)),
+        left_(TileMatrices::of<T>(lines_ * grid_.columns(), K_)), right_(TileMatrices::of<T>(lines_ * grid_.columns(), n_)),
+        packed_(o.n_panels * panel()), packed_taps_(joins() ? 0 : o.n_panels * o.k_input() * n_), factors_(o.team->workers * winograd_.products * left_.matrix),
+        results_(o.team->workers * winograd_.products * right_.matrix), spans_(o.team->workers) {}
+
+  void pack(int64_t p) override {
+    Base::pack(p);
+    const int64_t taps = o.images->hh.taps();
+    const Buffer<T> weights(taps * std::max(o.I, o.R) * n_);
+    pack_gates(o.w.ih, o.v.ih, o.H, taps * o.I, p, {taps * o.I, n_, o.micro.width}, 0, weights + 0);
+    if (joins()) winograd_.pack(weights, o.I, n_, 0, K_, packed_ + p * panel(), o.images->taps_inside);
+    else std::copy_n(weights + 0, taps * o.I * n_, packed_taps_ + p * o.k_input() * n_);
+    if (!multiplies_h()) return;
+    pack_gates(o.w.hh, o.v.hh, o.H, taps * o.R, p, {taps * o.R, n_, o.micro.width}, 0, weights + 0);
+    winograd_.pack(weights, o.R, n_, x_rows_, K_, packed_ + p * panel(), o.images->taps_inside);
+  }
+
+  bool takes_spans() const override { return true; }
+
+  bool next_span(const Thread& thread, int64_t s, int64_t row, Range& rows) override {
+    const int64_t images = o.seq.size[o.seq.step(s)] / o.seq.pixels, of_chunk = row / o.seq.pixels * grid_.lines();
+    const Range mine = thread.of_plan(images * grid_.lines());
+    Range& lines = spans_[thread.worker];
+    lines.begin = rows.end ? lines.end : mine.begin;
+    lines.end = std::min(mine.end, lines.begin + lines_);
+    if (lines.size() <= 0) return false;
+    rows = {grid_.row(lines.begin), grid_.row(lines.end)};
+    T* const to = factors_of(thread);
+    winograd_.from_frames(winograd_.kernels.inputs, x_, 0, grid_, {of_chunk + lines.begin, of_chunk + lines.end}, x_rows_, left_, to);
+    if (!is_fresh(s)) winograd_.from_frames(winograd_.kernels.inputs, h_[s % 2], 0, grid_, lines, o.R, left_, to + x_rows_);
+    return true;
+  }
+
+  void multiply_span(const Thread& thread, int64_t s, int64_t p) override {
+    winograd_.multiply(spans_[thread.worker].size() * grid_.columns(), is_fresh(s) ? x_rows_ : K_, K_, n_, left_, factors_of(thread),
+                       packed_ + p * panel(), bias_of(p), right_, results_of(thread));
+  }
+
+  void into_tile(const Thread& thread, const Tile& tile, T* records) const override {
+    winograd_.to_pixels(grid_, spans_[thread.worker].begin, tile.b, tile.rows, n_, right_, results_of(thread), {records, o.record.forward()});
+    if (!joins() && o.I > 0)
+      x_.product(of_x_, tile.row, tile.rows, {.n = n_, .b = packed_taps_ + tile.p * o.k_input() * n_, .c = records,
+                                              .c_m = o.record.forward(), .accumulate = true});
+  }
+
+ private:
+  bool joins() const { return o.I >= kPanel; }
+  bool is_fresh(int64_t s) const { return s == 0 && o.fresh(); }
+  int64_t panel() const { return winograd_.products * K_ * n_; }
+  T* factors_of(const Thread& thread) const { return factors_ + thread.worker * winograd_.products * left_.matrix; }
+  T* results_of(const Thread& thread) const { return results_ + thread.worker * winograd_.products * right_.matrix; }
+
+  const Winograd<S> winograd_;
+  const TileGrid grid_;
+  const Taps of_x_;  // where it is not joined
+  const int64_t x_rows_, K_, n_, lines_;  // lines of tiles at once
+  const TileMatrices left_, right_;
+  Buffer<T> packed_, packed_taps_, factors_, results_;
+  std::vector<Range> spans_;  // the lines of tiles that each worker is at
+};
+
+}  // namespace fastlstm
