@@ -142,7 +142,7 @@ Optional channels_last(const Optional& t, int64_t dims) { return t ? Optional(ch
 // Weights as they are, where they can be read so.
 void take_weights(Shapes& s, bool pairs, Tensor& w_ih, Tensor& w_hh) {
   const int64_t dims = static_cast<int64_t>(s.image.size());
-  s.images.taps_inside = !pairs && suits_winograd(s.images, s.size.R) && s.size.I >= kPanel && is_moved(w_ih, dims) && is_moved(w_hh, dims);
+  s.images.taps_inside = !pairs && suits_winograd(s.images, s.size.R) && s.size.I >= kJoinedInputs && is_moved(w_ih, dims) && is_moved(w_hh, dims);
   if (!s.images.taps_inside) w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
 }
 

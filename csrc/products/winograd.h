@@ -19,6 +19,9 @@ inline bool suits_winograd(const Images& images, int64_t R) {
   return 5 * products * products * tiles < 4 * taps * taps * h[1].out * h[2].out;
 }
 
+// Inputs of so many channels are taken with h, in the forward. The sum of fewer rounds less tap by tap, which shows where they are large.
+constexpr int64_t kJoinedInputs = 64;
+
 // The tiles of images. Lines of tiles are counted through all images, as rows are.
 struct TileGrid {
   int64_t height, width;  // pixels of an image

@@ -65,7 +65,7 @@ class WinogradForward final : public ImageForward<S> {
   }
 
  private:
-  bool joins() const { return o.I >= kPanel; }
+  bool joins() const { return o.I >= kJoinedInputs; }
   bool is_fresh(int64_t s) const { return s == 0 && o.fresh(); }
   int64_t panel() const { return winograd_.products * K_ * n_; }
   T* factors_of(const Thread& thread) const { return factors_ + thread.worker * winograd_.products * left_.matrix; }

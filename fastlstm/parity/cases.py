@@ -92,6 +92,7 @@ CONV = {
     "padding": "T5 B3 I4 H8 S7x8 k3 stride:2x1 dilation:1x2 padding:2+0x1+3",
     "long": "T100 B2 I3 H5 S3x4 k3",
     "saturated": "T12 B3 I4 H8 S5x6 k3 gain:100",
+    "saturated_wide": "T6 B2 I16 H64 S8x8 k3 gain:100",
     "zero_state": "T5 B3 I4 H8 S5x6 k3 zero_state",
     "no_bias": "T5 B3 I4 H8 S5x6 k3 no_bias",
     "strided": "T5 B3 I17 H16 S5x6 k3 strided",
