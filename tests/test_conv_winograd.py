@@ -12,13 +12,13 @@ import fastlstm
 
 # channels of the input, hidden ones, the kernel, the image, and what else the module is given
 CASES: dict[str, tuple[int, int, object, tuple[int, int], dict]] = {
-    "three taps": (3, 16, 3, (8, 6), {}),
-    "three taps, odd": (5, 20, 3, (7, 9), {"peephole": "hadamard", "num_layers": 2}),
-    "three taps, valid": (2, 16, 3, (10, 9), {"padding": "valid", "coupled": True}),
-    "three taps, padded": (2, 16, 3, (6, 9), {"padding": ((3, 0), (0, 2))}),
+    "three taps": (3, 32, 3, (8, 6), {}),
+    "three taps, odd": (5, 33, 3, (7, 9), {"peephole": "hadamard", "num_layers": 2}),
+    "three taps, valid": (2, 32, 3, (10, 9), {"padding": "valid", "coupled": True}),
+    "three taps, padded": (2, 32, 3, (6, 9), {"padding": ((3, 0), (0, 2))}),
     "three taps, many channels": (70, 33, 3, (4, 4), {"peephole": "channel"}),
-    "five taps": (3, 16, 5, (8, 6), {"peephole": "channel"}),
-    "five taps, odd": (5, 17, 5, (9, 7), {"num_layers": 2, "bidirectional": True}),
+    "five taps": (3, 32, 5, (8, 6), {"peephole": "channel"}),
+    "five taps, odd": (5, 34, 5, (9, 7), {"num_layers": 2, "bidirectional": True}),
     "pairs": (1, 8, 3, (5, 6), {"peephole": "channel"}),
     "pairs of channels": (3, 5, 5, (3, 8), {"peephole": "hadamard", "num_layers": 2}),
     "pairs, even kernel": (2, 7, (3, 4), (4, 6), {"coupled": True, "peephole": "channel"}),

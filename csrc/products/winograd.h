@@ -12,7 +12,7 @@ inline bool suits_winograd(const Images& images, int64_t R) {
   const auto &x = images.ih.axes, &h = images.hh.axes;
   const int64_t taps = h[2].kernel, products = winograd_products(taps);
   // of pairs half the weights are zeros, which take part in what is rounded
-  if (!products || R < kPanel || images.paired || x[0].in != 1 || x[0].out != 1 || x[0].before != 0 || x[0].kernel != 1 || h[0].kernel != 1) return false;
+  if (!products || R < 2 * kPanel || images.paired || x[0].in != 1 || x[0].out != 1 || x[0].before != 0 || x[0].kernel != 1 || h[0].kernel != 1) return false;
   for (int d = 1; d < kAxes; d++)
     if (h[d].kernel != taps || x[d].kernel != taps || x[d].stride != 1 || x[d].dilation != 1) return false;
   const int64_t tiles = (h[1].out + 1) / 2 * ((h[2].out + 1) / 2);
