@@ -1,8 +1,9 @@
-"""Calls without gradients go to the op with little asked (`functional.quick`): results and errors are the same."""
+"""The usual calls go to the op with little asked (`functional.quick`): results, gradients and errors are the same."""
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import fastlstm
 from fastlstm.functional import quick
@@ -18,6 +19,7 @@ OPTIONS = {
     "projection, no bias": {"proj_size": 2, "bias": False},
 }
 CELLS = (fastlstm.LSTMCell, fastlstm.GRUCell, fastlstm.PeepholeLSTMCell, fastlstm.CIFGLSTMCell)
+with_and_without = pytest.mark.parametrize("graph", [True, False], ids=["gradients", "no gradients"])
 each_variant = pytest.mark.parametrize("variant", ["lstm", "gru", "peephole_lstm", "cifg_lstm", "cifg_peephole_lstm"])
 
 
@@ -49,32 +51,45 @@ def states_of(module: nn.RNNBase) -> object:
     return h if isinstance(module, fastlstm.GRU) else (h, c)
 
 
+def bits_of(module: nn.Module, *arguments: object) -> list[Tensor]:
+    """What a call returns, and where there is a graph the gradients of a loss that all of it is in."""
+    results = list(pytree.tree_leaves(module(*arguments)))
+    if torch.is_grad_enabled():
+        loss = sum((t * torch.linspace(-1, 2, t.numel()).view(t.shape)).sum() for t in results)
+        given = [t for t in pytree.tree_leaves(arguments) if t.requires_grad]
+        results += torch.autograd.grad(loss, [*module.parameters(), *given])
+    return results
+
+
+@with_and_without
 @each_variant
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_modules(variant, options, taken, monkeypatch):
+def test_modules(variant, options, graph, taken, monkeypatch):
     if variant == "gru" and "proj_size" in options:
         return
     module = build(variant, I, H, **options).eval()
-    x = torch.randn((B, T, I) if module.batch_first else (T, B, I))
-    with torch.no_grad():
-        for arguments in ((x,), (x, states_of(module)), (x[..., :1, :],)):
-            results = module(*arguments)
+    x = torch.randn((B, T, I) if module.batch_first else (T, B, I), requires_grad=graph)
+    states = pytree.tree_map(lambda s: s.requires_grad_(graph), states_of(module))
+    with torch.set_grad_enabled(graph):
+        for arguments in ((x,), (x, states), (x[..., :1, :],)):
+            results = bits_of(module, *arguments)
             assert taken.pop()
-            expected = the_long_way(lambda arguments=arguments: module(*arguments), monkeypatch)
+            expected = the_long_way(lambda arguments=arguments: bits_of(module, *arguments), monkeypatch)
             torch.testing.assert_close(results, expected, rtol=0, atol=0)
     assert not taken
 
 
+@with_and_without
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_cells(kind, bias, taken, monkeypatch):
+def test_cells(kind, bias, graph, taken, monkeypatch):
     cell = kind(I, H, bias=bias)
-    x, h, c = torch.randn(B, I), torch.randn(B, H), torch.randn(B, H)
+    x, h, c = (torch.randn(B, n, requires_grad=graph) for n in (I, H, H))
     states = h if kind is fastlstm.GRUCell else (h, c)
-    with torch.inference_mode():
-        results = cell(x, states)
+    with torch.set_grad_enabled(graph):
+        results = bits_of(cell, x, states)
         assert taken == [True]
-        torch.testing.assert_close(results, the_long_way(lambda: cell(x, states), monkeypatch), rtol=0, atol=0)
+        torch.testing.assert_close(results, the_long_way(lambda: bits_of(cell, x, states), monkeypatch), rtol=0, atol=0)
 
 
 def test_results_are_owners_in_the_usual_shape():
@@ -97,7 +112,7 @@ def test_zeros_stay_zeros():
 
 
 UNUSUAL = {
-    "gradients": lambda module, x: module(x)[0].sum().backward(),
+    "func.grad": lambda module, x: torch.func.grad(lambda x: module(x)[0].sum())(x),
     "autocast": lambda module, x: torch.no_grad()(torch.autocast("cpu")(module))(x),
     "vmap": lambda module, x: torch.no_grad()(torch.vmap(module))(x[None]),
     "jvp": lambda module, x: torch.no_grad()(torch.func.jvp)(module, (x,), (x,)),
@@ -165,10 +180,11 @@ WRONG = {
 }
 
 
+@with_and_without
 @pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_what_is_wrong_is_told_as_ever(call, monkeypatch):
-    with torch.no_grad():
+def test_what_is_wrong_is_told_as_ever(call, graph, monkeypatch):
+    with torch.set_grad_enabled(graph):
         with pytest.raises(Exception) as long:  # noqa: PT011  (whatever it is)
             the_long_way(call, monkeypatch)
         with pytest.raises(long.type) as short:

@@ -1,4 +1,4 @@
-"""What most calls of a step are: dense, on the CPU, without gradients. They go to the op with little asked.
+"""What most calls are: dense, on the CPU, in one direction. They go to the op with little asked.
 
 The op takes 10 to 30 microseconds where a batch is small; asking all that may be asked of a call took 70 more. What is not
 usual, or not right, gets None here and goes the long way, which runs everything, and says what is wrong: that shapes and dtypes
@@ -25,10 +25,9 @@ KEPT = 1 << 14  # zeros of no more numbers than this
 
 
 def is_usual() -> bool:
-    """Whether nothing else has a say in what runs: no program that is made, no gradient, transform or autocast."""
+    """Whether nothing else has a say in what runs: no program that is made, no transform or autocast."""
     return not (
         torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
@@ -48,11 +47,7 @@ def step(
         rows = x.dim() == 2 and states[0].dim() == 2
         if not rows or (b_ih is None) != (b_hh is None) or not _by_kernels(variant, x, backend):
             return None
-        if variant.op == "gru":
-            return gru.OPS.fwd(x, None, None, *states, w_ih, w_hh, b_ih, b_hh, False, False)[1:2]
-        return lstm.OPS.fwd(
-            x, None, None, *states, w_ih, w_hh, b_ih, b_hh, None, w_peephole, variant.coupled, False, False, False
-        )[1:3]
+        return _op(variant, x, states, w_ih, w_hh, b_ih, b_hh, None, w_peephole)[1:]
     except WRONG:
         return None
 
@@ -72,8 +67,8 @@ def layers(variant: Variant, x: Any, weights: Sequence[Sequence[Tensor]], hx: An
         states = _states(variant, x, weights, hx)
         if states is None:
             return None
-        if len(weights) == 1:
-            y, *finals = _layer(variant, x, states, weights[0])
+        if len(weights) == 1 and not torch.is_grad_enabled():
+            y, *finals = _layer(variant, x, states, weights[0])  # the op takes states as they are, and gives them alike
         else:
             y, ends = x, []
             for initial, w in zip(zip(*[s.unbind(0) for s in states], strict=True), weights, strict=True):
@@ -126,11 +121,31 @@ def _layer(variant: Variant, x: Tensor, states: Sequence[Tensor], weights: Seque
             raise ValueError("weights are on another device than x")
     w_ih, w_hh, *others = weights
     b_ih, b_hh, w_hr, w_peephole = [others[k] if k >= 0 else None for k in _places(variant, len(weights))]
+    return _op(variant, x, states, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole)
+
+
+def _op(
+    variant: Variant,
+    x: Tensor,
+    states: Sequence[Tensor],
+    w_ih: Any,
+    w_hh: Any,
+    b_ih: Any,
+    b_hh: Any,
+    w_hr: Any,
+    w_p: Any,
+) -> tuple[Tensor, ...]:
+    """y and the final states, with a graph where gradients may be asked for."""
     if variant.op == "gru":
-        return gru.OPS.fwd(x, None, None, *states, w_ih, w_hh, b_ih, b_hh, False, False)[:2]
-    return lstm.OPS.fwd(
-        x, None, None, *states, w_ih, w_hh, b_ih, b_hh, w_hr, w_peephole, variant.coupled, False, False, False
-    )[:3]
+        (h0,) = states
+        if torch.is_grad_enabled():
+            return gru.gru(x, None, None, h0, w_ih, w_hh, b_ih, b_hh, backend="numba")
+        return gru.OPS.fwd(x, None, None, h0, w_ih, w_hh, b_ih, b_hh, False, False)[:2]
+    h0, c0 = states
+    given = (x, None, None, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, w_p)
+    if torch.is_grad_enabled():
+        return lstm.lstm(*given, coupled=variant.coupled, backend="numba")[:3]
+    return lstm.OPS.fwd(*given, variant.coupled, False, False, False)[:3]
 
 
 @cache

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from fastlstm import backends
 
@@ -16,6 +17,14 @@ def differentiable(tensors: tuple[Tensor | None, ...]) -> bool:
         return True
     # `requires_grad` says nothing under a transform
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def apply(function: type[Function], *args: Any) -> tuple:
+    """`function.apply`, which asks at every call what defaults arguments have: ours have none, and a cell takes no longer."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    dead = torch._C._functorch.unwrap_if_dead  # a tensor that outlived the transform that it was made in
+    return super(Function, function).apply(*[dead(a) if isinstance(a, Tensor) else a for a in args])  # type: ignore[misc]
 
 
 def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *others: Any) -> Any:

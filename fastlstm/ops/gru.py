@@ -1,6 +1,5 @@
 """The GRU over one layer and one direction, differentiable: one call for the whole sequence."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from fastlstm.gpu import gru as gpu_gru
 from fastlstm.kernels.gru.reference import gru_reference
 from fastlstm.ops import per_sample
 from fastlstm.ops.derivatives import beyond_kernels
-from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
+from fastlstm.ops.dispatch import apply, by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
 from fastlstm.ops.vmap import ROWS
 
@@ -38,7 +37,7 @@ def gru(
     if backend == "reference" or beyond_kernels():
         return by_reference(gru_reference, *tensors, reverse)
     if differentiable(tensors):
-        return GRUFunction.apply(*tensors, reverse)[:2]
+        return apply(GRUFunction, *tensors, reverse)[:2]
     return OPS.fwd(*tensors, reverse, False)[:2]
 
 
@@ -80,11 +79,6 @@ class GRUBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return OPS.vmap_backward(GRUBackward.apply, GRUFunction.apply, info, in_dims, args)
-
-
-# PyTorch asks for it at every call, and would take 10 microseconds to find out.
-GRUFunction.forward.__signature__ = inspect.signature(GRUFunction.forward)  # type: ignore[attr-defined]
-GRUBackward.forward.__signature__ = inspect.signature(GRUBackward.forward)  # type: ignore[attr-defined]
 
 
 def _fake_fwd(x, batch_sizes, reset, h0, w_ih, w_hh, b_ih, b_hh, reverse, save):

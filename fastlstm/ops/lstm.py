@@ -1,6 +1,5 @@
 """The LSTM family over one layer and one direction, differentiable: one call for the whole sequence."""
 
-import inspect
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.kernels.lstm.reference import lstm_reference
 from fastlstm.ops import per_sample
 from fastlstm.ops.derivatives import beyond_kernels
-from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
+from fastlstm.ops.dispatch import apply, by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
 from fastlstm.ops.vmap import ROWS
 
@@ -51,7 +50,7 @@ def lstm(
     if backend == "reference" or beyond_kernels():
         return by_reference(lstm_reference, *tensors, coupled, reverse)
     if differentiable(tensors):
-        return LSTMFunction.apply(*tensors, coupled, reverse, return_cells)[:4]
+        return apply(LSTMFunction, *tensors, coupled, reverse, return_cells)[:4]
     return OPS.fwd(*tensors, coupled, reverse, return_cells, False)[:4]
 
 
@@ -93,11 +92,6 @@ class LSTMBackward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return OPS.vmap_backward(LSTMBackward.apply, LSTMFunction.apply, info, in_dims, args)
-
-
-# PyTorch asks for it at every call, and would take 10 microseconds to find out.
-LSTMFunction.forward.__signature__ = inspect.signature(LSTMFunction.forward)  # type: ignore[attr-defined]
-LSTMBackward.forward.__signature__ = inspect.signature(LSTMBackward.forward)  # type: ignore[attr-defined]
 
 
 def _fake_fwd(
