@@ -21,31 +21,54 @@
 namespace fastlstm {
 namespace {
 
-constexpr size_t kLarge = 1 << 20;  // smaller blocks are left to malloc, which keeps them itself
+constexpr size_t kPooled = 1 << 16;  // smaller blocks are left to malloc, which keeps them itself
+constexpr size_t kPage = 4096;
 std::atomic<bool> poisons{false};
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
-void* allocate(size_t bytes, size_t alignment) {
-  void* p = std::aligned_alloc(alignment, round_up(bytes, alignment));
+[[noreturn]] void fail(size_t bytes) {
   // In PyTorch's words: those who search for a batch size that fits look for them.
-  if (!p)
-    throw std::runtime_error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " + std::to_string(bytes) + " bytes.");
+  throw std::runtime_error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " + std::to_string(bytes) + " bytes.");
+}
+
+void* allocate(size_t bytes) {
+  void* const p = std::aligned_alloc(64, round_up(bytes, 64));
+  if (!p) fail(bytes);
   return p;
 }
 
+// Blocks of the pool, of whole pages. From the system itself: malloc would keep what lies between them when they are returned. Where
+// there are huge pages for them, they begin with one.
+#if defined(__linux__)
+void* map(size_t bytes) {
+  const size_t more = bytes >= 2 * kHugePage ? kHugePage - kPage : 0;
+  void* const p = mmap(nullptr, bytes + more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) fail(bytes);
+  if (more == 0) return p;
+  char* const begin = static_cast<char*>(p);
+  char* const aligned = reinterpret_cast<char*>(round_up(reinterpret_cast<std::uintptr_t>(p), kHugePage));
+  if (aligned > begin) munmap(begin, aligned - begin);
+  if (const size_t left = begin + more - aligned) munmap(aligned + bytes, left);
+  return aligned;
+}
+void unmap(void* p, size_t bytes) { munmap(p, bytes); }
+#else
+void* map(size_t bytes) { return allocate(bytes); }
+void unmap(void* p, size_t) { std::free(p); }
+#endif
+
 // Blocks in use and kept together are never more than the most that was in use at once in the last kMemory to 2 kMemory returns.
-constexpr int kMemory = 64;
+constexpr int kMemory = 256;
 
 class Pool {
  public:
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Kept block{nullptr, round_up(bytes, kHugePage)};
-    auto best = kept_.end();
-    for (auto it = kept_.begin(); it != kept_.end(); ++it)
-      if (it->bytes >= block.bytes && it->bytes <= block.bytes + block.bytes / 4 && (best == kept_.end() || it->bytes < best->bytes))
-        best = it;
+    Kept block{nullptr, round_up(bytes, kPage)};
+    auto best = smallest(block.bytes, block.bytes + block.bytes / 4);
+    // Rather than return some to the system and ask it for another
+    if (best == kept_.end() && used_bytes_ + kept_bytes_ + block.bytes > most()) best = smallest(block.bytes, 2 * block.bytes);
     if (best != kept_.end()) {
       block = *best;
       kept_.erase(best);
@@ -54,7 +77,7 @@ class Pool {
     most_ = std::max(most_, used_bytes_ + block.bytes);
     if (!block.p) {
       trim(block.bytes);
-      block.p = allocate(block.bytes, kHugePage);
+      block.p = map(block.bytes);
       advise_huge(block.p, block.bytes);
     }
     used_bytes_ += block.bytes;
@@ -90,10 +113,19 @@ class Pool {
     size_t bytes;
   };
 
+  // Of the blocks that are kept, the smallest between two sizes, or the end.
+  std::vector<Kept>::iterator smallest(size_t least, size_t most) {
+    auto best = kept_.end();
+    for (auto it = kept_.begin(); it != kept_.end(); ++it)
+      if (it->bytes >= least && it->bytes <= most && (best == kept_.end() || it->bytes < best->bytes)) best = it;
+    return best;
+  }
+  size_t most() const { return std::max(most_, most_before_); }
+
   // Releases kept blocks, the oldest first, until `more` bytes may be in use as well.
   void trim(size_t more) {
-    while (!kept_.empty() && used_bytes_ + kept_bytes_ + more > std::max(most_, most_before_)) {
-      std::free(kept_.front().p);
+    while (!kept_.empty() && used_bytes_ + kept_bytes_ + more > most()) {
+      unmap(kept_.front().p, kept_.front().bytes);
       kept_bytes_ -= kept_.front().bytes;
       kept_.erase(kept_.begin());
     }
@@ -120,7 +152,7 @@ Pool& pool() {
 }  // namespace
 
 void* take_block(size_t bytes) {
-  void* const block = bytes < kLarge ? allocate(bytes, 64) : pool().take(bytes);
+  void* const block = bytes < kPooled ? allocate(bytes) : pool().take(bytes);
   poison_fresh(block, round_up(bytes, 64));
   return block;
 }
@@ -139,7 +171,6 @@ void poison_fresh(void* p, size_t bytes) {
 
 void advise_huge([[maybe_unused]] void* p, [[maybe_unused]] size_t bytes) {
 #if defined(__linux__)
-  constexpr size_t kPage = 4096;
   const auto begin = round_up(reinterpret_cast<std::uintptr_t>(p), kPage);
   const auto end = (reinterpret_cast<std::uintptr_t>(p) + bytes) / kPage * kPage;
   if (end >= begin + 2 * kHugePage) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a hint

@@ -192,13 +192,15 @@ Rows<const S> rows_of(const Optional& t) {
   return t ? rows_of<S>(*t) : Rows<const S>{};
 }
 
+constexpr size_t kPooledGradient = 1 << 20;
+
 // A gradient of the shape of `t`, or nothing (zero elements) where it is not wanted. Large ones are as costly to get from the system
 // at every call as what is saved.
 inline Tensor gradient_of(const Tensor& like, const Optional& t, bool wanted) {
   if (!wanted || !t) return new_tensor(like, {0});
   const std::vector<int64_t> shape(t->sizes().begin(), t->sizes().end());
   const size_t bytes = t->numel() * t->element_size();
-  return bytes >= 2 * kHugePage ? new_pooled(like, like.scalar_type(), shape, bytes) : new_tensor(like, shape);
+  return bytes >= kPooledGradient ? new_pooled(like, like.scalar_type(), shape, bytes) : new_tensor(like, shape);
 }
 
 }  // namespace fastlstm
