@@ -21,6 +21,8 @@ struct DecoderShape {
 
   bool feeds() const { return feed != Feed::none; }
   int64_t of_layer(int64_t l) const { return l ? H : I + F; }
+  // Whether queries have rows of their own: else they are those of h.
+  bool own_queries() const { return projects_query || before || scale != 1; }
   // That of a step for a row, from layer 0's: products of other layers, of the output and the query, and a read of the memory.
   Work work(Work first) const {
     first.k_input += (L - 1) * 2 * H + (M + H + A) / 4 + S * (A + M) / (4 * H);
@@ -40,10 +42,10 @@ struct Dropped {
 };
 
 // What the forward keeps, side by side in one block of memory: of all steps, rows of (T, B, ...); where no backward follows, some
-// of it of two steps in turn.
+// of it of two steps in turn. What layer 0 sees is not: x is the caller's, and what stands beside it is an output or a context.
 template <class T>
 struct Kept {
-  T *inputs, *queries, *weights, *contexts, *outputs;
+  T *queries, *weights, *contexts, *outputs;
   std::vector<T*> hidden, dropped, records;  // of each layer; dropped: as the layer above sees it
   int64_t size;                              // elements
 
@@ -52,7 +54,7 @@ struct Kept {
       : B_(seq.B), steps_(save ? seq.T : 2) {
     T* const begin = base;
     const auto take = [&](int64_t steps, int64_t n) { return std::exchange(base, base + steps * B_ * n); };
-    inputs = take(seq.T, d.I + d.F), queries = take(steps_, d.A), weights = take(steps_, d.S), contexts = take(steps_, d.M);
+    queries = take(d.own_queries() ? steps_ : 0, d.A), weights = take(steps_, d.S), contexts = take(steps_, d.M);
     outputs = take(save && d.has_output ? seq.T : 0, d.H);
     for (int64_t l = 0; l < d.L; l++) {
       hidden.push_back(take(seq.T, d.H));
@@ -86,8 +88,18 @@ struct DecoderForwardCall {
 
 template <class T>
 struct DecoderGradients {
-  T *x, *h0, *c0, *fed0, *memory, *keys;  // x, fed0 and keys may be null
-  T *ih, *ih_above, *hh, *b, *peephole, *query, *b_query, *score, *output, *b_output;  // those of weights: all or none
+  T *x, *h0, *c0, *fed0;  // x and fed0 may be null
+  T *query, *output;      // null where there are none, or none of weights are wanted
+};
+
+// Those that are known at the end, when much memory is done with that they may take.
+template <class T>
+struct DecoderMemoryGradients {
+  T *memory, *keys;  // keys may be null
+};
+template <class T>
+struct DecoderWeightGradients {
+  T *ih, *ih_above, *hh, *b, *peephole, *b_query, *score, *b_output;
 };
 
 template <class T>
@@ -98,12 +110,14 @@ struct DecoderBackwardCall {
   DecoderWeights<T> w;
   Memory<T> memory;
   Dropped<T> dropped;
-  Rows<const T> dy, dalignments;  // .p may be null
-  const T *h0, *c0;
+  Rows<const T> x, dy, dalignments;  // .p of gradients may be null
+  const T *h0, *c0, *fed0;
   const T *dh_n, *dc_n, *dfed_n;  // null: zero
   T* saved;
   DecoderGradients<T> d;
   bool need_dw;
+  std::function<DecoderMemoryGradients<T>()> make_dmemory;
+  std::function<DecoderWeightGradients<T>()> make_dw;  // where need_dw is set
   void run();
 };
 

@@ -14,7 +14,15 @@ class DecoderBackward {
       : f(call), d(call.shape), seq(call.seq), micro(micro_kernels<T>()),
         kept(call.saved, d, seq, record_size(), call.dropped.layers, true), reader(call.memory, call.seq.T, true), top(d.L - 1) {
     const int64_t BH = seq.B * d.H, gates = f.variant.ih.gates * d.H, peepholes = f.variant.peepholes.size() * d.H;
-    dz = rows_of(d.has_output ? d.H : 0), dcontexts = rows_of(d.M), dqueries = rows_of(d.A), dscores = rows_of(d.S);
+    int64_t most = 0;
+    for (Chunk chunk{0, 0, 0}; chunk.end < seq.T;) {
+      chunk = next_chunk(seq, chunk.end, true);
+      chunk_first.insert(chunk_first.begin(), chunk.end - chunk.begin, seq.T - chunk.end);
+      most = std::max(most, chunk.end - chunk.begin);
+    }
+    dz = rows_of(most, d.has_output ? d.H : 0), dqueries = rows_of(most, d.A);
+    dcontexts = rows_of(seq.T, d.M), dscores = rows_of(seq.T, d.S);
+    output_bias.assign(d.H, 0.0), query_bias.assign(d.A, 0.0);
     for (int64_t l = 0; l < d.L; l++) dy.push_back(States<T>::by_rows(seq.B, panels_of(d.H)));
     for (int64_t l = 0; l < d.L; l++) {
       const auto of = [l](auto* p, int64_t n) { return p ? p + l * n : nullptr; };
@@ -23,15 +31,20 @@ class DecoderBackward {
       const Block<T> given = dy[l].at(0, 0);
       calls.push_back({.variant = f.variant, .seq = seq, .size = {I, d.H, d.H, false},
                        .w = {of_inputs(f.w.ih, f.w.ih_above), of(f.w.hh, gates * d.H), nullptr, nullptr, nullptr, of(f.w.peephole, peepholes)},
-                       .x = {l ? kept.dropped[l - 1] : kept.inputs, seq.B * I, I}, .dy = {given.p, 0, given.row}, .dcells = {},
+                       .x = {l ? kept.dropped[l - 1] : nullptr, seq.B * I, I}, .dy = {given.p, 0, given.row}, .dcells = {},
                        .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH, .h = kept.hidden[l], .dh_n = of(f.dh_n, BH), .dc_n = of(f.dc_n, BH),
                        .saved = kept.records[l], .dx = l ? nullptr : f.d.x, .dh0 = f.d.h0 + l * BH, .dc0 = f.d.c0 + l * BH,
                        .need_dw = f.need_dw, .stepwise_begin = l ? 0 : d.I, .stepwise_columns = l ? d.H : d.F,
                        .make_dw = [this, of, of_inputs, gates, peepholes]() -> WeightGradients<T> {
-                         return {of_inputs(f.d.ih, f.d.ih_above), of(f.d.hh, gates * d.H), of(f.d.b, gates), nullptr, nullptr,
-                                 of(f.d.peephole, peepholes)};
+                         make_dw();
+                         return {of_inputs(dw->ih, dw->ih_above), of(dw->hh, gates * d.H), of(dw->b, gates), nullptr, nullptr,
+                                 of(dw->peephole, peepholes)};
                        }});
     }
+    calls[0].inputs = [this](int64_t t, int64_t b, int64_t rows, Block<T> to) {
+      convert<T, T>(rows, d.I, {f.x.at(seq, t, b), f.x.b_stride}, to);
+      for (int64_t m = 0; m < rows && d.F; m++) put_fed(t, b + m, to.p + m * to.row + d.I);
+    };
     for (const BackwardCall<T>& layer : calls) layers.push_back(std::make_unique<LayerBackward<T>>(layer));
     if (d.has_output && d.tanh) tanh = reinterpret_cast<Tanh>(find_kernels("output").address(Pass::backward, sizeof(T) == 8));
   }
@@ -41,16 +54,19 @@ class DecoderBackward {
     run_team(
         useful_workers(seq, work, max_workers()), [&](int64_t workers) { set_up(make_plan(seq, work, workers), workers); },
         [&](int64_t worker) { loop(Thread(*team, worker)); });
+    if (error) std::rethrow_exception(error);
     for (const auto& layer : layers) layer->rethrow();
-    if (f.need_dw && reader.additive()) memory_gradients->write_score(f.d.score);
+    if (f.need_dw && reader.additive()) memory_gradients->write_score(dw->score);
   }
 
  private:
   using Tanh = void (*)(const T*, T*, int64_t);
 
   int64_t record_size() const { return panels_of(d.H) * Record(f.variant, {d.I, d.H, d.H, false}).saved(); }
-  Buffer<T> rows_of(int64_t n) const { return Buffer<T>(seq.T * seq.B * n + kPanel); }
+  Buffer<T> rows_of(int64_t steps, int64_t n) const { return Buffer<T>(steps * seq.B * n + kPanel); }
   T* row(T* rows, int64_t n, int64_t t, int64_t b) const { return rows + (t * seq.B + b) * n; }
+  // Of what is there for a chunk of steps.
+  T* chunk_row(T* rows, int64_t n, int64_t t, int64_t b) const { return row(rows, n, t - chunk_first[t], b); }
   const T* mask_of(const T* masks, int64_t n, int64_t t, int64_t b) const { return masks ? masks + (t * seq.B + b) * n : nullptr; }
 
   void set_up(const Plan& plan, int64_t workers) {
@@ -79,14 +95,15 @@ class DecoderBackward {
       for (int64_t done = chunk.begin; done < chunk.end; done++) {
         const int64_t t = seq.T - 1 - done;
         if (thread.in_plan()) step(thread, t, first);
-        for (const auto& layer : layers) layer->keep_factors(thread, t, first);
+        keep_factors(thread, t, first);
         first += seq.size[t];
       }
       thread.barrier_all();
       for (const auto& layer : layers) layer->end_chunk(thread, chunk);
+      if (f.need_dw) weight_gradients(thread, chunk);
       thread.barrier_all();
     }
-    for (const auto& layer : layers) layer->finish(thread);
+    if (f.need_dw && seq.T == 0) weight_gradients(thread, {0, 0, 0});
     finish(thread);
   }
 
@@ -113,7 +130,7 @@ class DecoderBackward {
   void output_gradient(const Thread& thread, int64_t t) {
     if (d.has_output) {
       shared_rows(thread, t, [&](int64_t b) {
-        T* const to = row(dz, d.H, t, b);
+        T* const to = chunk_row(dz, d.H, t, b);
         output_row(t, b, to);
         if (d.tanh) tanh(row(kept.outputs, d.H, t, b), to, d.H);
       });
@@ -123,7 +140,7 @@ class DecoderBackward {
       const int64_t first = p * kPanel, n = std::min(count * kPanel, d.M - first);
       const Block<T> to{row(dcontexts, d.M, t, b) + first, d.M};
       if (d.has_output) {
-        to_context.multiply(rows, p, count, {row(dz, d.H, t, b), d.H}, tile, false);
+        to_context.multiply(rows, p, count, {chunk_row(dz, d.H, t, b), d.H}, tile, false);
         convert<T, T>(rows, n, constant(tile), to);
       } else {
         fill_rows(rows, n, T(0), to);
@@ -135,7 +152,7 @@ class DecoderBackward {
     });
     for_blocks(thread, t, panels_of(d.H), [&](int64_t b, int64_t rows, int64_t p, int64_t count, Block<T> tile) {
       const Block<T> to = dy[top].at(p, b);
-      if (d.has_output) return to_hidden.multiply(rows, p, count, {row(dz, d.H, t, b), d.H}, to, false);
+      if (d.has_output) return to_hidden.multiply(rows, p, count, {chunk_row(dz, d.H, t, b), d.H}, to, false);
       const int64_t n = std::min(count * kPanel, d.H - p * kPanel);
       for (int64_t m = 0; m < rows; m++) {
         output_row(t, b + m, tile.p, p * kPanel, n);
@@ -163,8 +180,8 @@ class DecoderBackward {
       T* const dcontext = row(dcontexts, d.M, t, b);
       if (d.before)
         for (int64_t i = 0; i < d.M; i++) dcontext[i] += dinputs.at(0, b).p[i];
-      reader.read_backward(b, row(kept.queries, d.A, t, b), mine, row(kept.weights, d.S, t, b), row(kept.contexts, d.M, t, b), dcontext,
-                           f.dalignments.p ? f.dalignments.at(seq, t, b) : nullptr, row(dscores, d.S, t, b), row(dqueries, d.A, t, b));
+      reader.read_backward(b, row(queries(), d.A, t, b), mine, row(kept.weights, d.S, t, b), row(kept.contexts, d.M, t, b), dcontext,
+                           f.dalignments.p ? f.dalignments.at(seq, t, b) : nullptr, row(dscores, d.S, t, b), chunk_row(dqueries, d.A, t, b));
     });
     thread.barrier_group();
   }
@@ -173,7 +190,7 @@ class DecoderBackward {
   void query_gradient(const Thread& thread, int64_t t, const States<T>& to) {
     for_blocks(thread, t, panels_of(d.H), [&](int64_t b, int64_t rows, int64_t p, int64_t count, Block<T>) {
       const Block<T> sum = to.at(p, b);
-      const Block<const T> dq{row(dqueries, d.A, t, b), d.A};
+      const Block<const T> dq{chunk_row(dqueries, d.A, t, b), d.A};
       if (d.projects_query) return query.multiply(rows, p, count, dq, sum, true);
       const int64_t n = std::min(count * kPanel, d.H - p * kPanel);
       for (int64_t m = 0; m < rows; m++)
@@ -209,6 +226,29 @@ class DecoderBackward {
     });
   }
 
+  // Those of all steps.
+  T* queries() const { return d.own_queries() ? kept.queries : kept.hidden[d.query_layer]; }
+
+  // What the gradients of weights are made of beside what the step left, which is zero where a sequence has ended.
+  void keep_factors(const Thread& thread, int64_t t, int64_t first) {
+    for (const auto& layer : layers) layer->keep_factors(thread, t, first);
+    if (!f.need_dw) return;
+    const Range ended = thread.mine(seq.B - seq.size[t]);
+    const auto clear = [&](T* rows, int64_t n) { std::fill_n(chunk_row(rows, n, t, seq.size[t] + ended.begin), ended.size() * n, T(0)); };
+    if (d.has_output) clear(dz, d.H);
+    clear(dqueries, d.A);
+  }
+
+  // What stood beside x.
+  void put_fed(int64_t t, int64_t b, T* to) const {
+    if (d.before) return void(std::copy_n(row(kept.contexts, d.M, t, b), d.F, to));
+    if (t == 0) return void(std::copy_n(f.fed0 + b * d.F, d.F, to));
+    const bool context = d.feed == Feed::context;
+    const T* const fed = row(context ? kept.contexts : kept.outputs, d.F, t - 1, b);
+    const T* const mask = mask_of(context ? f.dropped.fed : f.dropped.output, d.F, t - 1, b);
+    for (int64_t i = 0; i < d.F; i++) to[i] = mask ? mask[i] * fed[i] : fed[i];
+  }
+
   // The state before the last step, and zeros where a sequence has ended.
   void begin(const Thread& thread) {
     const Range rows = thread.mine(seq.B), steps = thread.mine(seq.T);
@@ -216,35 +256,76 @@ class DecoderBackward {
       dinputs.set(b, [&](int64_t i) { return d.feeds() && f.dfed_n && i < d.F ? f.dfed_n[b * d.F + i] : T(0); });
     for (int64_t t = steps.begin; t < steps.end; t++) {
       const auto clear = [&](T* rows, int64_t n) { std::fill(row(rows, n, t, seq.size[t]), row(rows, n, t, seq.B), T(0)); };
-      if (d.has_output) clear(dz, d.H);
-      clear(dcontexts, d.M), clear(dqueries, d.A), clear(dscores, d.S);
+      clear(dcontexts, d.M), clear(dscores, d.S);
     }
   }
 
-  // What is summed over all steps.
-  void finish(const Thread& thread) {
-    const int64_t rows = seq.T * seq.B;
+  // Of the output and the query, of a chunk of steps: between barriers.
+  void weight_gradients(const Thread& thread, const Chunk& chunk) {
+    const int64_t t = seq.T - chunk.end, rows = (chunk.end - chunk.begin) * seq.B;
+    const bool add = chunk.begin > 0;
     T* const tile = scratch + thread.worker * scratch_size + reader.scratch_size();
-    memory_gradients->run(thread, {kept.queries, kept.weights, dcontexts, dscores}, f.d.memory, f.d.keys);
-    const Range mine = thread.mine(seq.B);
-    for (int64_t b = mine.begin; b < mine.end && f.d.fed0; b++) std::copy_n(dinputs.at(0, b).p, d.F, f.d.fed0 + b * d.F);
-    if (!f.need_dw) return;
     using Product = WeightProduct<T>;
     if (d.has_output) {
-      Product::run(thread, micro, rows, d.H, dz, d.M, kept.contexts, tile, f.d.output, d.M + d.H, 0);
-      Product::run(thread, micro, rows, d.H, dz, d.H, kept.hidden[top], tile, f.d.output, d.M + d.H, d.M);
-      if (f.d.b_output) Product::bias(thread, rows, d.H, dz, f.d.b_output);
+      Product::run(thread, micro, rows, d.H, dz, d.M, row(kept.contexts, d.M, t, 0), tile, f.d.output, d.M + d.H, 0, add);
+      Product::run(thread, micro, rows, d.H, dz, d.H, row(kept.hidden[top], d.H, t, 0), tile, f.d.output, d.M + d.H, d.M, add);
+      Product::bias(thread, rows, d.H, dz, output_bias);
     }
     if (!d.projects_query) return;
-    const T* const h = kept.hidden[d.query_layer];
-    if (f.d.b_query) Product::bias(thread, rows, d.A, dqueries, f.d.b_query);
-    if (!d.before) return Product::run(thread, micro, rows, d.A, dqueries, d.H, h, tile, f.d.query, d.H, 0);
+    Product::bias(thread, rows, d.A, dqueries, query_bias);
+    T* const h = kept.hidden[d.query_layer];
+    if (!d.before) return Product::run(thread, micro, rows, d.A, dqueries, d.H, row(h, d.H, t, 0), tile, f.d.query, d.H, 0, add);
     // The first step's query is of the initial state, those of others of the step before
-    const int64_t B = std::min(seq.B, rows);
-    std::vector<T> h0(B * d.H + kPanel);
-    std::copy_n(f.h0 + d.query_layer * seq.B * d.H, B * d.H, h0.begin());
-    Product::run(thread, micro, B, d.A, dqueries, d.H, h0.data(), tile, f.d.query, d.H, 0);
-    Product::run(thread, micro, rows - B, d.A, dqueries + B * d.A, d.H, h, tile, f.d.query, d.H, 0, true);
+    const int64_t of_h0 = t == 0 ? std::min(seq.B, rows) : 0;
+    if (rows > of_h0)
+      Product::run(thread, micro, rows - of_h0, d.A, dqueries + of_h0 * d.A, d.H, row(h, d.H, std::max<int64_t>(t - 1, 0), 0), tile,
+                   f.d.query, d.H, 0, add);
+    if (t > 0) return;
+    std::vector<T> h0(seq.B * d.H + kPanel);
+    std::copy_n(f.h0 + d.query_layer * seq.B * d.H, seq.B * d.H, h0.begin());
+    Product::run(thread, micro, of_h0, d.A, dqueries, d.H, h0.data(), tile, f.d.query, d.H, 0, add || rows > of_h0);
+  }
+
+  // What is summed over all steps. Each gradient takes the memory of what is done with.
+  void finish(const Thread& thread) {
+    const bool made = alone(thread, [&] {
+      for (const auto& layer : layers) layer->release();
+      dz = {}, dqueries = {};
+      dmemory = f.make_dmemory();
+    });
+    if (!made) return;
+    memory_gradients->run(thread, {queries(), kept.weights, dcontexts, dscores}, dmemory.memory, dmemory.keys);
+    const Range mine = thread.mine(seq.B);
+    for (int64_t b = mine.begin; b < mine.end && f.d.fed0; b++) std::copy_n(dinputs.at(0, b).p, d.F, f.d.fed0 + b * d.F);
+    const bool ready = alone(thread, [&] {
+      dcontexts = {}, dscores = {};
+      if (f.need_dw) make_dw();
+    });
+    if (!ready) return;
+    for (const auto& layer : layers) layer->finish(thread);
+    if (!f.need_dw) return;
+    if (dw->b_output) WeightProduct<T>::write_bias(thread, d.H, output_bias, dw->b_output);
+    if (dw->b_query) WeightProduct<T>::write_bias(thread, d.A, query_bias, dw->b_query);
+  }
+
+  // By one worker, while all wait for it: whether it went well.
+  template <class G>
+  bool alone(const Thread& thread, const G& g) {
+    thread.barrier_all();
+    if (thread.worker == 0) {
+      try {
+        g();
+      } catch (...) {
+        error = std::current_exception();
+      }
+    }
+    thread.barrier_all();
+    return !error;
+  }
+
+  // At the end, or by a layer that needs them before.
+  void make_dw() {
+    if (!dw) dw = f.make_dw();
   }
 
   const DecoderBackwardCall<T>& f;
@@ -254,7 +335,10 @@ class DecoderBackward {
   const Kept<T> kept;
   Reader<T> reader;
   const int64_t top;
-  Buffer<T> dz, dcontexts, dqueries, dscores;  // of all steps
+  std::vector<int64_t> chunk_first;            // of each step: the first of its chunk
+  Buffer<T> dz, dqueries;                      // of a chunk of steps
+  Buffer<T> dcontexts, dscores;                // of all steps
+  std::vector<double> output_bias, query_bias;  // sums over all steps
   std::vector<States<T>> dy;                   // of a step, of each layer
   States<T> dinputs;                           // of a step: of what layer 0 sees beside x
   std::vector<BackwardCall<T>> calls;
@@ -265,6 +349,9 @@ class DecoderBackward {
   Buffer<T> scratch;  // of each worker: the reader's, and a tile
   int64_t scratch_size = 0;
   Tanh tanh = nullptr;
+  DecoderMemoryGradients<T> dmemory{};
+  std::optional<DecoderWeightGradients<T>> dw;
+  std::exception_ptr error;  // of the worker that makes room for gradients
 };
 
 }  // namespace

@@ -13,7 +13,7 @@ class DecoderForward {
       : f(call), d(call.shape), seq(call.seq), micro(micro_kernels<T>()),
         own_memory(call.saved ? 0 : Kept<T>(nullptr, d, seq, 0, call.dropped.layers, false).size),
         kept(call.saved ? call.saved : own_memory + 0, d, seq, record_size(), call.dropped.layers, call.saved),
-        reader(call.memory, call.seq.T, false) {
+        inputs(call.seq.B * (call.shape.I + call.shape.F)), reader(call.memory, call.seq.T, false) {
     const int64_t BH = seq.B * d.H, gates = f.variant.ih.gates * d.H, peepholes = f.variant.peepholes.size() * d.H;
     for (int64_t l = 0; l < d.L; l++) {
       const auto of = [&](const T* p, int64_t n) { return p ? p + l * n : nullptr; };
@@ -21,7 +21,7 @@ class DecoderForward {
       const int64_t I = d.of_layer(l);
       calls.push_back({.variant = f.variant, .seq = seq, .size = {I, d.H, d.H, false},
                        .w = {ih, of(f.w.hh, gates * d.H), of(f.w.b_ih, gates), of(f.w.b_hh, gates), nullptr, of(f.w.peephole, peepholes)},
-                       .x = {l ? kept.dropped[l - 1] : kept.inputs, seq.B * I, I}, .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH,
+                       .x = {l ? kept.dropped[l - 1] : inputs, l ? seq.B * I : 0, I}, .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH,
                        .y = kept.hidden[l], .h_n = f.h_n + l * BH, .c_n = f.c_n + l * BH, .cells = nullptr, .saved = kept.records[l],
                        .stepwise = true});
     }
@@ -54,7 +54,7 @@ class DecoderForward {
     for (const auto& layer : layers) layer->begin(thread);
     reader.set_up(thread.mine(seq.B));
     query.set_up(thread), output.set_up(thread);
-    fill_inputs(thread);
+    begin_inputs(thread);
     clear_skipped_rows(thread);
     thread.barrier_all();
     int64_t first = 0;
@@ -79,15 +79,18 @@ class DecoderForward {
     thread.for_tiles(seq.size[t], [&](int64_t begin, int64_t rows) {
       const Range share = thread.of_unit_group(rows);
       for (int64_t b = begin + share.begin; b < begin + share.end; b++) {
-        T* const q = kept.row(kept.queries, d.A, t, b);
-        if (!d.projects_query) {
-          const T* const h = state_of_query(t, b);
-          for (int64_t i = 0; i < d.A; i++) q[i] = static_cast<T>(d.scale) * h[i];
+        if (d.before) fill_input(t, b);
+        else if (b < seq.size_after(t)) fill_input(t + 1, b);  // all of this step's have been read
+        const T* q = state_of_query(t, b);
+        if (d.own_queries()) {
+          T* const own = kept.row(kept.queries, d.A, t, b);
+          for (int64_t i = 0; i < d.A && !d.projects_query; i++) own[i] = static_cast<T>(d.scale) * q[i];
+          q = own;
         }
         T *const context = kept.row(kept.contexts, d.M, t, b), *const weights = kept.row(kept.weights, d.S, t, b);
         reader.read(b, q, mine, weights, context);
         if (f.alignments) std::copy_n(weights, d.S, row(f.alignments, d.S, t, b));
-        if (d.before) std::copy_n(context, d.F, row(kept.inputs, d.I + d.F, t, b) + d.I);
+        if (d.before) std::copy_n(context, d.F, input(b) + d.I);
         if (d.feed == Feed::context) feed(t, b, context, 0, d.F, f.dropped.fed ? f.dropped.fed + (t * seq.B + b) * d.F : nullptr);
       }
     });
@@ -154,18 +157,21 @@ class DecoderForward {
 
   // n values, from `first` on, to the next step, or to the final state of a sequence that ends.
   void feed(int64_t t, int64_t b, const T* from, int64_t first, int64_t n, const T* mask) {
-    T* const to = (b < seq.size_after(t) ? row(kept.inputs, d.I + d.F, t + 1, b) + d.I : f.fed_n + b * d.F) + first;
+    T* const to = (b < seq.size_after(t) ? input(b) + d.I : f.fed_n + b * d.F) + first;
     for (int64_t i = 0; i < n; i++) to[i] = mask ? mask[first + i] * from[i] : from[i];
   }
 
-  void fill_inputs(const Thread& thread) {
+  T* input(int64_t b) const { return inputs + b * (d.I + d.F); }
+  void fill_input(int64_t t, int64_t b) const { std::copy_n(f.x.at(seq, t, b), d.I, input(b)); }
+
+  // Those of the first step.
+  void begin_inputs(const Thread& thread) {
     const Range rows = thread.mine(seq.B);
-    const int64_t n = d.I + d.F;
-    for (int64_t t = 0; t < seq.T; t++)
-      convert<T, T>(rows.size(), d.I, {f.x.at(seq, t, rows.begin), f.x.b_stride}, {row(kept.inputs, n, t, rows.begin), n});
-    if (!d.feeds()) return;
-    for (int64_t b = rows.begin; b < rows.end; b++)
-      std::copy_n(f.fed0 + b * d.F, d.F, seq.T > 0 && b < seq.size[0] ? row(kept.inputs, n, 0, b) + d.I : f.fed_n + b * d.F);
+    for (int64_t b = rows.begin; b < rows.end; b++) {
+      const bool runs = seq.T > 0 && b < seq.size[0];
+      if (runs) fill_input(0, b);
+      if (d.feeds()) std::copy_n(f.fed0 + b * d.F, d.F, runs ? input(b) + d.I : f.fed_n + b * d.F);
+    }
   }
 
   // Results, and what the backward multiplies over all rows.
@@ -176,7 +182,8 @@ class DecoderForward {
       clear(f.y, d.H);
       if (f.alignments) clear(f.alignments, d.S);
       if (!f.saved) continue;
-      clear(kept.queries, d.A), clear(kept.weights, d.S), clear(kept.contexts, d.M);
+      if (d.own_queries()) clear(kept.queries, d.A);
+      clear(kept.weights, d.S), clear(kept.contexts, d.M);
       for (int64_t l = 0; l < d.L; l++)
         if (kept.dropped[l] != kept.hidden[l]) clear(kept.dropped[l], d.H);
     }
@@ -188,6 +195,7 @@ class DecoderForward {
   const MicroKernels<T>& micro;
   Buffer<T> own_memory;
   Kept<T> kept;
+  Buffer<T> inputs;  // of a step: x, and what is fed or the context
   Reader<T> reader;
   std::vector<ForwardCall<T>> calls;
   std::vector<std::unique_ptr<LayerForward<T>>> layers;

@@ -102,12 +102,15 @@ class WeightProduct {
     }
   }
 
-  static void bias(const Thread& thread, int64_t rows, int64_t N, const T* dy, T* db) {
+  // sums += those of dy over its rows; then db from the sums of all. A thread's share.
+  static void bias(const Thread& thread, int64_t rows, int64_t N, const T* dy, std::vector<double>& sums) {
     const Range mine = thread.mine(N);
-    std::vector<double> sums(mine.size());
     for (int64_t row = 0; row < rows; row++)
-      for (int64_t i = 0; i < mine.size(); i++) sums[i] += dy[row * N + mine.begin + i];
-    for (int64_t i = 0; i < mine.size(); i++) db[mine.begin + i] = static_cast<T>(sums[i]);
+      for (int64_t i = mine.begin; i < mine.end; i++) sums[i] += dy[row * N + i];
+  }
+  static void write_bias(const Thread& thread, int64_t N, const std::vector<double>& sums, T* db) {
+    const Range mine = thread.mine(N);
+    for (int64_t i = mine.begin; i < mine.end; i++) db[i] = static_cast<T>(sums[i]);
   }
   static constexpr int64_t kTile = kRows * kMaxBlock;
 };

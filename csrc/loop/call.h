@@ -66,6 +66,8 @@ struct BackwardCall {
   S *dx;  // null where not wanted; rows of I in the order of y's
   S *dh0, *dc0;  // null where not wanted; dc0 also where c is h
   bool need_dw;
+  // Where inputs are not kept as they were: puts those of `rows` sequences from b on, of step t.
+  std::function<void(int64_t t, int64_t b, int64_t rows, Block<S> to)> inputs;
   // Columns of the inputs whose gradients each step gives by itself: not in dx, which ends before them.
   int64_t stepwise_begin = 0, stepwise_columns = 0;
   int64_t dx_columns() const { return stepwise_columns ? stepwise_begin : size.I; }

@@ -93,6 +93,11 @@ class LayerBackward {
     }
   }
 
+  // After the steps, by one thread while others wait: memory that is as large as gradients of weights.
+  void release() {
+    if (!unpacked) products->release();
+  }
+
   void rethrow() const {
     if (error) std::rethrow_exception(error);
   }

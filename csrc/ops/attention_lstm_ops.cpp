@@ -117,7 +117,7 @@ attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, O
   const int64_t record = panels_of(d.H) * Record(a.variant, {d.I, d.H, d.H, false}).saved();
   const int64_t kept = Kept<float>(nullptr, d, a.seq, record, dropped_layers.has_value(), true).size;
   check_saved(saved, x.scalar_type(), 1, kept, "attention_lstm_fwd");
-  memory = with_contiguous_rows(memory);
+  x = with_contiguous_rows(x), memory = with_contiguous_rows(memory), fed0 = as_contiguous(fed0);
   if (keys) keys = with_contiguous_rows(*keys);
   if (dy) dy = with_contiguous_rows(*dy);
   if (dalignments) dalignments = with_contiguous_rows(*dalignments);
@@ -128,12 +128,15 @@ attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, O
   w_query = as_contiguous(w_query), w_score = as_contiguous(w_score), w_out = as_contiguous(w_out);
   const auto some = [&](bool wanted, const std::vector<int64_t>& shape) { return new_tensor(x, wanted ? shape : std::vector<int64_t>{0}); };
   const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, true), dc0 = gradient_of(x, c0, true);
-  const Tensor dfed0 = some(d.feeds(), {B, d.F}), dmemory = gradient_of(x, memory, true), dkeys = gradient_of(x, keys, true);
-  const Tensor dw_ih = gradient_of(x, w_ih, need_dw), dw_ih_above = gradient_of(x, w_ih_above, need_dw);
-  const Tensor dw_hh = gradient_of(x, w_hh, need_dw), db = some(need_dw, {d.L, gates});
-  const Tensor dw_peephole = gradient_of(x, w_peephole, need_dw), dw_query = gradient_of(x, w_query, need_dw);
-  const Tensor db_query = some(need_dw && w_query, {d.A}), dw_score = gradient_of(x, w_score, need_dw);
-  const Tensor dw_out = gradient_of(x, w_out, need_dw), db_out = some(need_dw && w_out, {d.H});
+  const Tensor dfed0 = some(d.feeds(), {B, d.F});
+  const Tensor dw_query = gradient_of(x, w_query, need_dw), dw_out = gradient_of(x, w_out, need_dw);
+  Tensor dmemory, dkeys, dw_ih, dw_ih_above, dw_hh, db, dw_peephole, db_query, dw_score, db_out;
+  const auto make_dw = [&] {
+    dw_ih = gradient_of(x, w_ih, need_dw), dw_ih_above = gradient_of(x, w_ih_above, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
+    db = some(need_dw, {d.L, gates}), dw_peephole = gradient_of(x, w_peephole, need_dw);
+    db_query = some(need_dw && w_query, {d.A}), dw_score = gradient_of(x, w_score, need_dw), db_out = some(need_dw && w_out, {d.H});
+  };
+  if (!need_dw) make_dw();
   for_arithmetic_type(x.scalar_type(), [&]<class S>(S) {
     const auto out_or_null = [](const Tensor& t) { return t.numel() > 0 ? out<S>(t) : nullptr; };
     const Memory<S> read = memory_of<S>(memory, keys, memory_lengths, w_score, d.A);
@@ -141,13 +144,20 @@ attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, O
                            .w = {data<S>(w_ih), data<S>(w_ih_above), data<S>(w_hh), nullptr, nullptr, data<S>(w_peephole), data<S>(w_query),
                                  nullptr, data<S>(w_out), nullptr},
                            .memory = read, .dropped = {data<S>(dropped_layers), data<S>(dropped_output), data<S>(dropped_fed)},
-                           .dy = rows_of<S>(dy), .dalignments = rows_of<S>(dalignments), .h0 = data<S>(h0), .c0 = data<S>(c0),
+                           .x = rows_of<S>(x), .dy = rows_of<S>(dy), .dalignments = rows_of<S>(dalignments), .h0 = data<S>(h0),
+                           .c0 = data<S>(c0), .fed0 = data<S>(fed0),
                            .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .dfed_n = data<S>(dfed_n), .saved = out<S>(saved),
-                           .d = {out_or_null(dx), out<S>(dh0), out<S>(dc0), out_or_null(dfed0), out<S>(dmemory), out_or_null(dkeys),
-                                 out_or_null(dw_ih), out_or_null(dw_ih_above), out_or_null(dw_hh), out_or_null(db), out_or_null(dw_peephole),
-                                 out_or_null(dw_query), out_or_null(db_query), out_or_null(dw_score), out_or_null(dw_out),
-                                 out_or_null(db_out)},
-                           .need_dw = need_dw}
+                           .d = {out_or_null(dx), out<S>(dh0), out<S>(dc0), out_or_null(dfed0), out_or_null(dw_query), out_or_null(dw_out)},
+                           .need_dw = need_dw,
+                           .make_dmemory = [&]() -> DecoderMemoryGradients<S> {
+                             dmemory = gradient_of(x, memory, true), dkeys = gradient_of(x, keys, true);
+                             return {out<S>(dmemory), out_or_null(dkeys)};
+                           },
+                           .make_dw = [&]() -> DecoderWeightGradients<S> {
+                             make_dw();
+                             return {out_or_null(dw_ih), out_or_null(dw_ih_above), out_or_null(dw_hh), out_or_null(db),
+                                     out_or_null(dw_peephole), out_or_null(db_query), out_or_null(dw_score), out_or_null(db_out)};
+                           }}
         .run();
   });
   return {dx, dh0, dc0, dfed0, dmemory, dkeys, dw_ih, dw_ih_above, dw_hh, db, dw_peephole, dw_query, db_query, dw_score, dw_out, db_out};

@@ -45,7 +45,10 @@ class BackwardProducts {
     const Range rows = thread.mine(o.seq.size[t], o.seq.together);
     if (rows.size() == 0) return;
     J* const to = xh + (row + rows.begin) * xh_row;
-    convert<S, J>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {to, xh_row});
+    bool put = false;
+    if constexpr (std::is_same_v<S, J>)
+      if (f.inputs) f.inputs(t, rows.begin, rows.size(), {to, xh_row}), put = true;
+    if (!put) convert<S, J>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {to, xh_row});
     const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - rows.begin, 0, rows.size());
     if (known > 0 && f.h)
       convert<S, J>(known, o.R, {f.h + (o.seq.first[o.seq.before(t)] + rows.begin) * o.R, o.R}, {to + o.I, xh_row});

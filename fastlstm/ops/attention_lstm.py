@@ -148,7 +148,8 @@ def _fake_fwd(
         A = H if w_query is None else w_query.shape[0]
         record = (H + panel - 1) // panel * panel * (5 - coupled)
         layers = L * (H + record) + (0 if dropped_layers is None else (L - 1) * H)
-        row = w_ih.shape[1] + A + S + M + (0 if w_out is None else H) + layers
+        own_queries = w_query is not None or before or scale != 1
+        row = (A if own_queries else 0) + S + M + (0 if w_out is None else H) + layers
         saved = x.new_empty(1 if save else 0, T * B * row + panel)
     alignments = x.new_empty((T, B, S) if return_alignments else (0,))
     fed_n = x.new_empty((0,) if fed0 is None else fed0.shape)
