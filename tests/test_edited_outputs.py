@@ -120,6 +120,16 @@ def test_conv_lstm(options: dict) -> None:
     check(lambda: module(x, lengths=[5, 3]), [x, *module.parameters()])
 
 
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_every_layer_of_a_conv_lstm(checkpoint: bool) -> None:
+    """The output of a layer is the next one's input, which its backward needs."""
+    module = fastlstm.ConvLSTM2d(2, 3, 3, num_layers=2, bidirectional=True, checkpoint=checkpoint, dtype=torch.float64)
+    x = random(3, 2, 2, 4, 3).requires_grad_()
+    results = module(x, return_all_layers=True, return_cells=True)
+    assert len(list(tensors(results))) == 2 + 2 + 2  # outputs and cells by their layers, and the final states
+    check(lambda: module(x, return_all_layers=True, return_cells=True), [x, *module.parameters()])
+
+
 ATTENTION = {
     "fed": {},
     "context fed": {"feed": "context", "attention": "general"},

@@ -226,3 +226,95 @@ def test_half_precision(dtype: torch.dtype) -> None:
             for name, g in grad(loss)(weights, module, x[n], {}).items():
                 assert (found[name][n] - g).norm() <= tolerance * g.norm(), name
         assert as_list(found)
+
+
+ENSEMBLES: dict[str, tuple[dict, dict, list[str]]] = {
+    "dense": ({}, {}, []),
+    "no bias, two directions, layers": ({"bias": False, "bidirectional": True, "num_layers": 2}, {}, []),
+    "lengths, resets": (
+        {"bidirectional": True, "batch_first": True},
+        {"lengths": LENGTHS, "reset": (torch.arange(N * T * B) % 5 == 0).view(N, B, T)},
+        ["lengths", "reset"],
+    ),
+    "projection, shared lengths": ({"proj_size": 2}, {"lengths": LENGTHS[0]}, []),
+    "cells": ({}, {"return_cells": True}, []),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("options", ENSEMBLES)
+def test_an_ensemble_has_the_bits_of_its_models(variant: str, options: str, threads: int) -> None:
+    """Models are run by one op, one after another and, where they are more than threads, beside each other."""
+    if variant == "gru" and options.startswith(("projection", "cells")):
+        pytest.skip("a GRU has none")
+    torch.set_num_threads(threads)
+    made, called, mapped = ENSEMBLES[options]
+    models = [build(variant, I, 20, **made) for _ in range(N)]
+    weights = {name: w.detach() for name, w in torch.func.stack_module_state(models)[0].items()}
+    dims = {name: 1 if name == "weight_hh_l0" else 0 for name in weights}
+    apart = {name: w.movedim(0, 1).contiguous().movedim(1, 0) if dims[name] else w for name, w in weights.items()}
+    turned = {name: w.movedim(0, dims[name]) for name, w in apart.items()}
+    x, module = random(*((B, T) if models[0].batch_first else (T, B)), I).float(), models[0]
+    of_options = {name: 0 if name in mapped else None for name in called}
+    found = vmap(grad(loss, (0, 2)), (dims, None, None, of_options))(turned, module, x, called)
+    for n in range(N):
+        own = {name: w[n] for name, w in weights.items()}
+        given = called | {name: called[name][n] for name in mapped}
+        want = grad(loss, (0, 2))(own, module, x, given)
+        for got, expected in zip(_leaves(found), _leaves(want), strict=True):
+            assert torch.equal(got[n], expected)
+
+
+@built
+@pytest.mark.parametrize("variant", ["lstm", "gru"])
+def test_an_ensemble_is_one_call_of_each_op(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    pair = (lstm if variant == "lstm" else gru).OPS
+    for name in ("fwd", "bwd", "each_fwd", "each_bwd"):
+        op = getattr(pair, name)
+        monkeypatch.setattr(pair, name, lambda *args, op=op, name=name: (names.append(name), op(*args))[1])
+    models = [build(variant, I, H) for _ in range(N)]
+    weights = torch.func.stack_module_state(models)[0]
+    x = torch.randn(T, B, I)
+    with torch.no_grad():
+        vmap(grad(loss), (0, None, None, None))(weights, models[0], x, {})
+        assert names == ["each_fwd", "each_bwd"]
+        # inputs are everybody's, and what came from above is not
+        names.clear()
+        torch.func.jacrev(lambda x: models[0](x)[0][-1, 0])(x)
+        assert names == ["fwd", "each_bwd"]
+    # where a graph is wanted, each has its own
+    names.clear()
+    y = vmap(lambda w: functional_call(models[0], w, (x,))[0])(weights)
+    assert names == ["fwd"] * N
+    y.sum().backward()
+    assert all(w.grad is not None for w in weights.values())
+
+
+@built
+def test_elements_that_are_none_are_refused() -> None:
+    """By the op itself; and what is wrong with a later element is told, whichever thread ran it."""
+    x, states = torch.randn(4, 5, T, B, I), [torch.zeros(B, H), torch.zeros(B, H)]
+    weights = [torch.randn(4 * H, I), torch.randn(4 * H, H), None, None, None, None]
+    sizes = torch.tensor([[B] * T] * 3 + [[B, B + 1, B, B, B, B]])
+    flags = [False] * 4
+
+    def run(n: int, dims: list[int], x: Tensor = x[:, 0], sizes: Tensor | None = None) -> None:
+        torch.ops.fastlstm.lstm_fwd_each(x, sizes, None, *states, *weights, *flags, n, dims)
+
+    every = [-1] * 15
+    for n, dims, words in (
+        (0, every, "n must be at least 1"),
+        (4, every[1:], "dims have a number for each argument"),
+        (4, [4, *every[1:]], "a dimension that an argument lacks, or of another size"),
+        (3, [0, *every[1:]], "a dimension that an argument lacks, or of another size"),
+        (4, every, "x must be"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
+            run(n, dims)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        with pytest.raises(RuntimeError, match="batch_sizes must not increase"):
+            run(4, [0, 0, *every[2:]], sizes=sizes)
+        run(4, [0, *every[1:]])

@@ -1,5 +1,5 @@
 // The ops fastlstm::gru_fwd and fastlstm::gru_bwd.
-#include "ops/ops.h"
+#include "ops/each.h"
 
 namespace fastlstm {
 namespace {
@@ -79,16 +79,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, 
 }  // namespace fastlstm
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
-  m.def(
-      "gru_fwd(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
-      "bool reverse, bool save) -> (Tensor y, Tensor h_n, Tensor saved)");
-  m.def(
-      "gru_bwd(Tensor? dy, Tensor? dh_n, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor w_ih, Tensor w_hh, "
-      "Tensor saved, bool reverse, bool need_dx, bool need_dw) "
-      "-> (Tensor dx, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)");
+  fastlstm::define_with_each(
+      m, "gru_fwd",
+      "Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, bool "
+      "reverse, bool save",
+      "(Tensor y, Tensor h_n, Tensor saved)");
+  fastlstm::define_with_each(
+      m, "gru_bwd",
+      "Tensor? dy, Tensor? dh_n, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor "
+      "saved, bool reverse, bool need_dx, bool need_dw",
+      "(Tensor dx, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
   m.impl("gru_fwd", TORCH_BOX(&fastlstm::gru_fwd));
+  m.impl("gru_fwd_each", TORCH_BOX(&fastlstm::Each<&fastlstm::gru_fwd>::run));
   m.impl("gru_bwd", TORCH_BOX(&fastlstm::gru_bwd));
+  m.impl("gru_bwd_each", TORCH_BOX(&fastlstm::Each<&fastlstm::gru_bwd>::run));
 }

@@ -1,5 +1,5 @@
 // The ops fastlstm::lstm_fwd and fastlstm::lstm_bwd: the LSTM, with peepholes, with coupled gates, or with both.
-#include "ops/ops.h"
+#include "ops/each.h"
 
 namespace fastlstm {
 namespace {
@@ -103,18 +103,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
 }  // namespace fastlstm
 
 STABLE_TORCH_LIBRARY(fastlstm, m) {
-  m.def(
-      "lstm_fwd(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
-      "Tensor? b_hh, Tensor? w_hr, Tensor? w_peephole, bool coupled, bool reverse, bool return_cells, bool save) "
-      "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
-  m.def(
-      "lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
+  fastlstm::define_with_each(
+      m, "lstm_fwd",
+      "Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+      "Tensor? b_hh, Tensor? w_hr, Tensor? w_peephole, bool coupled, bool reverse, bool return_cells, bool save",
+      "(Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+  fastlstm::define_with_each(
+      m, "lstm_bwd",
+      "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
       "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_hr, Tensor? w_peephole, Tensor saved, bool coupled, bool reverse, "
-      "bool need_dx, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, "
-      "Tensor dw_peephole)");
+      "bool need_dx, bool need_dw",
+      "(Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, Tensor dw_peephole)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
   m.impl("lstm_fwd", TORCH_BOX(&fastlstm::lstm_fwd));
+  m.impl("lstm_fwd_each", TORCH_BOX(&fastlstm::Each<&fastlstm::lstm_fwd>::run));
   m.impl("lstm_bwd", TORCH_BOX(&fastlstm::lstm_bwd));
+  m.impl("lstm_bwd_each", TORCH_BOX(&fastlstm::Each<&fastlstm::lstm_bwd>::run));
 }

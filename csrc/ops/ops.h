@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "loop/call.h"
@@ -60,8 +61,40 @@ inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& shape
   return strides;
 }
 
+// A tensor over the memory of another, from so many elements on behind its first.
+inline Tensor part_of(const Tensor& whole, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides, int64_t offset) {
+  AtenTensorHandle handle;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(whole.get(), static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                                        offset, &handle));
+  return Tensor(handle);
+}
+
+// Where the results of a call lie that is the i-th of n (each.h): in the order in which they are made, each is a part of one of all.
+struct Parts {
+  std::vector<Tensor>& wholes;
+  int64_t n, i;
+  size_t made = 0;
+
+  template <class Make>
+  Tensor next(const std::vector<int64_t>& shape, const Make& make) {
+    if (made == wholes.size()) {
+      std::vector<int64_t> all{n};
+      all.insert(all.end(), shape.begin(), shape.end());
+      wholes.push_back(make(all));
+    }
+    const Tensor& whole = wholes[made++];
+    return part_of(whole, shape, contiguous_strides(shape), i * (whole.numel() / n));
+  }
+};
+inline thread_local Parts* parts = nullptr;
+
 // torch::stable::new_empty and contiguous look an op up by its name at every call, which a single step feels.
 inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
+  if (Parts* const of = std::exchange(parts, nullptr)) {
+    const Tensor t = of->next(shape, [&](const auto& all) { return new_tensor(dtype, all); });
+    parts = of;
+    return t;
+  }
   const std::vector<int64_t> strides = contiguous_strides(shape);
   const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
@@ -78,6 +111,11 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape) 
 
 // The same in memory of the pool, where it goes back to; such a tensor can't be resized.
 inline Tensor new_pooled(const Tensor& like, ScalarType dtype, const std::vector<int64_t>& shape, size_t bytes) {
+  if (Parts* const of = std::exchange(parts, nullptr)) {
+    const Tensor t = of->next(shape, [&](const auto& all) { return new_pooled(like, dtype, all, bytes * of->n); });
+    parts = of;
+    return t;
+  }
   const std::vector<int64_t> strides = contiguous_strides(shape);
   return torch::stable::from_blob(take_block(bytes), {shape.data(), shape.size()}, {strides.data(), strides.size()}, like.device(), dtype,
                                   give_back_block);

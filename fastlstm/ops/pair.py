@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from fastlstm.ops import second
 from fastlstm.ops.derivatives import gradients, gradients_of_gradients
 from fastlstm.ops.dispatch import differentiable
-from fastlstm.ops.vmap import Folded, Given, count, vmap_by_loop
+from fastlstm.ops.vmap import Folded, Given, count, of_values, vmap_by_loop, vmap_by_op
 
 BIASES = dict.fromkeys(("b", "b_ih", "b_hh"), ("w_ih", 1))
 
@@ -67,7 +67,10 @@ class OpPair:
         self.sources = tuple(arguments.index(name) for name in (*self.bwd_inputs[: self.upstream], *tensors))
         self.second_flags = tuple(arguments.index(name) for name in passed if name in flags)
         self.source_names = (*self.bwd_inputs[: self.upstream], *tensors, *(name for name in passed if name in flags))
-        self.pairs = stem in ("lstm", "gru")  # whether there are kernels of dual numbers
+        # whether there are kernels of dual numbers, and ops over elements that have weights of their own
+        self.pairs = stem in ("lstm", "gru")
+        if self.pairs:
+            self.each_fwd, self.each_bwd = (getattr(ops, f"{stem}_{side}_each").default for side in ("fwd", "bwd"))
 
     def _gradient(self, name: str) -> int | None:
         """The place of an input's gradient among bwd's results."""
@@ -83,8 +86,7 @@ class OpPair:
         ctx.save_for_backward(*[known[k] for k in self.kept])
         if not torch.compiler.is_compiling():
             # Not saved: only second derivatives depend on them, and others may edit them in place before the backward
-            ctx.biases = [inputs[k] for k in self.biases]
-            ctx.versions = [b is not None and b._version for b in ctx.biases]
+            ctx.biases = [(b := inputs[k], b is not None and b._version) for k in self.biases]
 
     def backward(self, ctx: Any, apply: Callable[..., Any], grads: tuple[Tensor | None, ...]) -> tuple:
         """The gradients of all inputs; `apply` runs bwd so that they can be differentiated."""
@@ -92,9 +94,10 @@ class OpPair:
         # a compiled backward has an empty gradient for an output that nobody asked for
         given = [None if k in ctx.unwanted else g for k, g in enumerate(grads[:-1])]
         need_dw = any(need[k] for k in self.weights)
-        if torch.compiler.is_compiling() or not (
+        beyond = (
             torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-        ):
+        )
+        if not beyond or torch.compiler.is_compiling():
             found = self.bwd(*given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
         else:
             arguments = (*self._biases(ctx), *given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
@@ -109,12 +112,12 @@ class OpPair:
         return tuple(results)
 
     def _biases(self, ctx: Any) -> list[Tensor | None]:
-        if ctx.versions != [b is not None and b._version for b in ctx.biases]:
+        if any(b is not None and b._version != version for b, version in ctx.biases):
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: "
                 "a bias, which a gradient of the gradient depends on"
             )
-        return ctx.biases
+        return [b for b, _ in ctx.biases]
 
     def _by_reference(self, need: Sequence[bool], arguments: Sequence[Any]) -> tuple:
         """What `backward` returns, with the derivatives that only PyTorch's ops have."""
@@ -167,6 +170,8 @@ class OpPair:
         """The vmap rule of the forward's Function, whose `apply` it is."""
         given = Given.of(self.inputs, args, in_dims, self.rows)
         if not self._folds(given):
+            if self.pairs and of_values(args):
+                return vmap_by_op(self.each_fwd, info, (*in_dims, None), (*args, True))
             return vmap_by_loop(apply, info, in_dims, args)
         batch = Folded(given, count(info))
         return batch.unfold_all(self.outputs, apply(*batch.arguments(self.inputs)))
@@ -178,6 +183,9 @@ class OpPair:
         given = Given.of(self.arguments, args, in_dims, self.rows)
         # where only what came from above is mapped, the forward was not
         if not self._folds(given) or not given.mapped(self.inputs):
+            if self.pairs and of_values(args):
+                n = len(self.arguments) - len(self.bwd_inputs)  # biases, which bwd doesn't need
+                return vmap_by_op(self.each_bwd, info, in_dims[n:], args[n:])
             return vmap_by_loop(apply, info, in_dims, args)
         batch = Folded(given, count(info))
         if not given.args["need_dw"]:

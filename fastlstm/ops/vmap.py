@@ -1,4 +1,5 @@
-"""`torch.vmap` over an op: what is mapped becomes rows of its batch, in one call; where weights are mapped, a call per element.
+"""`torch.vmap` over an op: what is mapped becomes rows of its batch, in one call; where weights are mapped, an
+op that takes all elements, or a call per element.
 
 Rows are taken sequence by sequence, and of each all elements: sequences of one length stay side by side, in falling order, and
 rows of packed data stay packed. Where lengths are mapped they are sorted once more.
@@ -12,6 +13,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from fastlstm.ops.dispatch import differentiable
 
 # The dimension of the batch of an LSTM's and a GRU's arguments and results, in any of their layouts
 ROWS = {"x": -2, "reset": -1, "h0": 0, "c0": 0, "y": -2, "h_n": 0, "c_n": 0, "cells": -2}
@@ -30,6 +34,22 @@ def vmap_by_loop(op: Callable, info: Any, in_dims: tuple, args: tuple) -> tuple[
         for whole, one in zip(found, first if i == 0 else op(*element(args, in_dims, i)), strict=True):
             whole[i] = one
     return found, (0,) * len(found)
+
+
+def of_values(args: Sequence[Any]) -> bool:
+    """Whether nothing else is asked of these arguments than the results: no graph, no other level; and C++ can read them."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    return not differentiable(tuple(tensors)) and all(
+        type(t) in (Tensor, Parameter) and t.device.type == "cpu" and not torch._C._functorch.is_legacy_batchedtensor(t)
+        for t in tensors
+    )
+
+
+def vmap_by_op(each: Callable, info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[tuple, tuple]:
+    """The same by the op that takes all elements, one by one or several beside each other (`csrc/ops/each.h`)."""
+    dims = [-1 if d is None or a is None else d for a, d in zip(args, in_dims, strict=True)]
+    results = each(*args, count(info), dims)
+    return tuple(results), (0,) * len(results)
 
 
 def count(info: Any) -> int:
