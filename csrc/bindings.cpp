@@ -76,6 +76,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("multiply_adds", &multiply_adds, py::arg("is_double"), py::arg("times"), py::call_guard<py::gil_scoped_release>(),
         "Runs nothing but multiply-adds on all of PyTorch's threads, `times` as many as there are in registers; how many those were.");
   m.def("crowd", &crowd, "For tests: whether a call may have more workers than there are CPUs.");
+  py::class_<Room>(m, "Room", "For tests: how many workers have CPUs to run on, by what those of past calls had to do without.")
+      .def(py::init<>())
+      .def("among", &Room::among, py::arg("workers"), py::arg("now"))
+      .def("note", &Room::note, py::arg("workers"), py::arg("now"), py::arg("wall"), py::arg("lost"));
   bind_launcher(m);
   bind_stream(m);
   m.def(

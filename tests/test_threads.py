@@ -90,6 +90,67 @@ def test_more_threads_than_cpus_beside_busy_processes(variant, crowd):
         torch.testing.assert_close(train_once(ours, x), expected, rtol=0, atol=0)
 
 
+MS = 1_000_000
+
+
+@pytest.fixture
+def room():
+    if backends._C is None:
+        pytest.skip("there is no extension")
+    return backends._C.Room()
+
+
+def calls(room, workers: int, start: int, *, missing: float, windows: float = 2) -> int:
+    """Calls of 0.5 ms, for as many windows, in which `missing` workers had no CPU; when the last one ended, in ns."""
+    for _ in range(int(windows * 20)):
+        start += MS // 2
+        room.note(workers, start, wall=MS // 2, lost=int(missing * MS / 2))
+    return start
+
+
+def test_fewer_workers_where_others_have_the_cpus(room):
+    now = calls(room, 2, 0, missing=0.5)
+    assert room.among(2, now) == 1
+    # after a while all are tried again; in vain, for twice as long
+    tried = now + 32 * MS
+    assert room.among(2, tried) == 2
+    now = calls(room, 2, tried, missing=0.5, windows=1)
+    assert room.among(2, now + 63 * MS) == 1
+    assert room.among(2, now + 64 * MS) == 2
+    # the others are gone
+    now = calls(room, 2, now + 64 * MS, missing=0)
+    assert room.among(2, now) == 2
+
+
+def test_as_many_fewer_as_there_are_cpus_missing(room):
+    now = calls(room, 16, 0, missing=3)
+    assert room.among(16, now) == 13
+    now = calls(room, 13, now, missing=0.6)
+    assert room.among(16, now) == 12
+    assert room.among(8, now) == 8
+
+
+def test_what_happens_once_is_nothing(room):
+    now = 0
+    for _ in range(9):
+        now = calls(room, 2, now, missing=0.9, windows=1)
+        assert room.among(2, now) == 2
+        now = calls(room, 2, now, missing=0.01, windows=1)
+    # nor do calls of long ago count
+    for pause in (0, 3000 * MS):
+        now = calls(room, 2, now + pause, missing=0.9, windows=1.9)
+        assert room.among(2, now) == 2
+
+
+def test_long_calls_are_tried_less_often(room):
+    now = 0
+    for _ in range(2):
+        now += 50 * MS
+        room.note(2, now, wall=50 * MS, lost=25 * MS)
+    assert room.among(2, now + 31 * 50 * MS) == 1
+    assert room.among(2, now + 32 * 50 * MS) == 2
+
+
 SHAPES = {"one step": (1, 6), "one step of many": (1, 70), "few rows": (2, 3), "some": (9, 5)}
 
 

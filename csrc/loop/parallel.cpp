@@ -37,8 +37,8 @@ int64_t max_workers() {
   if (forked.load(std::memory_order_relaxed)) return 1;
   const int64_t wanted = torch::stable::get_num_threads();
   if (wanted == 1 || crowded.load(std::memory_order_relaxed)) return wanted;
-  const int64_t room = cpus();
-  return room > 0 ? std::min(wanted, room) : wanted;
+  const int64_t there = cpus();
+  return room().among(there > 0 ? std::min(wanted, there) : wanted, now_ns());
 }
 
 void crowd(bool on) { crowded = on; }

@@ -9,6 +9,8 @@
 #include <immintrin.h>
 #endif
 
+#include "loop/room.h"
+
 namespace fastlstm {
 
 // What `value` becomes when it is no longer `from`. Others need microseconds: where it takes longer, one of them has no core, and
@@ -20,7 +22,9 @@ inline int wait_while(const std::atomic<int>& value, int from) {
     _mm_pause();
 #endif
   }
+  const int64_t asleep = now_ns();
   value.wait(from, std::memory_order_acquire);
+  slept_ns += now_ns() - asleep;
   return value.load(std::memory_order_acquire);
 }
 
@@ -45,8 +49,8 @@ class Barrier {
   alignas(64) std::atomic<int> phase_{0};
 };
 
-// The number of workers that may run at once: PyTorch's setting, as far as there are CPUs for them, as they wait for one another; and
-// 1 after a fork, whose child has no thread pool.
+// The number of workers that may run at once: PyTorch's setting, as far as there are CPUs for them that others leave, as they wait for
+// one another; and 1 after a fork, whose child has no thread pool.
 int64_t max_workers();
 // For tests: whether there may be more workers than CPUs.
 void crowd(bool on);
@@ -61,6 +65,8 @@ void run_team(int64_t wanted, const Setup& setup, const Body& body) {
   }
   std::atomic<int> range{0};  // length of the pool's ranges; the caller's own, which begins at 0, tells the others
   std::exception_ptr error;
+  std::atomic<int64_t> lost{0};
+  const int64_t called = now_ns();
   torch::stable::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
     if (begin == 0) {
       try {
@@ -73,9 +79,15 @@ void run_team(int64_t wanted, const Setup& setup, const Body& body) {
       range.notify_all();
     }
     const int length = wait_while(range, 0);
-    if (length > 0) body(begin / length);
+    if (length > 0) {
+      const Turn turn(called);
+      body(begin / length);
+      lost.fetch_add(turn.lost(), std::memory_order_relaxed);
+    }
   });
   if (error) std::rethrow_exception(error);
+  const int64_t length = range.load(std::memory_order_relaxed), ended = now_ns();
+  room().note((wanted + length - 1) / length, ended, ended - called, lost.load(std::memory_order_relaxed));
 }
 
 }  // namespace fastlstm
