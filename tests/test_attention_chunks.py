@@ -1,4 +1,4 @@
-"""A decoder's backward takes the steps in chunks of about 256 rows: these cases have two, and sequences that end within them."""
+"""A decoder's backward takes its steps in chunks of about 256 rows: these cases have two, and sequences that end within."""
 
 import pytest
 import torch
