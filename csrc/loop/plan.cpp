@@ -77,7 +77,11 @@ Chunk next_chunk(const Sequence& seq, int64_t begin, bool backward) {
 }
 
 int64_t max_chunk_rows(const Sequence& seq) {
-  return std::min(seq.rows(), kChunkRows + seq.B);
+  if (seq.pixels == 1) return std::min(seq.rows(), kChunkRows + seq.B);
+  int64_t most = 0;  // what is kept of a pixel is more
+  for (const bool backward : {false, true})
+    for (Chunk chunk{0, 0, 0}; chunk.end < seq.T; most = std::max(most, chunk.rows)) chunk = next_chunk(seq, chunk.end, backward);
+  return most;
 }
 
 }  // namespace fastlstm

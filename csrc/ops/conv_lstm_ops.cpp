@@ -120,14 +120,15 @@ Tensor channels_last(const Tensor& t, int64_t dims) {
   const auto type = t.scalar_type();
   if (t.is_contiguous() || !is_moved(t, dims) || (type != ScalarType::Float && type != ScalarType::Double)) return as_contiguous(t);
   const Ints shape = shape_of(t);
-  const Tensor to = new_tensor(t, shape);
-  const int64_t C = shape.back(), pixels = t.numel() == 0 ? 0 : std::accumulate(shape.end() - 1 - dims, shape.end() - 1, int64_t{1}, std::multiplies<>());
-  const int64_t maps = pixels * C == 0 ? 0 : t.numel() / (pixels * C), strip = kPanel, strips = (pixels + strip - 1) / strip;
+  const Tensor to = new_pooled(t, type, shape, std::max<size_t>(1, t.numel() * t.element_size()));
+  const int64_t C = shape.back(), image = std::accumulate(shape.end() - 1 - dims, shape.end() - 1, int64_t{1}, std::multiplies<>());
+  const int64_t pixels = t.numel() == 0 ? 0 : image, maps = pixels * C == 0 ? 0 : t.numel() / (pixels * C);
+  const int64_t strip = kPanel, strips = (pixels + strip - 1) / strip, together = (1 << 15) / (strip * std::max<int64_t>(C, 1));
   for_storage_type(type, [&]<class S>(S) {
     if constexpr (std::is_floating_point_v<S>) {
       const S* const from = data<S>(t);
       S* const moved = out<S>(to);
-      torch::stable::parallel_for(0, maps * strips, std::max<int64_t>(1, (1 << 15) / (strip * std::max<int64_t>(C, 1))), [&](int64_t begin, int64_t end) {
+      torch::stable::parallel_for(0, maps * strips, std::max<int64_t>(1, together), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
           const int64_t at = i / strips * pixels * C, pixel = i % strips * strip;
           micro_kernels<S>().transpose(C, std::min(strip, pixels - pixel), {from + at + pixel, pixels}, {moved + at + pixel * C, C});
@@ -142,7 +143,7 @@ Optional channels_last(const Optional& t, int64_t dims) { return t ? Optional(ch
 // Weights as they are, where they can be read so.
 void take_weights(Shapes& s, bool pairs, Tensor& w_ih, Tensor& w_hh) {
   const int64_t dims = static_cast<int64_t>(s.image.size());
-  s.images.taps_inside = !pairs && suits_winograd(s.images, s.size.R) && s.size.I >= kJoinedInputs && is_moved(w_ih, dims) && is_moved(w_hh, dims);
+  s.images.taps_inside = !pairs && suits_winograd(s.images, s.size.R) && is_moved(w_ih, dims) && is_moved(w_hh, dims);
   if (!s.images.taps_inside) w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
 }
 

@@ -17,7 +17,7 @@ class ConvBackward final : public ImageBackward<S> {
 
   ConvBackward(const Context<S>& context, const BackwardCall<S>& call)
       : Base(context, call, frame_of_gates(context, call), frame_of_inputs(context.images->ih, frame_row<T>(context.I)),
-             frame_of_inputs(context.images->hh, frame_row<T>(context.R)), context.k_input() + context.k_recurrent()),
+             frame_of_inputs(context.images->hh, frame_row<T>(context.R)), context.k_input() + context.k_recurrent(), true),
         of_dh_(taps_of_inputs(hh, dg_.frame, width_)), of_dx_(f.dx ? taps_of_inputs(ih, dg_.frame, width_) : std::vector<Taps>{}),
         of_x_(taps_of_outputs(ih, x_.frame, o.I)), of_h_(taps_of_outputs(hh, h_.frame, o.R)), x_jobs_(jobs(of_x_)), h_jobs_(jobs(of_h_)),
         packed_hh_(hh.taps() * width_ * o.r_panels * kPanel), packed_ih_(f.dx ? ih.taps() * width_ * o.i_panels * kPanel : 0) {}

@@ -13,7 +13,8 @@ class ConvForward final : public ImageForward<S> {
   using typename Base::T;
 
   explicit ConvForward(const Context<S>& context)
-      : Base(context, frame_of_inputs(context.images->ih, frame_row<T>(context.I)), frame_of_inputs(context.images->hh, frame_row<T>(context.R))),
+      : Base(context, frame_of_inputs(context.images->ih, frame_row<T>(context.I)),
+             frame_of_inputs(context.images->hh, frame_row<T>(context.R))),
         of_x_(taps_of_outputs(o.images->ih, x_.frame, o.I)), of_h_(taps_of_outputs(o.images->hh, h_[0].frame, o.R)),
         packed_(o.n_panels * panel()) {}
 

@@ -15,11 +15,13 @@ class ImageBackward : public BackwardProducts<S> {
   using typename BackwardProducts<S>::T;
   static constexpr int64_t kTileSize = kFrameRows * kMaxBlock;
 
-  // Frames of dG, x and h; `dw_rows`: of a panel's gradients of weights, as they are summed up.
-  ImageBackward(const Context<S>& context, const BackwardCall<S>& call, const Frame& dg, const Frame& x, const Frame& h, int64_t dw_rows)
+  // Frames of dG, x and h; `dw_rows`: of a panel's gradients of weights, as they are summed up; `twice`: dG is kept panel by panel as
+  // well.
+  ImageBackward(const Context<S>& context, const BackwardCall<S>& call, const Frame& dg, const Frame& x, const Frame& h, int64_t dw_rows,
+                bool twice)
       : BackwardProducts<S>(context, call), ih(o.images->ih), hh(o.images->hh), width_(o.n_panels * o.gate_width),
         dg_(o, hh, dg, o.chunk_rows), x_(o, ih, x, f.need_dw ? o.chunk_rows : 0), h_(o, hh, h, f.need_dw ? o.chunk_rows : 0),
-        kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width}, dgates_(o.chunk_rows * width_),
+        kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width}, dgates_(twice && f.need_dw ? o.chunk_rows * width_ : 0),
         dw_panel_((dw_rows + 1) * o.gate_width), dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {}
 
   void pack(int64_t p) override {
@@ -33,10 +35,10 @@ class ImageBackward : public BackwardProducts<S> {
     thread.barrier_all();
   }
 
-  // Twice: as factors of sums over taps, and of sums over pixels.
+  // As factors of sums over taps, and where they are read panel by panel, of sums over pixels.
   void keep(const Tile& tile, const T* records) override {
     const int64_t record = o.record.backward();
-    for (int64_t column = 0; column < o.gate_width; column += kept_.width)
+    for (int64_t column = 0; column < o.gate_width && dgates_; column += kept_.width)
       o.micro.copy(tile.rows, kept_.width, {records + column, record}, dgates_of(tile.p, tile.row, column));
     dg_.for_pixels(tile.row, tile.rows, [&](int64_t m, T* pixel) {
       std::copy_n(records + m * record, o.gate_width, pixel + tile.p * o.gate_width);
@@ -77,13 +79,16 @@ class ImageBackward : public BackwardProducts<S> {
     }
   }
 
+  // Line by line of the frames, of about kChunkRows pixels at a time.
   void add_bias_product(int64_t p, int64_t rows) const {
     T* const of_run = dw(p) + dw_panel_ - o.gate_width;
     static const T kOne = 1;
-    for (int64_t row = 0; row < rows; row += kChunkRows) {
-      o.gemm(Gemm<T>{.m = 1, .n = o.gate_width, .k = std::min(kChunkRows, rows - row), .a = &kOne, .a_m = 0, .a_k = 0,
-                     .b = dgates_of(p, b_k() ? row : 0, 0).p, .b_k = b_k(), .b_rows = o.chunk_rows, .b_first = row, .c = of_run,
-                     .c_m = o.gate_width, .block = kBiasBlock});
+    const int64_t line = hh.axes[2].out;
+    for (int64_t row = 0; row < rows;) {
+      const int64_t end = std::min(rows, row + (kChunkRows + line - 1) / line * line);
+      for (bool begun = false; row < end; row += line, begun = true)
+        o.gemm(Gemm<T>{.m = 1, .n = o.gate_width, .k = line, .a = &kOne, .a_m = 0, .a_k = 0, .b = dg_.pixel(row) + p * o.gate_width,
+                       .b_k = dg_.frame.row, .c = of_run, .c_m = o.gate_width, .accumulate = begun, .block = kBiasBlock});
       for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_run[i];
     }
   }

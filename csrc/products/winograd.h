@@ -12,7 +12,8 @@ inline bool suits_winograd(const Images& images, int64_t R) {
   const auto &x = images.ih.axes, &h = images.hh.axes;
   const int64_t taps = h[2].kernel, products = winograd_products(taps);
   // of pairs half the weights are zeros, which take part in what is rounded
-  if (!products || R < 2 * kPanel || images.paired || x[0].in != 1 || x[0].out != 1 || x[0].before != 0 || x[0].kernel != 1 || h[0].kernel != 1) return false;
+  if (!products || R < 2 * kPanel || images.paired) return false;
+  if (x[0].in != 1 || x[0].out != 1 || x[0].before != 0 || x[0].kernel != 1 || h[0].kernel != 1) return false;
   for (int d = 1; d < kAxes; d++)
     if (h[d].kernel != taps || x[d].kernel != taps || x[d].stride != 1 || x[d].dilation != 1) return false;
   const int64_t tiles = (h[1].out + 1) / 2 * ((h[2].out + 1) / 2);
@@ -57,11 +58,10 @@ class Winograd {
   const int64_t taps, side, products;
   const WinogradKernels<T>& kernels;
 
-  // So many lines of tiles that their left factors, of `channels`, stay in the cache; more where weights don't anyway.
-  int64_t lines_at_once(const TileGrid& grid, int64_t channels, int64_t columns) const {
-    const int64_t of_tile = products * std::max<int64_t>(channels, 1) * static_cast<int64_t>(sizeof(T)), weights = of_tile * columns;
-    const int64_t tiles = weights > kNearBytes ? kFarTiles : std::clamp<int64_t>(kFactorBytes / of_tile, kLeastTiles, kMostTiles);
-    return std::max<int64_t>(1, tiles / grid.columns());
+  // So many lines of tiles that their factors, of `channels`, stay in the cache, and enough for the weights to be read seldom.
+  int64_t lines_at_once(const TileGrid& grid, int64_t channels) const {
+    const int64_t of_tile = products * std::max<int64_t>(channels, 1) * static_cast<int64_t>(sizeof(T));
+    return std::max<int64_t>(1, std::clamp<int64_t>(kFactorBytes / of_tile, kLeastTiles, kMostTiles) / grid.columns());
   }
 
   // Makes a frame so wide that it has all the pixels of the tiles of a convolution's outputs.
@@ -146,7 +146,7 @@ class Winograd {
   }
 
  private:
-  static constexpr int64_t kNearBytes = 4 << 20, kFactorBytes = 1 << 19, kLeastTiles = 24, kMostTiles = 96, kFarTiles = 128;
+  static constexpr int64_t kFactorBytes = 1 << 19, kLeastTiles = 64, kMostTiles = 128;
 
   const Context<S>& o;
 };

@@ -15,15 +15,15 @@ class WinogradBackward final : public ImageBackward<S> {
 
   WinogradBackward(const Context<S>& context, const BackwardCall<S>& call)
       : Base(context, call, frame_of_gates(context, call), Winograd<S>::frame_of_inputs(context.images->ih, frame_row<T>(context.I)),
-             Winograd<S>::frame_of_inputs(context.images->hh, frame_row<T>(context.R)), dw_rows(context)),
+             Winograd<S>::frame_of_inputs(context.images->hh, frame_row<T>(context.R)), dw_rows(context),
+             !context.v.peepholes.empty()),
         winograd_(o, hh.axes[2].kernel), of_outputs_{hh.axes[1].out, hh.axes[2].out}, of_inputs_{ih.axes[1].in, ih.axes[2].in},
-        K_(o.I + o.R), lines_(winograd_.lines_at_once(of_outputs_, width_, o.R)), input_lines_(winograd_.lines_at_once(of_inputs_, width_, o.I)),
-        sum_lines_(winograd_.lines_at_once(of_outputs_, K_, 0) * 2), dg_m_(of_lines(width_)), result_m_(of_lines(kMaxBlock)),
-        sum_dg_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), width_)),
-        sum_xh_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), K_)), packed_hh_(factors(o.r_panels)),
+        K_(o.I + o.R), columns_(std::max(o.r_panels, f.dx ? o.i_panels : 0) * kPanel), lines_(lines_of(of_outputs_)),
+        input_lines_(lines_of(of_inputs_)), sum_lines_(winograd_.lines_at_once(of_outputs_, K_)),
+        dg_m_(of_lines(std::max(lines_, f.need_dw ? sum_lines_ : 0), o.gate_width)), result_m_(of_lines(lines_, columns_)),
+        xh_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), K_)), packed_hh_(factors(o.r_panels)),
         packed_ih_(f.dx ? factors(o.i_panels) : 0), dg_factors_(o.team->workers * winograd_.products * dg_m_.matrix),
-        results_(o.team->workers * winograd_.products * result_m_.matrix), sum_dg_(f.need_dw ? winograd_.products * sum_dg_m_.matrix : 0),
-        sum_xh_(f.need_dw ? winograd_.products * sum_xh_m_.matrix : 0) {}
+        results_(o.team->workers * winograd_.products * result_m_.matrix), xh_factors_(f.need_dw ? winograd_.products * xh_m_.matrix : 0) {}
 
   void pack(int64_t p) override {
     Base::pack(p);
@@ -37,11 +37,10 @@ class WinogradBackward final : public ImageBackward<S> {
     const Range mine = thread.of_plan(o.seq.size[t] / o.seq.pixels * of_outputs_.lines());
     for (int64_t line = mine.begin; line < mine.end; line += lines_) {
       const Range lines{line, std::min(mine.end, line + lines_)}, rows{of_outputs_.row(lines.begin), of_outputs_.row(lines.end)};
-      take_gates(thread, hh, of_outputs_, {first + lines.begin, first + lines.end});
+      multiply_gates(thread, hh, of_outputs_, {first + lines.begin, first + lines.end}, packed_hh_, o.r_panels);
       for_column_blocks(0, o.r_panels, [&](int64_t panel, int64_t count) {
-        multiply(thread, of_outputs_, lines, packed_hh_, panel, count);
         const Block<T> to = dh.at(panel, rows.begin);
-        winograd_.to_pixels(of_outputs_, lines.begin, rows.begin, rows.size(), count * kPanel, result_m_, results_of(thread), to);
+        winograd_.to_pixels(of_outputs_, lines.begin, rows.begin, rows.size(), count * kPanel, result_m_, results_of(thread, panel), to);
         o.apply_reset(t, rows.begin, rows.size(), count * kPanel, to);
       });
     }
@@ -56,25 +55,30 @@ class WinogradBackward final : public ImageBackward<S> {
     std::fill_n(from, images.size() * h_.frame.elements(), T(0));
   }
 
-  // Sums over tiles, some lines of them at once: all threads make their factors, then each takes some of the products.
+  // Sums over tiles, some lines of them at once: all threads make the factors of x and h, then each takes panels of dG, or where there
+  // are not enough, some of a panel's products.
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
-    const int64_t all = chunk.rows / o.seq.pixels * of_outputs_.lines(), products = winograd_.products;
+    const int64_t all = chunk.rows / o.seq.pixels * of_outputs_.lines(), columns = of_outputs_.columns();
+    const int64_t parts = (o.team->workers + o.n_panels - 1) / o.n_panels;
+    const Range jobs = thread.mine(o.n_panels * parts);
+    T* const dg = dg_factors_of(thread);
     for (int64_t line = 0; line < all; line += sum_lines_) {
       const Range lines{line, std::min(all, line + sum_lines_)}, of_mine = thread.mine(lines.size());
       const Range mine{lines.begin + of_mine.begin, lines.begin + of_mine.end};
-      const int64_t tile = of_mine.begin * of_outputs_.columns();
-      T* const xh = sum_xh_ + tile * sum_xh_m_.row;
-      winograd_.from_frames(winograd_.kernels.inputs, x_, 0, of_outputs_, mine, o.I, sum_xh_m_, xh);
-      winograd_.from_frames(winograd_.kernels.inputs, h_, 0, of_outputs_, mine, o.R, sum_xh_m_, xh + o.I);
-      winograd_.from_frames(winograd_.kernels.output_gradients, dg_, Winograd<S>::first_pixel(dg_.frame), of_outputs_, mine, width_,
-                            sum_dg_m_, sum_dg_ + tile * sum_dg_m_.row);
+      T* const xh = xh_factors_ + of_mine.begin * columns * xh_m_.row;
+      winograd_.from_frames(winograd_.kernels.inputs, x_, 0, of_outputs_, mine, o.I, xh_m_, xh);
+      winograd_.from_frames(winograd_.kernels.inputs, h_, 0, of_outputs_, mine, o.R, xh_m_, xh + o.I);
       thread.barrier_all();
-      const Range jobs = thread.mine(o.n_panels * products);
       for (int64_t job = jobs.begin; job < jobs.end; job++) {
-        const int64_t p = job / products, i = job % products;
-        o.gemm(Gemm<T>{.m = K_, .n = o.gate_width, .k = lines.size() * of_outputs_.columns(), .a = sum_xh_ + i * sum_xh_m_.matrix, .a_m = 1,
-                       .a_k = sum_xh_m_.row, .b = sum_dg_ + i * sum_dg_m_.matrix + p * o.gate_width, .b_k = sum_dg_m_.row,
-                       .c = dw(p) + i * K_ * o.gate_width, .c_m = o.gate_width, .accumulate = true, .block = Winograd<S>::kBlock});
+        const int64_t p = job / parts;
+        const Range products = share(winograd_.products, job % parts, parts);
+        if (job == jobs.begin || job % parts == 0)
+          winograd_.from_frames(winograd_.kernels.output_gradients, dg_, Winograd<S>::first_pixel(dg_.frame) + p * o.gate_width,
+                                of_outputs_, lines, o.gate_width, dg_m_, dg);
+        for (int64_t i = products.begin; i < products.end; i++)
+          o.gemm(Gemm<T>{.m = K_, .n = o.gate_width, .k = lines.size() * columns, .a = xh_factors_ + i * xh_m_.matrix, .a_m = 1,
+                         .a_k = xh_m_.row, .b = dg + i * dg_m_.matrix, .b_k = dg_m_.row, .c = dw(p) + i * K_ * o.gate_width,
+                         .c_m = o.gate_width, .accumulate = true, .block = Winograd<S>::kBlock});
       }
       thread.barrier_all();
     }
@@ -87,14 +91,14 @@ class WinogradBackward final : public ImageBackward<S> {
     const Range mine = thread.mine(chunk.rows / o.seq.pixels * of_inputs_.lines());
     for (int64_t line = mine.begin; line < mine.end; line += input_lines_) {
       const Range lines{line, std::min(mine.end, line + input_lines_)};
-      take_gates(thread, ih, of_inputs_, lines);
+      multiply_gates(thread, ih, of_inputs_, lines, packed_ih_, o.i_panels);
       for_column_blocks(0, o.i_panels, [&](int64_t panel, int64_t count) {
         const int64_t n = std::min(count * kPanel, o.I - panel * kPanel), end = of_inputs_.row(lines.end);
-        multiply(thread, of_inputs_, lines, packed_ih_, panel, count);
         for (int64_t row = of_inputs_.row(lines.begin), rows; row < end; row += rows) {
           const int64_t pixel = row % of_inputs_.pixels();
           rows = std::min({kFrameRows, end - row, of_inputs_.pixels() - pixel});
-          winograd_.to_pixels(of_inputs_, lines.begin, row, rows, count * kPanel, result_m_, results_of(thread), {tile, kMaxBlock});
+          winograd_.to_pixels(of_inputs_, lines.begin, row, rows, count * kPanel, result_m_, results_of(thread, panel),
+                              {tile, kMaxBlock});
           S* const image = this->dx_of(chunk, row / of_inputs_.pixels());
           convert<T, S>(rows, n, {tile, kMaxBlock}, {image + pixel * o.I + panel * kPanel, o.I});
         }
@@ -102,7 +106,7 @@ class WinogradBackward final : public ImageBackward<S> {
     }
   }
 
-  void release() override { packed_ih_ = {}, packed_hh_ = {}, dg_factors_ = {}, results_ = {}, sum_dg_ = {}, sum_xh_ = {}, Base::release(); }
+  void release() override { packed_ih_ = {}, packed_hh_ = {}, dg_factors_ = {}, results_ = {}, xh_factors_ = {}, Base::release(); }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
     write_taps(p, o.I, 0, to.ih);
@@ -122,8 +126,14 @@ class WinogradBackward final : public ImageBackward<S> {
     const int64_t side = winograd_products(o.images->hh.axes[2].kernel);
     return side * side * (o.I + o.R);
   }
-  TileMatrices of_lines(int64_t channels) const {
-    const int64_t of_dh = lines_ * of_outputs_.columns(), of_dx = input_lines_ * of_inputs_.columns();
+  // So many lines of tiles that a panel of dG's factors and all results stay in the cache; no more than a worker has.
+  int64_t lines_of(const TileGrid& grid) const {
+    const int64_t images = o.chunk_rows / o.seq.pixels, workers = o.team->workers;
+    const int64_t most = (images * grid.lines() + workers - 1) / workers;
+    return std::min(most, winograd_.lines_at_once(grid, (o.gate_width + columns_) / 2));
+  }
+  TileMatrices of_lines(int64_t of_outputs, int64_t channels) const {
+    const int64_t of_dh = of_outputs * of_outputs_.columns(), of_dx = input_lines_ * of_inputs_.columns();
     return TileMatrices::of<T>(std::max(of_dh, f.dx ? of_dx : 0), channels);
   }
   int64_t factors(int64_t panels) const { return winograd_.products * width_ * panels * kPanel; }
@@ -141,16 +151,27 @@ class WinogradBackward final : public ImageBackward<S> {
     });
   }
 
-  void take_gates(const Thread& thread, const Convolution& conv, const TileGrid& grid, Range lines) const {
-    winograd_.from_frames(winograd_.kernels.inputs, dg_, Winograd<S>::first_tap(dg_.frame, conv), grid, lines, width_, dg_m_,
-                          dg_factors_ + thread.worker * winograd_.products * dg_m_.matrix);
+  // Products of dG's tiles in some lines, counted through the chunk, with the right factors of some panels of columns: a sum over one
+  // panel of dG after the other, whose factors are all that there is at a time.
+  void multiply_gates(const Thread& thread, const Convolution& conv, const TileGrid& grid, Range lines, const T* packed,
+                      int64_t panels) const {
+    T* const dg = dg_factors_of(thread);
+    for (int64_t p = 0; p < o.n_panels; p++) {
+      winograd_.from_frames(winograd_.kernels.inputs, dg_, Winograd<S>::first_tap(dg_.frame, conv) + p * o.gate_width, grid, lines,
+                            o.gate_width, dg_m_, dg);
+      for (int64_t i = 0; i < winograd_.products; i++)
+        for_column_blocks(0, panels, [&](int64_t panel, int64_t count) {
+          o.gemm(Gemm<T>{.m = lines.size() * grid.columns(), .n = count * kPanel, .k = o.gate_width, .a = dg + i * dg_m_.matrix,
+                         .a_m = dg_m_.row, .b = packed + factors(panel) + i * width_ * count * kPanel, .b_rows = width_,
+                         .b_first = p * o.gate_width, .c = results_of(thread, panel) + i * result_m_.matrix, .c_m = result_m_.row,
+                         .accumulate = p > 0, .block = Winograd<S>::kBlock});
+        });
+    }
   }
-  void multiply(const Thread& thread, const TileGrid& grid, Range lines, const T* packed, int64_t panel, int64_t count) const {
-    winograd_.multiply(lines.size() * grid.columns(), width_, width_, count * kPanel, dg_m_,
-                       dg_factors_ + thread.worker * winograd_.products * dg_m_.matrix, packed + factors(panel), nullptr, result_m_,
-                       results_of(thread));
+  T* dg_factors_of(const Thread& thread) const { return dg_factors_ + thread.worker * winograd_.products * dg_m_.matrix; }
+  T* results_of(const Thread& thread, int64_t panel) const {
+    return results_ + thread.worker * winograd_.products * result_m_.matrix + panel * kPanel;
   }
-  T* results_of(const Thread& thread) const { return results_ + thread.worker * winograd_.products * result_m_.matrix; }
 
   void write_taps(int64_t p, int64_t channels, int64_t first, S* to) const {
     if (channels == 0) return;
@@ -162,11 +183,12 @@ class WinogradBackward final : public ImageBackward<S> {
 
   const Winograd<S> winograd_;
   const TileGrid of_outputs_, of_inputs_;
-  const int64_t K_, lines_, input_lines_, sum_lines_;  // channels of x and h; lines of tiles at once, of the three sums
-  const TileMatrices dg_m_, result_m_, sum_dg_m_, sum_xh_m_;
-  Buffer<T> packed_hh_, packed_ih_;      // right factors
-  Buffer<T> dg_factors_, results_;       // of each worker
-  Buffer<T> sum_dg_, sum_xh_;            // of all workers
+  const int64_t K_, columns_;  // channels of x and h; columns of the results
+  const int64_t lines_, input_lines_, sum_lines_;  // lines of tiles at once, of the three sums
+  const TileMatrices dg_m_, result_m_, xh_m_;
+  Buffer<T> packed_hh_, packed_ih_;  // right factors
+  Buffer<T> dg_factors_, results_;   // of each worker: left factors of a panel, and products
+  Buffer<T> xh_factors_;             // of all workers
 };
 
 }  // namespace fastlstm

@@ -19,10 +19,11 @@ class WinogradForward final : public ImageForward<S> {
              Winograd<S>::frame_of_inputs(context.images->hh, frame_row<T>(context.R))),
         winograd_(o, o.images->hh.axes[2].kernel), grid_{o.images->hh.axes[1].out, o.images->hh.axes[2].out},
         of_x_(joins() ? Taps{} : taps_of_outputs(o.images->ih, x_.frame, o.I)), x_rows_(joins() ? o.I : 0),
-        K_(x_rows_ + (multiplies_h() ? o.R : 0)), n_(o.v.ih.width()), lines_(winograd_.lines_at_once(grid_, K_, n_ * o.n_panels)),
+        K_(x_rows_ + (multiplies_h() ? o.R : 0)), n_(o.v.ih.width()), lines_(lines()),
         left_(TileMatrices::of<T>(lines_ * grid_.columns(), K_)), right_(TileMatrices::of<T>(lines_ * grid_.columns(), n_)),
-        packed_(o.n_panels * panel()), packed_taps_(joins() ? 0 : o.n_panels * o.k_input() * n_), factors_(o.team->workers * winograd_.products * left_.matrix),
-        results_(o.team->workers * winograd_.products * right_.matrix), spans_(o.team->workers) {}
+        packed_(o.n_panels * panel()), packed_taps_(joins() ? 0 : o.n_panels * o.k_input() * n_),
+        factors_(o.team->workers * winograd_.products * left_.matrix), results_(o.team->workers * winograd_.products * right_.matrix),
+        spans_(o.team->workers) {}
 
   void pack(int64_t p) override {
     Base::pack(p);
@@ -30,7 +31,7 @@ class WinogradForward final : public ImageForward<S> {
     const Buffer<T> weights(taps * std::max(o.I, o.R) * n_);
     pack_gates(o.w.ih, o.v.ih, o.H, taps * o.I, p, {taps * o.I, n_, o.micro.width}, 0, weights + 0);
     if (joins()) winograd_.pack(weights, o.I, n_, 0, K_, packed_ + p * panel(), o.images->taps_inside);
-    else std::copy_n(weights + 0, taps * o.I * n_, packed_taps_ + p * o.k_input() * n_);
+    else pack_taps(weights, packed_taps_ + p * o.k_input() * n_);
     if (!multiplies_h()) return;
     pack_gates(o.w.hh, o.v.hh, o.H, taps * o.R, p, {taps * o.R, n_, o.micro.width}, 0, weights + 0);
     winograd_.pack(weights, o.R, n_, x_rows_, K_, packed_ + p * panel(), o.images->taps_inside);
@@ -58,13 +59,29 @@ class WinogradForward final : public ImageForward<S> {
   }
 
   void into_tile(const Thread& thread, const Tile& tile, T* records) const override {
-    winograd_.to_pixels(grid_, spans_[thread.worker].begin, tile.b, tile.rows, n_, right_, results_of(thread), {records, o.record.forward()});
+    winograd_.to_pixels(grid_, spans_[thread.worker].begin, tile.b, tile.rows, n_, right_, results_of(thread),
+                        {records, o.record.forward()});
     if (!joins() && o.I > 0)
       x_.product(of_x_, tile.row, tile.rows, {.n = n_, .b = packed_taps_ + tile.p * o.k_input() * n_, .c = records,
                                               .c_m = o.record.forward(), .accumulate = true});
   }
 
  private:
+  // So many that their factors stay in the cache; no more than a worker has.
+  int64_t lines() const {
+    const int64_t workers = o.team->workers, most = (o.seq.B / o.seq.pixels * grid_.lines() + workers - 1) / workers;
+    return std::min(most, winograd_.lines_at_once(grid_, K_));
+  }
+  // Rows of weights of the inputs, packed, in the order of taps and then channels.
+  void pack_taps(const T* weights, T* to) const {
+    const int64_t taps = o.images->ih.taps();
+    const Packed packed{taps * o.I, n_, o.micro.width};
+    if (!o.images->taps_inside) return void(std::copy_n(weights, packed.rows * n_, to));
+    for (int64_t column = 0; column < n_; column += packed.row(column))
+      for (int64_t c = 0; c < o.I; c++)
+        for (int64_t k = 0; k < taps; k++)
+          std::copy_n(weights + packed.at(c * taps + k, column), packed.row(column), to + packed.at(k * o.I + c, column));
+  }
   bool joins() const { return o.I >= kJoinedInputs; }
   bool is_fresh(int64_t s) const { return s == 0 && o.fresh(); }
   int64_t panel() const { return winograd_.products * K_ * n_; }
