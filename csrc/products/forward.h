@@ -125,7 +125,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     for (int64_t s = chunk.begin; s < chunk.end; s++) {
       const int64_t t = o.seq.step(s);
       const Range rows = thread.mine(o.seq.size[t]);
-      convert<S, T>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {inputs_ + (row + rows.begin) * o.I, o.I});
+      convert<S, T>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {inputs_ + (row + rows.begin) * inputs_row_, inputs_row_});
       row += o.seq.size[t];
     }
     thread.barrier_all();
@@ -133,7 +133,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
       if (thread.in_plan()) {
         const Range panels = thread.of_unit_group(o.n_panels), rows = thread.of_row_group(chunk.rows);
         for (int64_t p = panels.begin; p < panels.end; p++)
-          o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * o.I, .a_m = o.I, .b = packed_ih(p),
+          o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * inputs_row_, .a_m = inputs_row_, .b = packed_ih(p),
                          .b_rows = packed(ih).rows, .init = bias_of(p) + ih.offset(), .c = product(p, rows.begin), .c_m = ih.width()});
       }
     }
@@ -178,7 +178,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   void precompute(bool wanted) {
     precompute_ = !kReadsX || (wanted && !kPaired<A>);
     if (!precompute_ || products_) return;
-    inputs_ = Buffer<T>(o.chunk_rows * o.I);
+    inputs_ = Buffer<T>(o.chunk_rows * inputs_row_);
     products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
   }
 
@@ -197,7 +197,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   T* product(int64_t p, int64_t row) const { return products_ + (p * o.chunk_rows + row) * ih.width(); }
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
-  const int64_t block_;
+  const int64_t block_, inputs_row_ = padded_row<T>(o.I);
   const bool single_;
   bool precompute_ = false;
   Buffer<A> packed_;

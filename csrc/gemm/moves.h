@@ -1,0 +1,75 @@
+// Copies, transposes, and sums of products of rows. Included by microkernel.h, and compiled for its instruction set.
+namespace fastlstm::ISA {
+namespace {
+
+template <class T, bool ADD>
+void move(int64_t rows, int64_t n, Block<const T> from, Block<T> to) {
+  using S = Simd<T>;
+  for (int64_t m = 0; m < rows; m++)
+    for (int64_t i = 0; i < n; i += S::lanes) {
+      const typename S::V v = S::load(from.p + m * from.row + i);
+      T* out = to.p + m * to.row + i;
+      S::store(out, ADD ? S::load(out) + v : v);
+    }
+}
+
+// A square block of `lanes` rows: rows j and j + lanes / 2 are zipped, over and over.
+template <class T>
+[[gnu::always_inline]] inline void transpose_block(Block<const T> from, Block<T> to) {
+  using S = Simd<T>;
+  constexpr int n = S::lanes;
+  typename S::V v[n], w[n];
+#pragma GCC unroll 16
+  for (int j = 0; j < n; j++) v[j] = S::load(from.p + j * from.row);
+#if !defined(__clang__)
+  typename S::I low, high;
+  for (int i = 0; i < n; i++) {
+    low[i] = i / 2 + (i % 2) * n;
+    high[i] = low[i] + n / 2;
+  }
+#pragma GCC unroll 4
+  for (int stage = 1; stage < n; stage *= 2) {
+#pragma GCC unroll 16
+    for (int j = 0; j < n / 2; j++) {
+      w[2 * j] = __builtin_shuffle(v[j], v[j + n / 2], low);
+      w[2 * j + 1] = __builtin_shuffle(v[j], v[j + n / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < n; j++) v[j] = w[j];
+  }
+#else
+  for (int j = 0; j < n; j++)
+    for (int i = 0; i < n; i++) w[j][i] = v[i][j];
+  for (int j = 0; j < n; j++) v[j] = w[j];
+#endif
+#pragma GCC unroll 16
+  for (int j = 0; j < n; j++) S::store(to.p + j * to.row, v[j]);
+}
+
+template <class T>
+void transpose(int64_t rows, int64_t columns, Block<const T> from, Block<T> to) {
+  constexpr int64_t n = Simd<T>::lanes;
+  const int64_t whole_rows = rows / n * n, whole_columns = columns / n * n;
+  for (int64_t i = 0; i < whole_rows; i += n)
+    for (int64_t j = 0; j < whole_columns; j += n)
+      transpose_block<T>({from.p + i * from.row + j, from.row}, {to.p + j * to.row + i, to.row});
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = i < whole_rows ? whole_columns : 0; j < columns; j++) to.p[j * to.row + i] = from.p[i * from.row + j];
+}
+
+template <class T>
+void dots(int64_t rows, Block<const T> a, Block<const T> b, T* sum) {
+  using S = Simd<T>;
+  for (int64_t i = 0; i < kPanel; i += S::lanes) {
+    typename S::V total = S::load(sum + i);
+    for (int64_t m0 = 0; m0 < rows; m0 += 16) {
+      typename S::V part{};
+      for (int64_t m = m0; m < rows && m < m0 + 16; m++) part += S::load(a.p + m * a.row + i) * S::load(b.p + m * b.row + i);
+      total += part;
+    }
+    S::store(sum + i, total);
+  }
+}
+
+}  // namespace
+}  // namespace fastlstm::ISA
