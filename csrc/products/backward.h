@@ -7,6 +7,20 @@
 
 namespace fastlstm {
 
+// A matrix in strips of `width` columns, the rows of each side by side: so they are near to one another for sums over rows.
+template <class V>
+struct Strips {
+  V* p;
+  int64_t rows, width;
+
+  Block<V> at(int64_t row, int64_t column) const { return {p + column / width * rows * width + row * width + column % width, width}; }
+  // Calls f(i, n, block) for the parts of n columns from `column` on that lie in one strip, the i-th of them and following.
+  template <class F>
+  void for_parts(int64_t row, int64_t column, int64_t n, const F& f) const {
+    for (int64_t i = 0; i < n; i += width) f(i, std::min(width, n - i), at(row, column + i));
+  }
+};
+
 template <class S>
 class BackwardProducts {
  public:
@@ -40,24 +54,29 @@ class BackwardProducts {
   virtual void write(int64_t p, const WeightGradients<S>& to) const = 0;
 
  protected:
+  // Columns of h begin with `h_column`, where a strip begins or all are in one.
   template <class J>
-  void concat_xh(const Thread& thread, int64_t t, int64_t row, J* xh, int64_t xh_row) const {
+  void concat_xh(const Thread& thread, int64_t t, int64_t row, const Strips<J>& xh, int64_t h_column) const {
     const Range rows = thread.mine(o.seq.size[t], o.seq.together);
     if (rows.size() == 0) return;
-    J* const to = xh + (row + rows.begin) * xh_row;
+    row += rows.begin;
     bool put = false;
     if constexpr (std::is_same_v<S, J>)
-      if (f.inputs) f.inputs(t, rows.begin, rows.size(), {to, xh_row}), put = true;
-    if (!put) convert<S, J>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {to, xh_row});
+      if (f.inputs) f.inputs(t, rows.begin, rows.size(), xh.at(row, 0)), put = true;
+    const S* const x = o.x.at(o.seq, t, rows.begin);
+    if (!put) xh.for_parts(row, 0, o.I, [&](int64_t i, int64_t n, Block<J> to) { convert<S, J>(rows.size(), n, {x + i, o.x.b_stride}, to); });
+    const auto put_h = [&](int64_t first, int64_t count, const S* h) {
+      xh.for_parts(row + first, h_column, o.R, [&](int64_t i, int64_t n, Block<J> to) { convert<S, J>(count, n, {h + i, o.R}, to); });
+    };
     const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - rows.begin, 0, rows.size());
     if (known > 0 && f.h)
-      convert<S, J>(known, o.R, {f.h + (o.seq.first[o.seq.before(t)] + rows.begin) * o.R, o.R}, {to + o.I, xh_row});
+      put_h(0, known, f.h + (o.seq.first[o.seq.before(t)] + rows.begin) * o.R);
     else if (known > 0)
-      hidden(thread, o.seq.before(t), rows.begin, known, [&](int64_t row, int64_t n, int64_t p, Block<const T> h) {
-        round_to(n, units_of(o.R, p), h, Block<J>{to + row * xh_row + o.I + p * kPanel, xh_row});
+      hidden(thread, o.seq.before(t), rows.begin, known, [&](int64_t first, int64_t n, int64_t p, Block<const T> h) {
+        round_to(n, units_of(o.R, p), h, xh.at(row + first, h_column + p * kPanel));
       });
-    convert<S, J>(rows.size() - known, o.R, {f.h0 + (rows.begin + known) * o.R, o.R}, {to + known * xh_row + o.I, xh_row});
-    o.apply_reset(t, rows.begin, rows.size(), o.R, Block<J>{to + o.I, xh_row});
+    put_h(known, rows.size() - known, f.h0 + (rows.begin + known) * o.R);
+    xh.for_parts(row, h_column, o.R, [&](int64_t, int64_t n, Block<J> to) { o.apply_reset(t, rows.begin, rows.size(), n, to); });
   }
 
   // h of `rows` sequences from b on after step t, from what is saved: put(row, n, p, h) gets panel p of n of them, from `row` on.

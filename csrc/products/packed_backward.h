@@ -10,16 +10,18 @@ class PackedBackward final : public BackwardProducts<S> {
   using typename Base::T;
   using V = kept_t<S, A>;
   using Base::o, Base::f, Base::db;
-  static constexpr int64_t kWeightRows = 48;  // rows of a weight gradient per job
+  static constexpr int64_t kWeightRows = 48;  // rows of a weight gradient per job, and columns of [x, h_prev] that lie side by side
+  static constexpr int64_t kNearJobs = 20;    // jobs whose left factors stay in the cache while they are done for all panels
   static constexpr int64_t kBiasBlock = 16;   // terms of a bias' gradient at a time
-  static constexpr int64_t kInputRows = 24;   // rows of an input gradient at a time
+  static constexpr int64_t kInputRows = 120;  // rows of an input gradient at a time
   static constexpr int64_t kBlock = 256 / kTerms<A>;
 
  public:
   static constexpr int64_t kTileSize = kInputRows * kMaxBlock;
 
   PackedBackward(const Context<S>& context, const BackwardCall<S>& call)
-      : Base(context, call), xh_row_(padded_row<T>(o.I + o.R)), dw_panel_(o.I * ih.width() + o.R * hh.width() + o.gate_width),
+      : Base(context, call), in_strips_(!kPaired<A> && !f.inputs), xh_row_(in_strips_ ? kWeightRows : padded_row<T>(o.I + o.R)),
+        h_column_(in_strips_ ? round_up(o.I) : o.I), dw_panel_(o.I * ih.width() + o.R * hh.width() + o.gate_width),
         packed_hh_(o.n_panels * hh.width() / kTerms<A> * o.r_panels * kPanel),
         dx_panels_(panels_of(f.dx_columns())),
         packed_ih_(f.dx ? o.n_panels * ih.width() / kTerms<A> * dx_panels_ * kPanel : 0),
@@ -27,7 +29,7 @@ class PackedBackward final : public BackwardProducts<S> {
         of_panel_{o.chunk_rows, o.gate_width, !kPaired<A> && o.micro.width == kPanel ? kPanel : o.gate_width},
         dgates_(o.chunk_rows * o.n_panels * o.gate_width), offsets_ih_(offsets(ih)), offsets_hh_(offsets(hh)) {
     if (!f.need_dw) return;
-    xh_ = Buffer<V>(o.chunk_rows * xh_row_);
+    xh_ = Buffer<V>(o.chunk_rows * (in_strips_ ? h_column_ + round_up(o.R) : xh_row_));
     dw_ = Buffer<T>(o.n_panels * dw_panel_);
     if constexpr (kPaired<A>) {
       const int64_t pairs = (o.chunk_rows + 1) / 2;
@@ -46,7 +48,7 @@ class PackedBackward final : public BackwardProducts<S> {
       pack_blocks(o.w.ih + f.stepwise_begin, ih, o.I, p, share(step_panels, group, groups), packed_step_, f.stepwise_columns);
     }
     if (!f.need_dw) return;
-    std::fill_n(dw_ + p * dw_panel_, dw_panel_, T(0));
+    if (o.seq.T == 0) std::fill_n(dw_ + p * dw_panel_, dw_panel_, T(0));
     std::fill_n(db(p), o.gate_width, 0.0);
   }
 
@@ -84,7 +86,7 @@ class PackedBackward final : public BackwardProducts<S> {
     });
   }
 
-  void concat_xh(const Thread& thread, int64_t t, int64_t row) override { Base::template concat_xh<V>(thread, t, row, xh_, xh_row_); }
+  void concat_xh(const Thread& thread, int64_t t, int64_t row) override { Base::template concat_xh<V>(thread, t, row, {xh_, o.chunk_rows, xh_row_}, h_column_); }
 
   // dw.T[p] += [x, h_prev, 1].T @ dG[p], the ones being the biases' input; cut into jobs of some rows of dw.T each.
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
@@ -95,12 +97,14 @@ class PackedBackward final : public BackwardProducts<S> {
     }
     const int64_t of_x = (o.I + kWeightRows - 1) / kWeightRows, of_h = (o.R + kWeightRows - 1) / kWeightRows, per_panel = of_x + of_h + 1;
     const Range jobs = thread.mine(o.n_panels * per_panel);
-    for (int64_t job = jobs.begin; job < jobs.end; job++) {
-      const int64_t p = job / per_panel, k = job % per_panel;
-      if (k < of_x) add_product(ih, p, rows, 0, o.I, k, dw_ih(p));
-      else if (k < of_x + of_h) add_product(hh, p, rows, o.I, o.R, k - of_x, dw_hh(p));
-      else add_bias_product(p, rows);
-    }
+    for (int64_t first = 0; first < per_panel; first += kNearJobs)
+      for (int64_t p = jobs.begin / per_panel; p * per_panel < jobs.end; p++) {
+        const int64_t end = std::min({first + kNearJobs, per_panel, jobs.end - p * per_panel});
+        for (int64_t k = std::max(first, jobs.begin - p * per_panel); k < end; k++)
+          if (k < of_x) add_product(ih, p, chunk, 0, o.I, k, dw_ih(p));
+          else if (k < of_x + of_h) add_product(hh, p, chunk, h_column_, o.R, k - of_x, dw_hh(p));
+          else add_bias_product(p, rows);
+      }
   }
 
   // dx = dG @ w_ih, over this worker's share of the chunk's rows.
@@ -165,11 +169,11 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   // The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += columns of [x, h_prev] from `column` on, times dG.
-  void add_product(const GateMap& map, int64_t p, int64_t rows, int64_t column, int64_t depth, int64_t k, T* to) const {
+  void add_product(const GateMap& map, int64_t p, const Chunk& chunk, int64_t column, int64_t depth, int64_t k, T* to) const {
     const int64_t first = k * kWeightRows;
-    o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(rows), .a = left() + column + first,
+    o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(chunk.rows), .a = left(column + first),
                       .a_m = 1, .a_k = xh_row_, .b = right(p, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows, .c = to + first * map.width(),
-                      .c_m = map.width(), .accumulate = true, .block = kBlock});
+                      .c_m = map.width(), .accumulate = chunk.begin > 0, .block = kBlock});
   }
 
   void add_bias_product(int64_t p, int64_t rows) const {
@@ -199,10 +203,11 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   static int64_t terms(int64_t rows) { return (rows + kTerms<A> - 1) / kTerms<A>; }
-  const A* left() const {
-    if constexpr (kPaired<A>) return xh_pairs_;
-    else return xh_;
+  const A* left(int64_t column) const {
+    if constexpr (kPaired<A>) return xh_pairs_ + column;
+    else return Strips<V>{xh_, o.chunk_rows, xh_row_}.at(0, column).p;
   }
+  static int64_t round_up(int64_t columns) { return (columns + kWeightRows - 1) / kWeightRows * kWeightRows; }
   // dG of panel p from a column on: packed where a row is not one piece.
   const A* right(int64_t p, int64_t column) const {
     if constexpr (kPaired<A>) return pairs_of(p) + column;
@@ -223,7 +228,8 @@ class PackedBackward final : public BackwardProducts<S> {
   static inline const A kOnes = ones();
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
-  const int64_t xh_row_;
+  const bool in_strips_;  // rows of [x, h_prev] are cut into strips, or whole where others write or pair them
+  const int64_t xh_row_, h_column_;  // columns of a strip, and where h begins
   const int64_t dw_panel_;  // of accumulators: dw_ih.T (I, width), dw_hh.T (R, width), and a chunk's biases in one row of all slots
   Buffer<A> packed_hh_;
   const int64_t dx_panels_;
