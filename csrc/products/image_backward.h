@@ -79,17 +79,15 @@ class ImageBackward : public BackwardProducts<S> {
     }
   }
 
-  // Line by line of the frames, of about kChunkRows pixels at a time.
+  // Line by line of the frames, which are summed in double.
   void add_bias_product(int64_t p, int64_t rows) const {
-    T* const of_run = dw(p) + dw_panel_ - o.gate_width;
+    T* const of_line = dw(p) + dw_panel_ - o.gate_width;
     static const T kOne = 1;
     const int64_t line = hh.axes[2].out;
-    for (int64_t row = 0; row < rows;) {
-      const int64_t end = std::min(rows, row + (kChunkRows + line - 1) / line * line);
-      for (bool begun = false; row < end; row += line, begun = true)
-        o.gemm(Gemm<T>{.m = 1, .n = o.gate_width, .k = line, .a = &kOne, .a_m = 0, .a_k = 0, .b = dg_.pixel(row) + p * o.gate_width,
-                       .b_k = dg_.frame.row, .c = of_run, .c_m = o.gate_width, .accumulate = begun, .block = kBiasBlock});
-      for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_run[i];
+    for (int64_t row = 0; row < rows; row += line) {
+      o.gemm(Gemm<T>{.m = 1, .n = o.gate_width, .k = line, .a = &kOne, .a_m = 0, .a_k = 0, .b = dg_.pixel(row) + p * o.gate_width,
+                     .b_k = dg_.frame.row, .c = of_line, .c_m = o.gate_width, .block = kBiasBlock});
+      for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_line[i];
     }
   }
 
@@ -110,7 +108,7 @@ class ImageBackward : public BackwardProducts<S> {
   const Frames<S> dg_, x_, h_;
   const Packed kept_;  // where a panel's dG of a chunk's rows is: slot by slot where products take single panels of columns
   Buffer<T> dgates_;
-  const int64_t dw_panel_;  // of accumulators: dw_ih.T, dw_hh.T, and the biases of some rows in one
+  const int64_t dw_panel_;  // of accumulators: dw_ih.T, dw_hh.T, and the biases' of a line in one
   Buffer<T> dw_;
 };
 
