@@ -130,6 +130,7 @@ def by_pytorch(monkeypatch):
         return choose(variant, device, dtype, requested, beyond_torch)
 
     monkeypatch.setattr(backends, "choose", auto_is_torch)
+    monkeypatch.setattr("fastlstm.functional.quick.is_usual", lambda: False)  # it asks for kernels, and nothing else
 
 
 @pytest.mark.usefixtures("by_pytorch")
