@@ -79,15 +79,20 @@ class ImageBackward : public BackwardProducts<S> {
     }
   }
 
-  // Line by line of the frames, which are summed in double.
+  // Line by line of the frames. There are many, and so what each sum rounds off joins the next (Kahan's).
   void add_bias_product(int64_t p, int64_t rows) const {
     T* const of_line = dw(p) + dw_panel_ - o.gate_width;
     static const T kOne = 1;
     const int64_t line = hh.axes[2].out;
+    double lost[kMaxBlock] = {};
     for (int64_t row = 0; row < rows; row += line) {
       o.gemm(Gemm<T>{.m = 1, .n = o.gate_width, .k = line, .a = &kOne, .a_m = 0, .a_k = 0, .b = dg_.pixel(row) + p * o.gate_width,
                      .b_k = dg_.frame.row, .c = of_line, .c_m = o.gate_width, .block = kBiasBlock});
-      for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_line[i];
+      for (int64_t i = 0; i < o.gate_width; i++) {
+        const double sum = db(p)[i], more = of_line[i] - lost[i], next = sum + more;
+        lost[i] = (next - sum) - more;
+        db(p)[i] = next;
+      }
     }
   }
 
