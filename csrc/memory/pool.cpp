@@ -58,8 +58,10 @@ void* map(size_t bytes) { return allocate(bytes); }
 void unmap(void* p, size_t) { std::free(p); }
 #endif
 
-// Blocks in use and kept together are never more than the most that was in use at once in the last kMemory to 2 kMemory returns.
+// Blocks in use and kept together are never more than the most that was in use at once in the last kMemory to 2 kMemory returns, and
+// kSlack: what small calls take one after another in several sizes would be returned and asked for again by each of them.
 constexpr int kMemory = 256;
+constexpr size_t kSlack = 1 << 20;
 
 class Pool {
  public:
@@ -68,7 +70,7 @@ class Pool {
     Kept block{nullptr, round_up(bytes, kPage)};
     auto best = smallest(block.bytes, block.bytes + block.bytes / 4);
     // Rather than return some to the system and ask it for another
-    if (best == kept_.end() && used_bytes_ + kept_bytes_ + block.bytes > most()) best = smallest(block.bytes, 2 * block.bytes);
+    if (best == kept_.end() && used_bytes_ + kept_bytes_ + block.bytes > limit()) best = smallest(block.bytes, 2 * block.bytes);
     if (best != kept_.end()) {
       block = *best;
       kept_.erase(best);
@@ -120,11 +122,14 @@ class Pool {
       if (it->bytes >= least && it->bytes <= most && (best == kept_.end() || it->bytes < best->bytes)) best = it;
     return best;
   }
-  size_t most() const { return std::max(most_, most_before_); }
+  size_t limit() const {
+    const size_t most = std::max(most_, most_before_);
+    return most == 0 ? 0 : most + kSlack;
+  }
 
   // Releases kept blocks, the oldest first, until `more` bytes may be in use as well.
   void trim(size_t more) {
-    while (!kept_.empty() && used_bytes_ + kept_bytes_ + more > most()) {
+    while (!kept_.empty() && used_bytes_ + kept_bytes_ + more > limit()) {
       unmap(kept_.front().p, kept_.front().bytes);
       kept_bytes_ -= kept_.front().bytes;
       kept_.erase(kept_.begin());
