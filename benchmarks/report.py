@@ -71,10 +71,14 @@ def memory_share(rows: list[dict]) -> str:
 
 
 def order(name: str) -> int:
-    """Layers before cells, in the order of MODULES."""
+    """Layers before cells and streams, in the order of MODULES."""
     bare = re.sub(r"LSTM[13]d", "LSTM2d", name.removeprefix("fastlstm."))
     names = list(MODULES.values())
-    return names.index(bare) if bare in names else len(names) + names.index(re.sub(r"Cell$|\.step$", "", bare))
+    return (
+        names.index(bare)
+        if bare in names
+        else len(names) + names.index(re.sub(r"Cell$|\.step$| in a Stream$", "", bare))
+    )
 
 
 def mean_and_lowest(rows: list[dict]) -> str:

@@ -11,8 +11,9 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "CIFGLSTM"])
+@pytest.mark.parametrize(
+    ("kind", "way"), [("LSTM", "compile"), ("GRU", "export"), ("CIFGLSTM", "compile"), ("LSTM", "export")]
+)
 def test_first_call(kind, way):
     code = f"import torch, fastlstm; m, x = fastlstm.{kind}(3, 4), torch.randn(5, 2, 3); {WAYS[way]}; print('ok')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

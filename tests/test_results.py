@@ -84,6 +84,8 @@ def test_results_of_this_repository_are_read(file: Path) -> None:
         case = parse(row["case"])
         assert str(case) == row["case"]
         assert (case.variant, case.mode) == (row["variant"], row["mode"])
+        if "name" not in row:  # a case of its own, in words
+            continue
         of_name = CASES[row["name"]]
         assert (case.T, case.B, case.I, case.H, case.lengths) == (
             of_name.T,

@@ -154,8 +154,14 @@ def test_without_matplotlib(text: Path, tmp_path: Path, monkeypatch: pytest.Monk
 # --- checkpoints
 
 
-@pytest.mark.parametrize("compare", [[], ["--compare", "torch"]], ids=["alone", "compare"])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+COMPARED = ["--compare", "torch"]
+
+
+@pytest.mark.parametrize(
+    ("number", "compare"),
+    [(signal.SIGKILL, COMPARED), (signal.SIGINT, []), (signal.SIGTERM, COMPARED)],
+    ids=["SIGKILL-compare", "SIGINT-alone", "SIGTERM-compare"],
+)
 def test_killed_and_resumed_ends_with_the_same_bits(
     text: Path, tmp_path: Path, number: signal.Signals, compare: list[str]
 ) -> None:
