@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 import fastlstm
@@ -197,3 +198,16 @@ def test_functions_of_a_step_take_matrices():
     w = Z(4 * H, I), Z(4 * H, H)
     with torch.no_grad(), pytest.raises(RuntimeError, match="Input batch size 3 doesn't match hidden0 batch size 1"):
         fastlstm.functional.lstm_cell(Z(B, I), (Z(1, B, H), Z(1, B, H)), *w)
+
+
+def test_a_mode_that_has_a_say_is_asked(taken):
+    """Under fake tensors all is fake, also what is kept for calls to come."""
+    layer, mode = fastlstm.LSTM(I, H), FakeTensorMode(allow_non_fake_inputs=True)
+    quick._kept_zeros.cache_clear()
+    x = torch.randn(T, B, I)
+    with mode:
+        y, _ = layer(mode.from_tensor(x))
+    assert isinstance(y, FakeTensor)
+    assert not taken
+    assert type(layer(x)[0]) is Tensor
+    assert taken == [True]

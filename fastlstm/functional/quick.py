@@ -25,9 +25,10 @@ KEPT = 1 << 14  # zeros of no more numbers than this
 
 
 def is_usual() -> bool:
-    """Whether nothing else has a say in what runs: no program that is made, no transform or autocast."""
+    """Whether nothing else has a say in what runs: no program that is made, no transform, mode or autocast."""
     return not (
         torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()  # under fake tensors, zeros that are kept would be fake ones
         or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
