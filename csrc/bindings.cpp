@@ -58,7 +58,9 @@ int64_t multiply_adds_of(int64_t times) {
   return count;
 }
 
-int64_t multiply_adds(bool is_double, int64_t times) { return is_double ? multiply_adds_of<double>(times) : multiply_adds_of<float>(times); }
+int64_t multiply_adds(bool is_double, int64_t times) {
+  return is_double ? multiply_adds_of<double>(times) : multiply_adds_of<float>(times);
+}
 
 }  // namespace
 

@@ -30,7 +30,8 @@ class DecoderBackward {
       const int64_t I = d.of_layer(l);
       const Block<T> given = dy[l].at(0, 0);
       calls.push_back({.variant = f.variant, .seq = seq, .size = {I, d.H, d.H, false},
-                       .w = {of_inputs(f.w.ih, f.w.ih_above), of(f.w.hh, gates * d.H), nullptr, nullptr, nullptr, of(f.w.peephole, peepholes)},
+                       .w = {of_inputs(f.w.ih, f.w.ih_above), of(f.w.hh, gates * d.H), nullptr, nullptr, nullptr,
+                             of(f.w.peephole, peepholes)},
                        .x = {l ? kept.dropped[l - 1] : nullptr, seq.B * I, I}, .dy = {given.p, 0, given.row}, .dcells = {},
                        .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH, .h = kept.hidden[l], .dh_n = of(f.dh_n, BH), .dc_n = of(f.dc_n, BH),
                        .saved = kept.records[l], .dx = l ? nullptr : f.d.x, .dh0 = f.d.h0 + l * BH, .dc0 = f.d.c0 + l * BH,
@@ -181,7 +182,8 @@ class DecoderBackward {
       if (d.before)
         for (int64_t i = 0; i < d.M; i++) dcontext[i] += dinputs.at(0, b).p[i];
       reader.read_backward(b, row(queries(), d.A, t, b), mine, row(kept.weights, d.S, t, b), row(kept.contexts, d.M, t, b), dcontext,
-                           f.dalignments.p ? f.dalignments.at(seq, t, b) : nullptr, row(dscores, d.S, t, b), chunk_row(dqueries, d.A, t, b));
+                           f.dalignments.p ? f.dalignments.at(seq, t, b) : nullptr, row(dscores, d.S, t, b),
+                           chunk_row(dqueries, d.A, t, b));
     });
     thread.barrier_group();
   }

@@ -26,7 +26,8 @@ class DecoderForward {
                        .stepwise = true});
     }
     for (const ForwardCall<T>& layer : calls) layers.push_back(std::make_unique<LayerForward<T>>(layer));
-    if (d.has_output && d.tanh) tanh = reinterpret_cast<void (*)(T*, int64_t)>(find_kernels("output").address(Pass::forward, sizeof(T) == 8));
+    if (d.has_output && d.tanh)
+      tanh = reinterpret_cast<void (*)(T*, int64_t)>(find_kernels("output").address(Pass::forward, sizeof(T) == 8));
   }
 
   void run() {

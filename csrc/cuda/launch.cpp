@@ -124,7 +124,8 @@ void Kernel::launch(Grid grid, cuda::Stream stream, void** parameters) const {
 }
 
 bool Kernel::launch_cooperative(Grid grid, cuda::Stream stream, void** parameters) const {
-  return driver_.call_unless(cuda::kTooLarge, name_, driver_.launch_cooperative, function_, grid.x, grid.y, 1, threads_, 1, 1, shared_, stream, parameters);
+  return driver_.call_unless(cuda::kTooLarge, name_, driver_.launch_cooperative, function_, grid.x, grid.y, 1, threads_, 1, 1, shared_,
+                             stream, parameters);
 }
 
 void run_steps(std::vector<Launch> launches, int64_t first, int64_t count, cuda::Stream stream) {

@@ -11,7 +11,8 @@ namespace {
 template <class T, class A>
 using Tile = void (*)(const Gemm<T, A>&, const Place<T, A>&);
 
-static_assert(MAX_ROWS >= 4 && MAX_ROWS <= 12 && WIDE_ROWS <= 6 && (MAX_VECTORS == 2 || MAX_VECTORS == 4), "the tiles that are chosen from below");
+static_assert(MAX_ROWS >= 4 && MAX_ROWS <= 12 && WIDE_ROWS <= 6 && (MAX_VECTORS == 2 || MAX_VECTORS == 4),
+              "the tiles that are chosen from below");
 
 template <class T, class A, bool SPREAD, int VECTORS, int PER, int ROWS>
 Tile<T, A> tile_of_rows(int64_t rows) {
@@ -129,7 +130,8 @@ void gemm(const Gemm<T, A>& g) {
       part.k2 = 0;
       by_blocks(part, pass, at);
       if (g.k2) {  // what there is by now is `init`, as in a tile
-        part.a_m = g.a2_m, part.a_k = 1, part.a_offsets = nullptr, part.a_rows = nullptr, part.batch = 1, part.k = g.k2, part.init_m = g.c_m;
+        part.a_m = g.a2_m, part.a_k = 1, part.a_offsets = nullptr, part.a_rows = nullptr, part.batch = 1,
+        part.k = g.k2, part.init_m = g.c_m;
         at.a = g.a2, at.a_rows = nullptr, at.init = at.c, at.begun = false;
         by_blocks(part, pass, at);
       }

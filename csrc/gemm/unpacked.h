@@ -46,7 +46,8 @@ void gemm_unpacked_t(const GemmUnpackedT<T>& d) {
   constexpr int64_t lanes = Simd<T>::lanes;
   int64_t n = 0;
   for (; n + lanes <= d.n; n += lanes)
-    for (int64_t m = 0; m < d.m; m++) unpacked_t_row<T>(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
+    for (int64_t m = 0; m < d.m; m++)
+      unpacked_t_row<T>(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
   for (; n < d.n; n++)
     for (int64_t m = 0; m < d.m; m++) {
       T sum = 0;
@@ -88,7 +89,8 @@ void gemm_unpacked(const GemmUnpacked<T>& g) {
     for (int64_t i = 0; i < g.n; i++) g.c[m * g.c_m + i] = 0;
   for (int64_t k = 0; k < g.k; add = true) {
     const int64_t left = g.k - k, terms = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-    const auto f = terms == 8 ? unpacked_terms<T, 8> : terms == 4 ? unpacked_terms<T, 4> : terms == 2 ? unpacked_terms<T, 2> : unpacked_terms<T, 1>;
+    const auto f = terms == 8 ? unpacked_terms<T, 8> : terms == 4 ? unpacked_terms<T, 4>
+                   : terms == 2 ? unpacked_terms<T, 2> : unpacked_terms<T, 1>;
     f(g, g.a + k * g.a_k, g.w + k * g.w_k, add);
     k += terms;
   }

@@ -5,7 +5,8 @@
 namespace fastlstm {
 namespace {
 
-constexpr int64_t kPrecomputeRows = 3;     // with more rows per step, weights of the inputs that stay in the cache are well used step by step
+// With more rows per step, weights of the inputs that stay in the cache are well used step by step.
+constexpr int64_t kPrecomputeRows = 3;
 constexpr double kBarrier = 750;           // cycles of each worker: they write one line in turn, and read another
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
 constexpr double kNear = 64, kFar = 20;    // bytes per cycle lost on weights from the second and the third level

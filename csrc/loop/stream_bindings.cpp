@@ -11,14 +11,16 @@ namespace py = pybind11;
 namespace fastlstm {
 
 void bind_stream(py::module_& m) {
-  py::class_<Stream>(m, "Stream", "A stack of layers in one direction that owns its state and packed weights; fastlstm.Stream keeps what it points to.")
+  py::class_<Stream>(m, "Stream",
+                     "A stack of layers in one direction that owns its state and packed weights; fastlstm.Stream keeps what it points to.")
       .def(py::init([](std::string variant, std::string dtype, int64_t layers, int64_t batch, int64_t input, int64_t hidden,
                        int64_t projection, uint64_t h, uint64_t c) {
              return make_stream({std::move(variant), std::move(dtype), layers, batch, input, hidden, projection, h, c});
            }),
            py::kw_only(), py::arg("variant"), py::arg("dtype"), py::arg("layers"), py::arg("B"), py::arg("I"), py::arg("H"), py::arg("P"),
            py::arg("h"), py::arg("c"),
-           "P: 0 without a projection; h, c: addresses of contiguous memory (L, B, R) and (L, B, H), where the state stands after each call.")
+           "P: 0 without a projection; h, c: addresses of contiguous memory (L, B, R) and (L, B, H), where the state stands after each "
+           "call.")
       .def(
           "pack",
           [](Stream& stream, const std::vector<std::array<uint64_t, 6>>& layers) {

@@ -58,9 +58,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_lstm_fwd(
     Optional dropped_layers, Optional dropped_output, Optional dropped_fed, Tensor w_ih, Optional w_ih_above, Tensor w_hh, Optional b_ih,
     Optional b_hh, Optional w_peephole, Optional w_query, Optional b_query, Optional w_score, Optional w_out, Optional b_out, bool coupled,
     bool before, int64_t feed, int64_t query_layer, bool tanh, double scale, bool return_alignments, bool save) {
-  const Arguments a = make_arguments(x, batch_sizes, h0, c0, fed0, memory, keys, memory_lengths, dropped_layers, dropped_output, dropped_fed,
-                                     w_ih, w_ih_above, w_hh, w_peephole, w_query, w_score, w_out, coupled, before, feed, query_layer, tanh,
-                                     scale);
+  const Arguments a = make_arguments(x, batch_sizes, h0, c0, fed0, memory, keys, memory_lengths, dropped_layers, dropped_output,
+                                     dropped_fed, w_ih, w_ih_above, w_hh, w_peephole, w_query, w_score, w_out, coupled, before, feed,
+                                     query_layer, tanh, scale);
   const DecoderShape& d = a.shape;
   const int64_t T = a.seq.T, B = a.seq.B, gates = w_hh.size(1);
   check_like(x, b_ih, "b_ih", {d.L, gates});
@@ -98,14 +98,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_lstm_fwd(
 
 // Gradients that are not wanted, or of what is not there, come back empty (zero elements).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, Optional dalignments, Tensor x, Optional batch_sizes, Tensor h0,
-                   Tensor c0, Optional fed0, Tensor memory, Optional keys, Optional memory_lengths, Optional dropped_layers,
+attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, Optional dalignments, Tensor x, Optional batch_sizes,
+                   Tensor h0, Tensor c0, Optional fed0, Tensor memory, Optional keys, Optional memory_lengths, Optional dropped_layers,
                    Optional dropped_output, Optional dropped_fed, Tensor w_ih, Optional w_ih_above, Tensor w_hh, Optional w_peephole,
                    Optional w_query, Optional w_score, Optional w_out, Tensor saved, bool coupled, bool before, int64_t feed,
                    int64_t query_layer, bool tanh, double scale, bool need_dx, bool need_dw) {
-  const Arguments a = make_arguments(x, batch_sizes, h0, c0, fed0, memory, keys, memory_lengths, dropped_layers, dropped_output, dropped_fed,
-                                     w_ih, w_ih_above, w_hh, w_peephole, w_query, w_score, w_out, coupled, before, feed, query_layer, tanh,
-                                     scale);
+  const Arguments a = make_arguments(x, batch_sizes, h0, c0, fed0, memory, keys, memory_lengths, dropped_layers, dropped_output,
+                                     dropped_fed, w_ih, w_ih_above, w_hh, w_peephole, w_query, w_score, w_out, coupled, before, feed,
+                                     query_layer, tanh, scale);
   const DecoderShape& d = a.shape;
   const int64_t T = a.seq.T, B = a.seq.B, gates = w_hh.size(1);
   check_like(x, dy, "dy", {T, B, d.H});

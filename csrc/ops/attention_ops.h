@@ -26,8 +26,8 @@ inline void check_memory(const Tensor& x, const Tensor& memory, const Optional& 
 template <class S>
 Memory<S> memory_of(const Tensor& memory, const Optional& keys, const Optional& lengths, const Optional& w_score, int64_t A) {
   const auto slots = [](const Tensor& t) { return MemoryRows<S>{data<S>(t), t.stride(0), t.stride(1)}; };
-  return {.S = memory.size(0), .B = memory.size(1), .M = memory.size(2), .A = A, .memory = slots(memory), .keys = slots(keys ? *keys : memory),
-          .own_keys = keys.has_value(), .lengths = data<int64_t>(lengths), .score = data<S>(w_score)};
+  return {.S = memory.size(0), .B = memory.size(1), .M = memory.size(2), .A = A, .memory = slots(memory),
+          .keys = slots(keys ? *keys : memory), .own_keys = keys.has_value(), .lengths = data<int64_t>(lengths), .score = data<S>(w_score)};
 }
 
 template <class F>

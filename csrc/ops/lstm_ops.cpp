@@ -88,9 +88,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
     BackwardCall<S>{.variant = variant, .seq = seq, .size = size,
                     .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, data<S>(w_hr), data<S>(w_peephole)},
                     .x = rows_of<S>(x), .dy = rows_of<S>(dy), .dcells = rows_of<S>(dcells), .h0 = data<S>(h0), .c0 = data<S>(c0),
-                    .h = size.project ? projected<S>(saved, variant, size) : nullptr, .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
-                    .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = out<S>(dc0), .need_dw = need_dw,
-                    .make_dw = [&] {
+                    .h = size.project ? projected<S>(saved, variant, size) : nullptr, .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n),
+                    .saved = data<compute_t<S>>(saved), .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = out<S>(dc0),
+                    .need_dw = need_dw, .make_dw = [&] {
                       make_dw();
                       return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db), nullptr, out<S>(dw_hr), out<S>(dw_peephole)};
                     }}

@@ -79,7 +79,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                     .dh0 = out<S>(dh0), .dc0 = c0 ? out<S>(dc0) : nullptr, .need_dw = need_dw,
                     .make_dw = [&] {
                       make_dw();
-                      return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db_ih), out<S>(db_hh), out<S>(dw_hr), out<S>(dw_peephole)};
+                      return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db_ih), out<S>(db_hh), out<S>(dw_hr),
+                                                out<S>(dw_peephole)};
                     }}
         .run();
   });

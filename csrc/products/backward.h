@@ -64,7 +64,8 @@ class BackwardProducts {
     if constexpr (std::is_same_v<S, J>)
       if (f.inputs) f.inputs(t, rows.begin, rows.size(), xh.at(row, 0)), put = true;
     const S* const x = o.x.at(o.seq, t, rows.begin);
-    if (!put) xh.for_parts(row, 0, o.I, [&](int64_t i, int64_t n, Block<J> to) { convert<S, J>(rows.size(), n, {x + i, o.x.b_stride}, to); });
+    const auto put_x = [&](int64_t i, int64_t n, Block<J> to) { convert<S, J>(rows.size(), n, {x + i, o.x.b_stride}, to); };
+    if (!put) xh.for_parts(row, 0, o.I, put_x);
     const auto put_h = [&](int64_t first, int64_t count, const S* h) {
       xh.for_parts(row + first, h_column, o.R, [&](int64_t i, int64_t n, Block<J> to) { convert<S, J>(count, n, {h + i, o.R}, to); });
     };

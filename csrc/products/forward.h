@@ -125,7 +125,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     for (int64_t s = chunk.begin; s < chunk.end; s++) {
       const int64_t t = o.seq.step(s);
       const Range rows = thread.mine(o.seq.size[t]);
-      convert<S, T>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {inputs_ + (row + rows.begin) * inputs_row_, inputs_row_});
+      convert<S, T>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride},
+                    {inputs_ + (row + rows.begin) * inputs_row_, inputs_row_});
       row += o.seq.size[t];
     }
     thread.barrier_all();
@@ -133,8 +134,9 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
       if (thread.in_plan()) {
         const Range panels = thread.of_unit_group(o.n_panels), rows = thread.of_row_group(chunk.rows);
         for (int64_t p = panels.begin; p < panels.end; p++)
-          o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * inputs_row_, .a_m = inputs_row_, .b = packed_ih(p),
-                         .b_rows = packed(ih).rows, .init = bias_of(p) + ih.offset(), .c = product(p, rows.begin), .c_m = ih.width()});
+          o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * inputs_row_, .a_m = inputs_row_,
+                         .b = packed_ih(p), .b_rows = packed(ih).rows, .init = bias_of(p) + ih.offset(),
+                         .c = product(p, rows.begin), .c_m = ih.width()});
       }
     }
     if (o.team->plan.row_groups > 1) thread.barrier_all();

@@ -21,8 +21,9 @@ class ImageBackward : public BackwardProducts<S> {
                 bool twice)
       : BackwardProducts<S>(context, call), ih(o.images->ih), hh(o.images->hh), width_(o.n_panels * o.gate_width),
         dg_(o, hh, dg, o.chunk_rows), x_(o, ih, x, f.need_dw ? o.chunk_rows : 0), h_(o, hh, h, f.need_dw ? o.chunk_rows : 0),
-        kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width}, dgates_(twice && f.need_dw ? o.chunk_rows * width_ : 0),
-        dw_panel_((dw_rows + 1) * o.gate_width), dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {}
+        kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width},
+        dgates_(twice && f.need_dw ? o.chunk_rows * width_ : 0), dw_panel_((dw_rows + 1) * o.gate_width),
+        dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {}
 
   void pack(int64_t p) override {
     if (!f.need_dw) return;

@@ -117,7 +117,8 @@ void for_column_blocks(int64_t begin, int64_t end, const F& f) {
 template <class F>
 void for_column_blocks(int64_t begin, int64_t end, bool backwards, const F& f) {
   if (!backwards) return for_column_blocks(begin, end, f);
-  for (int64_t block = begin + (end - begin - 1) / 4 * 4; begin < end && block >= begin; block -= 4) f(block, std::min<int64_t>(4, end - block));
+  for (int64_t block = begin + (end - begin - 1) / 4 * 4; begin < end && block >= begin; block -= 4)
+    f(block, std::min<int64_t>(4, end - block));
 }
 
 }  // namespace fastlstm

@@ -86,7 +86,9 @@ class PackedBackward final : public BackwardProducts<S> {
     });
   }
 
-  void concat_xh(const Thread& thread, int64_t t, int64_t row) override { Base::template concat_xh<V>(thread, t, row, {xh_, o.chunk_rows, xh_row_}, h_column_); }
+  void concat_xh(const Thread& thread, int64_t t, int64_t row) override {
+    Base::template concat_xh<V>(thread, t, row, {xh_, o.chunk_rows, xh_row_}, h_column_);
+  }
 
   // dw.T[p] += [x, h_prev, 1].T @ dG[p], the ones being the biases' input; cut into jobs of some rows of dw.T each.
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
@@ -172,8 +174,8 @@ class PackedBackward final : public BackwardProducts<S> {
   void add_product(const GateMap& map, int64_t p, const Chunk& chunk, int64_t column, int64_t depth, int64_t k, T* to) const {
     const int64_t first = k * kWeightRows;
     o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(chunk.rows), .a = left(column + first),
-                      .a_m = 1, .a_k = xh_row_, .b = right(p, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows, .c = to + first * map.width(),
-                      .c_m = map.width(), .accumulate = chunk.begin > 0, .block = kBlock});
+                      .a_m = 1, .a_k = xh_row_, .b = right(p, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows,
+                      .c = to + first * map.width(), .c_m = map.width(), .accumulate = chunk.begin > 0, .block = kBlock});
   }
 
   void add_bias_product(int64_t p, int64_t rows) const {

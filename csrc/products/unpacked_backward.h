@@ -37,7 +37,9 @@ class UnpackedBackward final : public BackwardProducts<S> {
     });
   }
 
-  void concat_xh(const Thread& thread, int64_t t, int64_t row) override { Base::template concat_xh<S>(thread, t, row, {xh_, o.chunk_rows, xh_row_}, o.I); }
+  void concat_xh(const Thread& thread, int64_t t, int64_t row) override {
+    Base::template concat_xh<S>(thread, t, row, {xh_, o.chunk_rows, xh_row_}, o.I);
+  }
 
   // The gradients of weights and biases from the few rows that there are, as they are to be returned.
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
