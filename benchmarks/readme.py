@@ -1,5 +1,6 @@
 """What the README and docs/speed.md say of speed, from the results that lie in one folder. Nothing in it is typed by hand."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from itertools import product
@@ -150,20 +151,29 @@ def cost(result: dict, variant: str, mode: str) -> str:
 
 
 def speed(machines: Sequence[Machine]) -> str:
-    """A picture and a table for each machine."""
+    """A picture and a table of the first machine, and where those of the others are."""
+    first, *others = machines
     parts = [
         "How many times as fast as each peer: the geometric mean over the cases, and the case where it is lowest. "
-        f"Memory: our peak in a training step, as a share of theirs. Every case: [{DETAILS}]({DETAILS})."
+        f"Memory: our peak in a training step, as a share of theirs. Every case: [{DETAILS}]({DETAILS}).",
+        f"### {first.name}",
+        *picture_of(first, Path()),
+        table(summary(first.whole, ourselves=False)),
     ]
-    for m in machines:
-        parts += [f"### {m.name}", *picture_of(m, Path())]
-        parts.append(table(summary(m.whole, ourselves=False)))
-        for half in m.halves:
-            parts += [f"In {half['dtype']}:", table(summary(half, ourselves=False))]
-        for result in m.results:
-            about, _, *missed = notes(result)
-            parts += [about, *missed]
+    for half in first.halves:
+        parts += [f"In {half['dtype']}:", table(summary(half, ourselves=False))]
+    said = [line for about, _, *missed in map(notes, first.results) for line in (about, *missed)]
+    parts += dict.fromkeys(said)
+    if others:
+        parts.append(
+            "The same of others: " + ", ".join(f"[{m.name}]({DETAILS}#{anchor(m.name)})" for m in others) + "."
+        )
     return "\n\n".join(parts)
+
+
+def anchor(title: str) -> str:
+    """Of a heading of a page, on GitHub and on the site of `make docs`."""
+    return re.sub(r"[^\w\s-]", "", title.lower()).strip().replace(" ", "-")
 
 
 def picture_of(m: Machine, page: Path) -> list[str]:

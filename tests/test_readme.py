@@ -120,6 +120,11 @@ def test_parts_are_written_between_their_markers(tmp_path):
     assert "| fastlstm.LSTM | nn.LSTM, dense cases | 1.15 (square: 1.02) | 0.97 (square: 0.96) | – | 2 |" in text
     assert "In bf16:\n\n| module" in text
     assert "Not timed: fastlstm.LSTM, lm, training, nn.LSTM: the error of y is 1." in text
+    of_others = (
+        "[Lesser (AVX2)](docs/speed.md#lesser-avx2), [Lesser (held to AVX2)](docs/speed.md#lesser-held-to-avx2)."
+    )
+    assert f"The same of others: {of_others}" in text
+    assert text.count("### ") == 1
     assert "fastlstm.GRU | fastlstm.LSTM" in page
     assert "fastlstm.GRU | fastlstm.LSTM" not in text, "beside ourselves"
     assert "### LSTM: training against PyTorch's, in bf16\n" in page
