@@ -33,7 +33,7 @@ Events = list[tuple[torch.cuda.Event, torch.cuda.Event]]
 # Predictions, until a GPU is measured: what a call takes of the host beside its steps, docs/decisions/0029. Launches, PyTorch's
 # too, and Python calls inside the op are counted by tests/test_gpu_host.py
 LAUNCH_S, PYTHON_CALL_S = 4e-6, 1e-7
-CALLS = {"lstm forward": (2, 38), "lstm backward": (11, 48), "gru forward": (3, 36), "gru backward": (14, 44)}
+CALLS = {"lstm forward": (2, 38), "lstm backward": (8, 48), "gru forward": (3, 36), "gru backward": (14, 44)}
 
 
 def predicted_call_s(launches: int, python_calls: int) -> float:

@@ -86,9 +86,8 @@ def activate(a_i, a_f, a_g, a_o, c_prev, p_i, p_f, p_o, COUPLED: tl.constexpr, P
 
 
 @triton.jit
-def factors(i, f, g, o, c, c_prev, COUPLED: tl.constexpr):
+def factors(i, f, g, o, tanh_c, c_prev, COUPLED: tl.constexpr):
     """What the step after has no part in: factors of dc, for the gradients of i, f and g; of dm, for those of o and c."""
-    tanh_c = tanh(c)
     by_i, by_g = (g - c_prev if COUPLED else g) * i * (1.0 - i), i * (1.0 - g * g)
     return by_i, c_prev * f * (1.0 - f), by_g, tanh_c * o * (1.0 - o), o * (1.0 - tanh_c * tanh_c)
 

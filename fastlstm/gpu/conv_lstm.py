@@ -15,7 +15,6 @@ from fastlstm.gpu import launch, plan
 from fastlstm.gpu.arrays import Block, aligned, bias_gradient, nothing, on_gpu, or_new, or_zeros, state, sum_of
 from fastlstm.gpu.convolution import Convolution
 from fastlstm.gpu.loop import Given, Loop
-from fastlstm.gpu.lstm import hidden
 from fastlstm.gpu.rows import Rows
 from fastlstm.kernels.gpu_compile import Spec, saved_dtype
 
@@ -170,3 +169,10 @@ def saved_block(y: Tensor, gates: int, save: bool) -> Block:
     """What the forward saves of the pixels of `y`, by the columns of each: c in float32, and the activated gates."""
     columns = [y.shape[-1] * save, gates * save]
     return Block(math.prod(y.shape[:-1]), columns, [torch.float32, y.dtype])
+
+
+def hidden(cells: Tensor, gates: Tensor) -> Tensor:
+    """h = o * tanh(c) of every row, from what is saved: what was returned is the caller's, who may have edited it."""
+    o = gates[..., -cells.shape[-1] :]
+    exact = o if o.dtype == torch.float32 else o.view(torch.float16)  # whatever the dtype: see `saved_dtype`
+    return torch.mul(exact, cells.tanh(), out=torch.empty_like(o))

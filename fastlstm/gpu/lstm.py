@@ -33,7 +33,7 @@ def lstm_fwd(
     (B, R), H, G, projected = h0.shape, c0.shape[1], w_ih.shape[0], w_hr is not None
     rows, keep = Rows(x, batch_sizes, reset, B, reverse), save or return_cells
     block = known_block(rows.N, x.dtype, H * keep, G, H * projected)
-    saved = block.new(x, zero=rows.padded)
+    saved = block.new(x, zero=rows.padded and (projected or return_cells))
     cells, gates, m = block.split(saved)
     torch.mm(x.reshape(rows.N, x.shape[-1]), w_ih.t(), out=gates)
     y, loop, c_n = rows.new(R, x), Loop(rows, x.dtype, alone=not projected), c0.new_empty(B, H)
@@ -72,6 +72,8 @@ def lstm_bwd(
     rows = Rows(x, batch_sizes, reset, B, reverse)
     cells, gates, m = known_block(rows.N, x.dtype, H, G, H * projected).split(saved)
     dgates, dc0, loop = rows.new(G, x), c0.new_empty(B, H), Loop(rows, x.dtype, alone=not projected)
+    # h of every step once more: what was returned is the caller's, who may have edited it
+    h = rows.new(H, x) if (needs_h := need_dw and not projected) else nothing(x)
     upstream = [None if d is None else aligned(d) for d in (dy, dh_n, dc_n, dcells)]
     dh = upstream[0]
     given: Given
@@ -86,7 +88,8 @@ def lstm_bwd(
     given = {
         "dgates": dgates, "gates": gates, "cells": cells, "c0": aligned(c0), "dc0": dc0, "dc_state": None,
         "dpeephole": dpeephole, "dcells": upstream[3], "peephole": contiguous(w_peephole),
-        "w": aligned((w_hh if w_hr is None else w_hr).t()), **present(dgates, dh=dh, dh_n=upstream[1], dc_n=upstream[2]),
+        "w": aligned((w_hh if w_hr is None else w_hr).t()),
+        **present(dgates, dh=dh, dh_n=upstream[1], dc_n=upstream[2], m=h if needs_h else None),
     }  # fmt: skip
     flags = {
         "COUPLED": coupled, "PEEPHOLE": w_peephole is not None, "CELLS": dcells is not None, "PROJECTED": projected,
@@ -106,18 +109,11 @@ def lstm_bwd(
         dh0,
         dc0,
         dgates.t() @ rows.owned(x),
-        recurrent_gradient(dgates, rows, m @ w_hr.t() if w_hr is not None else hidden(cells, gates), h0),
+        recurrent_gradient(dgates, rows, m @ w_hr.t() if w_hr is not None else h.view(rows.N, H), h0),
         bias_gradient(dgates),
         dh.view(rows.N, R).t() @ m if projected and dh is not None else nothing(x),
         dpeephole.sum(0).to(x.dtype) if dpeephole is not None else nothing(x),
     )
-
-
-def hidden(cells: Tensor, gates: Tensor) -> Tensor:
-    """h = o * tanh(c) of every row, from what is saved: what was returned is the caller's, who may have edited it."""
-    o = gates[..., -cells.shape[-1] :]
-    exact = o if o.dtype == torch.float32 else o.view(torch.float16)  # whatever the dtype: see `saved_dtype`
-    return (exact * cells.tanh()).to(o.dtype)
 
 
 def saved_like(x: Tensor, H: int, gates: int, projected: bool, save: bool) -> Tensor:

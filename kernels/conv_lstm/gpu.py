@@ -22,7 +22,7 @@ from fastlstm.kernels.gpu_gates import (
     store_gates,
     with_product,
 )
-from fastlstm.kernels.gpu_math import dot, row_tile, rows_run_before, step_rows, weight_tile
+from fastlstm.kernels.gpu_math import dot, row_tile, rows_run_before, step_rows, tanh, weight_tile
 
 
 @triton.jit
@@ -232,7 +232,7 @@ def conv_lstm_backward(
     else:
         p_i, p_f, p_o = load_peepholes(peephole, units[None, :], (units < H)[None, :], H, COUPLED, PEEPHOLE)
 
-    by_i, by_f, by_g, by_o, by_c = factors(i, f, g, o, c, c_prev, COUPLED)
+    by_i, by_f, by_g, by_o, by_c = factors(i, f, g, o, tanh(c), c_prev, COUPLED)
     da_i, da_f, da_g, da_o, dc = gradients(dm, dc, by_i, by_f, by_g, by_o, by_c, p_o, PEEPHOLE)
     store_gates(dgates, at, mine, H, da_i, da_f, da_g, da_o, COUPLED)
     dc_prev = cell_before(dc, f, da_i, da_f, p_i, p_f, COUPLED, PEEPHOLE)

@@ -32,6 +32,7 @@ from fastlstm.kernels.gpu_math import (
     product,
     rows_run_before,
     step_rows,
+    tanh,
     wait,
     weight_tile,
 )
@@ -148,6 +149,7 @@ def lstm_backward(
     gates,  # (N, G*H), as the forward saved them
     cells,  # (N, H) float32
     dcells,  # (N, H): the gradient of the cells of every step, where CELLS
+    m,  # (N, H): o * tanh(c) of every step, written
     c0,  # (B, H)
     dh_n,  # (B, R): the gradient of the final h; not with PROJECTED
     dc_n,  # (B, H): that of the final c
@@ -163,7 +165,7 @@ def lstm_backward(
     alarm,
     number,
     patience,
-    given,  # the sum of 1, if there is a dh, 2 for dh_n and 4 for dc_n: others are zeros, which nobody reads
+    given,  # the sum of 1, if there is a dh, 2 for dh_n and 4 for dc_n: others are zeros, which nobody reads; and 8 for m
     first,
     steps,
     T,
@@ -208,10 +210,13 @@ def lstm_backward(
     # the step after, in the forward's order: the one that is run before this
     offset_after, size_after = rows_run_before(first, T, B, offsets, sizes, not REVERSE, VARIABLE)
     arrivals, hope = 0, patience > 0
+    offset, size = step_rows(first if REVERSE else T - 1 - first, B, offsets, sizes, VARIABLE)
+    of_first = (rows < size)[:, None] & (units < H)[None, :]
+    c = tl.load(cells + (offset + rows)[:, None] * H + units[None, :], of_first, other=0.0)
+    tanh_c = tanh(c)
 
     for s in tl.range(first, first + steps, num_stages=1):
         t = s if REVERSE else T - 1 - s
-        offset, size = step_rows(t, B, offsets, sizes, VARIABLE)
         valid = rows < size
         mine = valid[:, None] & (units < H)[None, :]
         cut = (tl.load(reset + offset + rows, valid, other=0) != 0) if RESET else ~valid
@@ -222,15 +227,14 @@ def lstm_backward(
         i, f, g, o = load_gates(save, at, mine, H, COUPLED)
         if COUPLED:
             f = 1.0 - i
-        c = tl.load(cells + at_h, mine, other=0.0)
-        # c of the step before: of the rows that have one, and that are not cut from it
+        # c of the step before, which is run next; to this step it is that of the rows that have one and are not cut from it
         t_before = tl.minimum(tl.maximum(t + 1 if REVERSE else t - 1, 0), T - 1)
         offset_before, size_before = step_rows(t_before, B, offsets, sizes, VARIABLE)
         size_before = tl.where(s < T - 1, size_before, 0)
         has_before, seen = (rows < size_before)[:, None], mine & ~cut[:, None] if RESET else mine
         earlier = (offset_before + rows)[:, None] * H + units[None, :]
-        c_prev = tl.load(cells + earlier, seen & has_before, other=0.0)
-        c_prev += tl.load(c0 + state, seen & ~has_before, other=0.0).to(tl.float32)
+        c_before = tl.load(cells + earlier, has_before & (units < H)[None, :], other=0.0)
+        c_prev = tl.where(seen, c_before, 0.0) + tl.load(c0 + state, seen & ~has_before, other=0.0).to(tl.float32)
         if CELLS:
             dc += tl.load(dcells + at_h, mine, other=0.0).to(tl.float32)
         follows = valid & (rows < size_after)
@@ -244,7 +248,7 @@ def lstm_backward(
             if RESET:
                 a_mask = a_mask & (tl.load(reset + offset_after + rows, follows, other=0) == 0)
 
-        by_i, by_f, by_g, by_o, by_c = factors(i, f, g, o, c, c_prev, COUPLED)
+        by_i, by_f, by_g, by_o, by_c = factors(i, f, g, o, tanh_c, c_prev, COUPLED)
 
         if PERSISTENT:
             hope = wait(barrier + batch_tile * 32, arrivals, hope, patience, alarm, number)
@@ -260,6 +264,8 @@ def lstm_backward(
         store_gates(dgates, at, mine, H, da_i, da_f, da_g, da_o, COUPLED)
         if PERSISTENT:
             arrive(barrier + batch_tile * 32)
+        if not PROJECTED:
+            tl.store(m + at_h, (o * tanh_c).to(m.dtype.element_ty), tl.where((given & 8) > 0, mine, False))
         dc_prev = cell_before(dc, f, da_i, da_f, p_i, p_f, COUPLED, PEEPHOLE)
         if PEEPHOLE:
             dp_i += tl.sum(da_i * c_prev, 0).to(tl.float64)
@@ -269,7 +275,10 @@ def lstm_backward(
         if RESET:
             dc_prev = tl.where(cut[:, None], 0.0, dc_prev)
         dc = tl.where(mine, dc_prev, dc)
+        # the transcendentals that the next step needs, while others still arrive
+        c, tanh_c = c_before, tanh(c_before)
         offset_after, size_after = offset, size
+        offset, size = offset_before, size_before
 
     last_state(dc0, dc_state, state, dc, own, first + steps >= T, CARRIED)
     if PERSISTENT:
