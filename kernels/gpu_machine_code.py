@@ -20,11 +20,13 @@ PAST_THE_CACHE = r"STRONG\.GPU|BYPASS"  # of the first level
 
 
 class Step(NamedTuple):
-    """What a step is waited for: matrix instructions that wait for each other (of one block of features, where these are
-    streamed), barriers of the block after the last of them, and transcendental instructions before the acquire and after it.
+    """What a step is waited for: loads of rows that wait for each other and matrix instructions that do (of one block of
+    features, where these are streamed), barriers of the block after the last of these, and transcendental instructions before
+    the acquire and after it.
 
     Exact products in float32 are multiply-adds, and barriers after them those after the last load."""
 
+    trips: int
     chain: int
     barriers: int
     early: int
@@ -88,11 +90,28 @@ def cost(code: Code) -> Step:
         to, added = (found[1], found[2]) if found else ("", "")
         chains[to] = chains.get(added.removesuffix(".reuse"), 0) + 1
     return Step(
+        trips(code),
         max(chains.values()),
         len(code.places(BARRIER, code.multiplied, code.arrived)),
         len(code.places(ACTIVATION, 0, code.acquired)),
         len(code.places(ACTIVATION, code.acquired, code.arrived)),
     )
+
+
+def trips(code: Code) -> int:
+    """Of the loads behind the acquire: one more wherever a load comes after a use of what those before it bring. Copies to
+    shared memory that pass no register wait for nothing, and take one."""
+    count, coming, awaited = 0, set[int](), True
+    for line in code.instructions[code.acquired : code.multiplied + 1]:
+        load = re.search(r"\bLDG\.\S* R(\d+),", line)
+        named = {int(n) for n in re.findall(r"\bR(\d+)", line.partition(",")[2] if load else line)}
+        awaited = awaited or not coming.isdisjoint(named)
+        if load:
+            if awaited:
+                count, coming, awaited = count + 1, set(), False
+            width = next((n // 32 for n in (128, 64) if f".{n}" in line), 1)
+            coming |= set(range(int(load[1]), int(load[1]) + width))
+    return max(count, 1)
 
 
 def faults(code: Code, *, streams: bool, stores: int) -> list[str]:

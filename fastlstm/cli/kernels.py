@@ -25,9 +25,8 @@ def show_kernels(targets: list[str] | None, dtypes: list[str] | None, as_json: b
     from fastlstm.cli.checks import known, known_dtypes
     from fastlstm.gpu.catalogue import DTYPES, TARGETS, compile_all, entries
 
-    found = [(entry, target) for target in known("--target", targets, TARGETS) for entry in entries(target)]
     wanted = known_dtypes(dtypes, DTYPES)
-    jobs = [(entry, target) for entry, target in found if entry.dtype in wanted]
+    jobs = [(entry, target) for target in known("--target", targets, TARGETS) for entry in entries(target, wanted)]
     rows = list(progress(compile_all(jobs, max(1, min(8, os.cpu_count() or 1))), len(jobs)))
     failed = [row for row in rows if not fits(row)]
     if as_json:
@@ -40,8 +39,9 @@ def show_kernels(targets: list[str] | None, dtypes: list[str] | None, as_json: b
             console.print(table(target, [row for row in rows if row.target == target]))
         console.print(
             "*: weights stay on chip. Tile: sequences x units x features, of attention slots x features. "
-            "Spill: bytes per thread; shared: bytes. Of a step of a resident kernel: matrix instructions that wait for each "
-            "other (in one block of features), barriers behind them, and transcendentals before the wait and behind it"
+            "Spill: bytes per thread; shared: bytes. Of a step of a resident kernel: loads of rows that wait for each other "
+            "and matrix instructions that do (in one block of features), barriers behind these, and transcendentals before the "
+            "wait and behind it"
         )
         console.print(f"{len(rows)} kernels, {len(failed)} that don't compile or spill more than is budgeted")
     for row in failed:

@@ -1,6 +1,6 @@
 """The kernels that the ops launch, found by running the ops on tensors without data; and what each compiles to."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -75,21 +75,21 @@ class Compiled(NamedTuple):
     step: Step | None = None
 
 
-def entries(target: str) -> list[Entry]:
-    """The kernels of every variant and dtype, at SIZES."""
+def entries(target: str, dtypes: Iterable[str] = DTYPES) -> list[Entry]:
+    """The kernels of every variant, in these dtypes, at SIZES."""
     found: dict[Spec, Entry] = {}
     projection = ("projection", LSTM, True)
     for (name, variant, projected), dtype, (T, B, H, everything) in product(
-        (*((name, variant, False) for name, variant in VARIANTS.items()), projection), DTYPES, SIZES
+        (*((name, variant, False) for name, variant in VARIANTS.items()), projection), dtypes, SIZES
     ):
         P, gpu = H // 2 if projected else None, TARGETS[target][1]
         for spec in launched(variant, *DTYPES[dtype], T, B, H, P, gpu, everything=everything):
             found.setdefault(spec, Entry(name, dtype, B, H, spec))
-    for (variant, B, H, image, kernel, everything), dtype in product(CONV_SIZES, DTYPES):
+    for (variant, B, H, image, kernel, everything), dtype in product(CONV_SIZES, dtypes):
         gpu = TARGETS[target][1]
         for spec in conv_launched(variant, *DTYPES[dtype], B, H, image, kernel, gpu, everything=everything):
             found.setdefault(spec, Entry(variant.name, dtype, B, H, spec))
-    for decoder, dtype in product(DECODERS, DTYPES):
+    for decoder, dtype in product(DECODERS, dtypes):
         for spec in decoder_launched(decoder, *DTYPES[dtype], TARGETS[target][1]):
             found.setdefault(spec, Entry("attention_lstm", dtype, decoder.B, decoder.H, spec))
     return list(found.values())

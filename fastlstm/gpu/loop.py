@@ -60,7 +60,9 @@ def forms(wanted: Wanted) -> Forms:
     grid = plan.grid(w.B, w.units, chosen)
 
     def form(**more: Any) -> launch.Prepared:
-        spec = Spec(w.name, w.dtype, tuple(sorted((constants | more).items())), chosen.warps, chosen.stages)
+        spec = Spec(
+            w.name, w.dtype, tuple(sorted((constants | more).items())), chosen.warps, chosen.stages, chosen.registers
+        )
         return launch.prepared(spec, grid, w.device)
 
     if w.name == "project":

@@ -14,6 +14,7 @@ STAGE_BYTES = 32 * 1024  # of one stage of the pipeline that streams weights and
 BLOCK_BYTES = 16 * 1024
 EAGER_BYTES = 8 * 1024  # per warp: as much of such a block as there are registers for to load all of it in one go
 MOST_WARPS = 16
+REGISTERS = 128  # of a thread, so many that MOST_WARPS have
 WIDE = 64  # sequences from which on the tensor cores have instructions of four warps
 ROW_NUMBERS = 1024  # per warp: of rows that pass through registers and that sums along them are taken of
 
@@ -36,6 +37,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     split: int = 1  # parts of the features that are summed apart
+    registers: int = 0  # the most of a thread, 0: as the compiler finds
 
 
 def power_of_two(n: int) -> int:
@@ -87,7 +89,7 @@ def kept_tile(B: int, H: int, K: int, slots: int, size: int, gpu: Gpu) -> Tile |
         warps = min(max(power_of_two(-(-loaded // EAGER_BYTES)), warps), MOST_WARPS)
     if not room or loaded > BLOCK_BYTES * warps or -(-H // BH) * batch_tiles(B) > gpu.processors:
         return None
-    return Tile(BM, BH, BK, BK2, True, warps, 1, pieces(BM, warps, BK, BK2))
+    return Tile(BM, BH, BK, BK2, True, warps, 1, pieces(BM, warps, BK, BK2), REGISTERS if BM < WIDE else 0)
 
 
 def units(B: int, H: int, least: int, size: int, gpu: Gpu) -> int:
