@@ -2,7 +2,7 @@
 
 `python -m fastlstm.benchmarks.floor FILE` measures the dense cases of a GPU and writes JSON. The floor is a kernel of the
 forward's tiles and nothing else: a barrier, h through the L2 cache, the tile's matrix product. Each time is that of T steps
-more in one launch, over T, so that the launch itself is not in it.
+more in one launch, over T, so that the launch itself is not in it. Beside each stands what `step_model` predicts for an H100.
 """
 
 import json
@@ -21,12 +21,16 @@ from torch import Tensor
 import fastlstm
 from fastlstm.benchmarks.cases import GPU_CASES
 from fastlstm.benchmarks.machine import machine
+from fastlstm.benchmarks.step_model import counts, predicted_s
 from fastlstm.benchmarks.work import DTYPES
 from fastlstm.gpu import ahead, launch
 from fastlstm.gpu.loop import Loop
 from fastlstm.gpu.rows import Rows
+from fastlstm.kernels.gpu_compile import Target
+from fastlstm.kernels.gpu_machine_code import step_of
 
 T, RUNS = 512, 9
+SM_90 = Target("cuda", 90, 32)
 Events = list[tuple[torch.cuda.Event, torch.cuda.Event]]
 
 
@@ -107,9 +111,18 @@ def timed_loops() -> Iterator[Events]:
         yield events
 
 
+def predicted(run: Callable[[int], object]) -> list[float]:
+    """The seconds that a step of each loop of `run(steps)` would take on an H100, by the model."""
+    with launch.recorded() as calls:
+        run(2)
+    return [predicted_s(counts(call.spec, call.grid, step_of(call.spec, SM_90))) for call in calls]
+
+
 def measure(name: str, dtype: str) -> dict[str, str | float]:
     case, kind = GPU_CASES[name], DTYPES[dtype]
     forward, backward = loop_seconds_per_step(case.B, case.H, kind)
+    (of_floor,) = predicted(partial(floor, case.B, case.H, kind))
+    of_forward, of_backward = predicted(partial(train, case.B, case.H, kind))
     return {
         "case": name,
         "dtype": dtype,
@@ -117,6 +130,9 @@ def measure(name: str, dtype: str) -> dict[str, str | float]:
         "floor_s": floor_seconds_per_step(case.B, case.H, kind),
         "forward_s": forward,
         "backward_s": backward,
+        "predicted_floor_s": of_floor,
+        "predicted_forward_s": of_forward,
+        "predicted_backward_s": of_backward,
     }
 
 
@@ -133,7 +149,7 @@ def main(file: Path) -> None:
         ),
         torch.device("cuda"),
     )
-    print("microseconds per step: barrier, floor, forward, backward")
+    print("microseconds per step: barrier, floor, forward, backward; predicted for an H100: floor, forward, backward")
     for row in (measure(*row) for row in rows):
         result["rows"].append(row)
         times = [f"{1e6 * value:8.2f}" for key, value in row.items() if key.endswith("_s")]

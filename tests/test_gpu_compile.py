@@ -17,7 +17,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from fastlstm import backends
-from fastlstm.benchmarks import floor
+from fastlstm.benchmarks import floor, step_model
 from fastlstm.cli import app
 from fastlstm.cli.kernels import SPILL_BUDGET
 from fastlstm.gpu import ahead, catalogue, launch
@@ -149,6 +149,20 @@ def test_a_step_keeps_the_order_of_its_barrier_and_is_short(compiled: Found) -> 
         if constants["KEEP"] and constants["ALIGN"] == 16:  # an odd H has many narrow loads
             assert row.step.trips == 1, row
     assert any(dict(row.entry.spec.constants)["SPLIT"] > 1 for row in rows)
+
+
+def test_the_model_of_a_step_has_what_the_kernels_compile_to(compiled: Found) -> None:
+    """The kernels as they are, in the table that predicts what each change brings."""
+    _, *now = step_model.changes()[len(step_model.CHANGES)]
+    for of, expected in zip(("forward", "backward"), now, strict=True):
+        (row,) = [
+            row
+            for row in compiled.values()
+            if (row.entry.spec.name, row.entry.dtype, row.entry.H, row.target) == (f"lstm_{of}", "bf16", 768, "sm_90")
+            and row.step is not None
+        ]
+        grid = (1, 768 // dict(row.entry.spec.constants)["BH"])
+        assert step_model.counts(row.entry.spec, grid, row.step) == expected
 
 
 reading = test_a_step_keeps_the_order_of_its_barrier_and_is_short

@@ -78,18 +78,22 @@ def tile(
 
 def kept_tile(B: int, H: int, K: int, slots: int, size: int, gpu: Gpu) -> Tile | None:
     """That of a program whose weights stay, where they can: on a processor of its own, since a launch of one step has nothing
-    to keep them for. What is loaded at once passes through registers, of which many warps have more."""
-    BM = batch_tile(B)
-    BH = units(B, H, 8 if slots > 1 or BM < WIDE else 16, size, gpu)
-    BK, BK2 = whole(K)
-    room = (slots * BH + BM) * (BK + BK2) * size + SLACK_BYTES <= gpu.shared
-    loaded = max(slots * BH, 2 * BM) * (BK + BK2) * size
-    warps = wide_warps(BM, BH, slots)
-    if BM < WIDE:
-        warps = min(max(power_of_two(-(-loaded // EAGER_BYTES)), warps), MOST_WARPS)
-    if not room or loaded > BLOCK_BYTES * warps or -(-H // BH) * batch_tiles(B) > gpu.processors:
-        return None
-    return Tile(BM, BH, BK, BK2, True, warps, 1, pieces(BM, warps, BK, BK2), REGISTERS if BM < WIDE else 0)
+    to keep them for. What is loaded at once passes through registers, of which many warps have more.
+
+    Each program reads all rows, in the backward those of all gates: there, as few programs as have room for their weights.
+    """
+    BM, (BK, BK2) = batch_tile(B), whole(K)
+    for least in (8,) if slots > 1 else (16, 8) if BM < WIDE else (16,):
+        BH = units(B, H, least, size, gpu)
+        room = (slots * BH + BM) * (BK + BK2) * size + SLACK_BYTES <= gpu.shared
+        loaded = max(slots * BH, 2 * BM) * (BK + BK2) * size
+        warps = wide_warps(BM, BH, slots)
+        if BM < WIDE:
+            warps = min(max(power_of_two(-(-loaded // EAGER_BYTES)), warps), MOST_WARPS)
+        if room and loaded <= BLOCK_BYTES * warps and -(-H // BH) * batch_tiles(B) <= gpu.processors:
+            registers = REGISTERS if BM < WIDE else 0
+            return Tile(BM, BH, BK, BK2, True, warps, 1, pieces(BM, warps, BK, BK2), registers)
+    return None
 
 
 def units(B: int, H: int, least: int, size: int, gpu: Gpu) -> int:
