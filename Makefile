@@ -119,7 +119,7 @@ ON_GPU = PYTHONPATH=$(GPU_LIB) timeout -k 5 180 timeout -k 5 $$(($(END) - $$(dat
 GPU_BENCH = $(ON_GPU) -P -m fastlstm bench --device cuda --pairs 5 --json $(OUT) $(ARGS)
 BF16 = $(GPU_BENCH) --dtype bf16 --resume --variant lstm --variant gru
 GPU_PARITY := $(patsubst %,on-gpu-parity-%,fp32 bf16 fp16)
-GPU_SPEED := $(patsubst %,on-gpu-%,train infer cell lstm dense cut fp16 floor others compile)
+GPU_SPEED := $(patsubst %,on-gpu-%,train infer cell lstm dense cut rollouts fp16 floor others compile)
 .PHONY: on-gpu on-gpu-info on-gpu-checks $(GPU_PARITY) $(GPU_SPEED)
 on-gpu: END := $(shell expr $$(date +%s) + 465)
 on-gpu:
@@ -129,7 +129,7 @@ on-gpu:
 	@code=0; $(MAKE) END=$(END) -k -j5 -O on-gpu-info on-gpu-checks $(GPU_PARITY) || code=1; $(MAKE) END=$(END) -k $(GPU_SPEED) || code=1; exit $$code
 
 on-gpu-info:
-	$(ON_GPU) -P -m fastlstm info --json > $(OUT)/info.json
+	$(ON_GPU) -P -m fastlstm info
 on-gpu-checks:  # a script's own folder is its path: -P would take it away, and the checkout's fastlstm isn't there
 	$(ON_GPU) tests/on_gpu.py --json $(OUT)/checks.json
 $(GPU_PARITY): on-gpu-parity-%:  # thousands of lines: those that miss, and the sum
@@ -148,6 +148,8 @@ on-gpu-dense:
 	$(BF16) --case b64-h512-packed --against dense
 on-gpu-cut:
 	$(BF16) --mode train --case b64-h512-resets --against cut
+on-gpu-rollouts:  # by TorchRL where PYTHON has it: its kernels are Triton, too
+	$(GPU_BENCH) --dtype fp32 --variant lstm --variant gru --case rollouts --against torchrl --against cut
 on-gpu-fp16:
 	$(GPU_BENCH) --dtype fp16 --variant lstm --variant gru --case published
 on-gpu-floor:

@@ -59,6 +59,7 @@ OF_GPUS = {
     "published": ("T1024 B16 I768 H768", "what others have published"),
     "b64-h512-packed": ("T512 B64 I512 H512 packed:256-512", "packed input"),
     "b64-h512-resets": ("T512 B64 I512 H512 resets:0.03", "3% resets"),
+    "rollouts": ("T128 B128 I32 H256 resets:0.03 zero_state", "TorchRL's own benchmark"),
     "b1-h128-t1": ("T1 B1 I128 H128", "one step at a time"),
 }
 CPU_CASES, CONV_CASES, ATTENTION_CASES, GPU_CASES = [

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastlstm.benchmarks.attention_loops import AttentionLoop, JoeyDecoder, LSTMThenAttention
 from fastlstm.benchmarks.conv_loops import ConvLoop, KerasLayers
 from fastlstm.benchmarks.loops import CellLoop, Cutting
+from fastlstm.benchmarks.rollouts import Rollouts
 from fastlstm.benchmarks.work import (
     Contender,
     Forward,
@@ -181,6 +182,11 @@ def cutting(work: Work) -> Contender:
     return Contender(work, step(work, from_zeros(work, cut), cut))
 
 
+def torchrl_rollouts(work: Work) -> Contender:
+    module = Rollouts(work)
+    return Contender(work, step(work, module, module), "Triton")
+
+
 def cell_loop(work: Work) -> Contender:
     if isinstance(work.case, ConvCase):
         return as_module(work, ConvLoop(work))
@@ -305,6 +311,7 @@ CONTENDERS = {
     "dense": dense,
     "lstm": our_lstm,
     "cut": cutting,
+    "torchrl": torchrl_rollouts,
     "fp32": our_fp32,
     "at-once": at_once(ours),
     "torch-at-once": at_once(torch_module),

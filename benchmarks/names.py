@@ -71,6 +71,7 @@ def peer(row: dict) -> str:
         "dense": "itself on a dense batch of as many steps",
         "lstm": f"fastlstm.{plain(row)}{cell}",
         "cut": f"nn.{own} on the pieces between resets",
+        "torchrl": f"torchrl's {own}Module, by its Triton kernels",
         "fp32": "itself in fp32",
         "at-once": "itself, by two Python threads at once",
         "torch-at-once": f"nn.{own}{cell}, by two Python threads at once",

@@ -99,6 +99,9 @@ REASONS = {
     "it is the LSTM itself": ("dense", "lstm", "train", "lstm"),
     "there is nothing to cut": ("dense", "gru", "train", "cut"),
     "no such module to run between cuts": ("resets", "cifg_lstm", "train", "cut"),
+    "TorchRL's Triton kernels run on GPUs": ("resets", "gru", "train", "torchrl"),
+    "TorchRL has LSTMs and GRUs": ("resets", "cifg_lstm", "train", "torchrl"),
+    "TorchRL's Triton backend knows no P2": ("proj", "lstm", "train", "torchrl"),
 }
 
 

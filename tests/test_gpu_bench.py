@@ -5,9 +5,11 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +17,13 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from fastlstm import backends
-from fastlstm.benchmarks import floor, runner
+from fastlstm.benchmarks import floor, rollouts, runner, step_model, work
 from fastlstm.benchmarks.cases import ATTENTION_CASES, CONV_CASES, CPU_CASES, GPU_CASES, default_cases
+from fastlstm.case import parse
 from fastlstm.cli import app
 from fastlstm.gpu import ahead, launch
 from fastlstm.kernels import gpu_compile
+from fastlstm.kernels.gpu_machine_code import Step
 
 MACHINE = {"chip": "a GPU", "vectors": "-", "threads": 1, "torch": "2", "python": "3", "commit": "-", "name": "x"}
 ROOT = Path(__file__).parents[1]
@@ -101,6 +105,42 @@ def test_kernels_are_planned_without_launching(planning: None, monkeypatch: pyte
     assert not started
 
 
+def test_a_step_is_the_sum_of_its_terms() -> None:
+    """In which each count has its part; streamed weights come while products are taken."""
+    c = step_model.Counts(programs=96, warps=8, rows=24576, weights=0, trips=2, chain=6, barriers=3, late=10)
+    terms = step_model.terms(c)
+    assert terms == pytest.approx({
+        "wait": 1.2e-6, "trips": 0.6e-6, "bytes": 96 * 24576 / 5.5e12, "products": 114e-9, "barriers": 66e-9,
+        "activations": 10 * 8 * 32 / 16 / 1.755e9,
+    })  # fmt: skip
+    assert step_model.predicted_s(c) == pytest.approx(sum(terms.values()))
+    few = step_model.terms(c._replace(programs=1))
+    assert few["bytes"] == pytest.approx(24576 / 64 / 1.755e9), "one processor takes no more than its share"
+    streamed = c._replace(weights=98304, chain=6)
+    assert step_model.terms(streamed)["bytes"] == pytest.approx(96 * (24576 + 98304) / 5.5e12 - 114e-9)
+    assert step_model.terms(streamed._replace(chain=999))["bytes"] == 0
+
+
+def test_every_change_is_predicted() -> None:
+    rows = step_model.changes()
+    assert [what.partition(".")[0] for what, *_ in rows[:5]] == ["before", "1", "2", "3", "4"]
+    forward, backward = ([step_model.predicted_s(row[k]) for row in rows] for k in (1, 2))
+    assert forward[0] / forward[-2] > 1.8
+    assert backward[0] / backward[-2] > 1.5
+    said = step_model.table().splitlines()
+    assert len([line for line in said if line.startswith("| ")]) == len(rows) + 2 + 4
+    record = (ROOT / "docs/decisions/0036-a-step-predicted.md").read_text()
+    assert step_model.table() in record, "python -m fastlstm.benchmarks.step_model prints it"
+
+
+@built
+def test_predictions_stand_beside_what_is_measured(planning: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(floor, "step_of", lambda spec, target: Step(1, 6, 3, 0, 0))
+    (seconds,) = floor.predicted(partial(floor.floor, 16, 768, torch.bfloat16, device="cpu"))
+    counts = step_model.Counts(programs=96, warps=8, rows=24576, weights=0, trips=1, chain=6, barriers=3, late=0)
+    assert seconds == step_model.predicted_s(counts)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 def test_make_on_gpu(tmp_path: Path) -> None:
     """Every part is there, by the package that was built, in at most 8 files; nothing is installed."""
@@ -109,14 +149,15 @@ def test_make_on_gpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     parts = [line for line in done.stdout.splitlines() if line.startswith("PYTHONPATH=build/gpu ")]
     for words in (
-        "info --json", "tests/on_gpu.py --json", "parity --device cuda --backend triton --dtype bf16", "--mode train",
-        "--against cell", "--against lstm", "--against dense", "--against compile", "--dtype fp16", "benchmarks.floor",
+        "fastlstm info", "tests/on_gpu.py --json", "parity --device cuda --backend triton --dtype bf16", "--mode train",
+        "--against cell", "--against lstm", "--against dense", "--against compile", "--against torchrl", "--dtype fp16",
+        "benchmarks.floor",
     ):  # fmt: skip
         assert any(words in part for part in parts), words
     assert all("the-python -P -m fastlstm" in part or "the-python tests/on_gpu.py" in part for part in parts)
     assert "pip" not in done.stdout
     files = {word for part in parts for word in part.split() if word.startswith(str(tmp_path) + "/")}
-    assert len(files) + 2 <= 8  # and the two of bench, one per dtype
+    assert len(files) + 3 <= 8  # and the three of bench, one per dtype
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
@@ -127,3 +168,44 @@ def test_make_names_no_option_that_is_gone() -> None:
     assert len(lines) > 20
     for line in lines:
         command.make_context("bench", shlex.split(line))
+
+
+class RolloutModule(torch.nn.Module):
+    """A double of torchrl's: by a cell, step by step; where an episode begins, from the state that is given for that step."""
+
+    def __init__(self, I: int, H: int, layers: int, *, in_keys: list, out_keys: list, **options: object) -> None:
+        super().__init__()
+        assert (layers, options["recurrent_backend"]) == (1, "scan")
+        self.in_keys, self.out_keys = in_keys, out_keys
+        kind = "lstm" if len(in_keys) == 3 else "gru"
+        setattr(self, kind, getattr(torch.nn, kind.upper())(I, H, batch_first=True))
+        self.run = getattr(self, kind)
+
+    def forward(self, data: dict) -> dict:
+        x, is_init, given = data["x"], data["is_init"], [data[name] for name in self.in_keys[1:]]
+        states, y = [s[:, 0] for s in given], []
+        for t in range(x.shape[1]):
+            states = [torch.where(is_init[:, t, :, None], new[:, t], s) for new, s in zip(given, states, strict=True)]
+            hx = [s.transpose(0, 1).contiguous() for s in states]
+            row, finals = self.run(x[:, t, None], tuple(hx) if len(hx) == 2 else hx[0])
+            states = [s.transpose(0, 1) for s in (finals if len(hx) == 2 else [finals])]
+            y.append(row)
+        finals = [s[:, None].expand(-1, x.shape[1], -1, -1) for s in states]
+        return dict(zip(self.out_keys, [torch.cat(y, 1), *finals], strict=True))
+
+
+@pytest.mark.parametrize("variant", ["lstm", "gru"])
+@pytest.mark.parametrize("more", ["", "zero_state"])
+def test_rollouts_of_torchrl_are_the_same_work(variant: str, more: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a double tells; the real one was tried by hand, on the CPU."""
+    doubles = {
+        "torchrl": SimpleNamespace(modules=SimpleNamespace(LSTMModule=RolloutModule, GRUModule=RolloutModule)),
+        "tensordict": SimpleNamespace(TensorDict=lambda data, size: data),
+    }
+    for name, double in doubles.items():
+        monkeypatch.setitem(sys.modules, name, double)
+    case = parse(f"{variant} T9 B5 I3 H7 resets:0.3 {more} fp32 train")
+    given = work.make_work(case)
+    assert given.reset[0].any()
+    module = rollouts.Rollouts(given, "scan")
+    assert runner.disagreement(work.Contender(given, work.step(given, module, module)), strict=False) is None
