@@ -30,6 +30,33 @@ def test_channels_last_in_is_channels_last_out(case, batch_first):
         assert t.is_contiguous(memory_format=memory_format) if memory_format else t.is_contiguous()
 
 
+@pytest.mark.parametrize("S", [(9,), (5, 6), (7, 9), (2, 3, 4), (7, 17)], ids=str)
+@pytest.mark.parametrize("hidden", [3, 8, 17, 32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_op_writes_and_reads_both_layouts(S, hidden, dtype):
+    """Results with channels before the image, without a copy; and their gradients, those of the steps of a batch first too."""
+    n, lengths = len(S), torch.tensor([3, 3, 2, 0])
+    torch.manual_seed(0)
+    x, h0, c0 = (torch.randn(shape).to(dtype) for shape in ((4, 3, *S, 2), (3, *S, hidden), (3, *S, hidden)))
+    weights = [torch.randn(4 * hidden, *[3] * n, channels).to(dtype) / 9 for channels in (2, hidden)]
+    shared = ([1] * n, [1] * (2 * n), [1] * n, False, False, False)
+    tensors = (x, lengths, None, h0, c0, *weights)
+    fwd, bwd = torch.ops.fastlstm.conv_lstm_fwd, torch.ops.fastlstm.conv_lstm_bwd
+    *last, saved = fwd(*tensors, None, None, None, *shared, True, True)
+    *moved, of_moved = fwd(*tensors, None, None, None, *shared, True, True, moved=True)
+    assert_same((moved, of_moved), (last, saved))
+    assert all(t.is_contiguous() and m.movedim(-1, -n - 1).is_contiguous() for t, m in zip(last, moved, strict=True))
+
+    gradients = [torch.randn_like(t) for t in last]  # in the order of y, h_n, c_n, cells
+    of_last = bwd(*gradients, *tensors, None, saved, *shared, True, True)
+    channels_first = [d.movedim(-1, -n - 1).contiguous().movedim(-n - 1, -1) for d in gradients]
+    batch_first = [
+        d.movedim(-1, -n - 1).transpose(0, 1).contiguous().transpose(0, 1).movedim(-n - 1, -1) for d in gradients
+    ]
+    for d in (channels_first, [batch_first[0], *channels_first[1:3], batch_first[3]]):
+        assert_same(bwd(*d, *tensors, None, saved, *shared, True, True), of_last)
+
+
 def test_what_lies_both_ways_is_contiguous():
     """Such are all images of one channel."""
     ours = KINDS[2](1, H, 3)

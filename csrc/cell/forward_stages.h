@@ -16,7 +16,7 @@ class HiddenSink {
 
   void put(const Tile& tile, Block<const T> h) const {
     products_.set_h(tile, h);
-    o.store(tile.rows, units_of(o.R, tile.p), h, {f.y + (o.seq.first[tile.t] + tile.b) * o.R + tile.p * kPanel, o.R});
+    o.put_rows(o.seq.first[tile.t] + tile.b, tile.rows, o.R, tile.p, h, f.y);
     put_final(tile, h, o.R, f.h_n);
   }
 
@@ -24,8 +24,7 @@ class HiddenSink {
   void put_final(const Tile& tile, Block<const T> from, int64_t n, S* state_n) const {
     const int64_t ended = std::max(tile.b, o.seq.size_after(tile.t));
     if (ended >= tile.b + tile.rows) return;
-    o.store(tile.b + tile.rows - ended, units_of(n, tile.p), {from.p + (ended - tile.b) * from.row, from.row},
-            {state_n + ended * n + tile.p * kPanel, n});
+    o.put_rows(ended, tile.b + tile.rows - ended, n, tile.p, {from.p + (ended - tile.b) * from.row, from.row}, state_n);
   }
 
  private:
@@ -98,7 +97,7 @@ class GateForward final : public Stage {
     o.micro.copy(rows, kPanel, new_c, c);
     if (s + 1 < o.seq.T) o.apply_reset(o.seq.step(s + 1), b, rows, kPanel, c);
     if (saved) o.micro.copy(rows, saved_width, {records, record}, {saved, saved_width});
-    if (f.cells) o.store(rows, units_of(o.H, p), new_c, {f.cells + (o.seq.first[t] + b) * o.H + p * kPanel, o.H});
+    if (f.cells) o.put_rows(o.seq.first[t] + b, rows, o.H, p, new_c, f.cells);
     if (f.c_n) sink_.put_final(tile, new_c, o.H, f.c_n);
     if (m_) o.micro.copy(rows, kPanel, new_m, m_->at(p, b));
     else sink_.put(tile, new_m);

@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "loop/call.h"
+#include "loop/maps.h"
 #include "loop/states.h"
 #include "loop/team.h"
 
@@ -46,7 +47,7 @@ struct Context {
   explicit Context(const Call& call)
       : v(call.variant), seq(call.seq), size(call.size), w(call.w), x(call.x), images(call.images), I(size.I), H(size.H), R(size.R),
         n_panels(panels_of(H)), r_panels(panels_of(R)), i_panels(panels_of(I)), record(v, size), gate_width(record.gate_width()),
-        micro(micro_kernels<T>()) {}
+        maps{seq.pixels, H, images && images->paired ? 2 : 1}, micro(micro_kernels<T>()) {}
 
   const Variant& v;
   const Sequence& seq;
@@ -57,6 +58,7 @@ struct Context {
   const int64_t I, H, R, n_panels, r_panels, i_panels;  // panels of hidden units, of recurrent ones and of inputs
   const Record record;
   const int64_t gate_width;
+  const Maps maps;  // of states
   const MicroKernels<T>& micro;
   const Bf16Kernels* bf16 = nullptr;  // where products are taken by the CPU's instructions for bfloat16
   Team* team = nullptr;
@@ -89,15 +91,40 @@ struct Context {
     convert(rows, n, from, to);
   }
 
+  // The same for panel p of rows [row, row + rows) of a tensor with a row of n for each, in order.
+  void put_rows(int64_t row, int64_t rows, int64_t n, int64_t p, Block<const T> from, S* to) const {
+    if (!images || !images->moved) return store(rows, units_of(n, p), from, {to + row * n + p * kPanel, n});
+    maps.for_images(row, rows, [&](int64_t image, int64_t first, int64_t done, int64_t count) {
+      maps.put(first, count, p, Block<const T>{from.p + done * from.row, from.row}, to + image * maps.rows * n);
+    });
+  }
+  // The same of all of a row, as it is.
+  void put_row(int64_t row, int64_t n, const S* from, S* to) const {
+    if (!images || !images->moved) return void(std::copy_n(from, n, to + row * n));
+    for (int64_t i = 0; i < n; i++) to[row / maps.rows * maps.rows * n + maps.at(row % maps.rows, i)] = from[i];
+  }
+
+  // to += from; any n.
+  template <class V>
+  void add(int64_t rows, int64_t n, Block<const V> from, Block<T> to) const {
+    if constexpr (std::is_same_v<V, T>)
+      if (n == kPanel) return micro.add(rows, n, from, to);
+    for (int64_t m = 0; m < rows; m++)
+      for (int64_t i = 0; i < n; i++) to.p[m * to.row + i] += static_cast<T>(from.p[m * from.row + i]);
+  }
+
   // += panel tile.p of what came for each step, `n` wide; nothing where there is none.
   void add_given(const Rows<const S>& given, int64_t n, const Tile& tile, Block<T> to) const {
     if (!given.p) return;
-    const S* const from = given.at(seq, tile.t, tile.b) + tile.p * kPanel;
-    const int64_t units = units_of(n, tile.p);
-    if constexpr (kSameType)
-      if (units == kPanel) return micro.add(tile.rows, units, {from, given.b_stride}, to);
-    for (int64_t m = 0; m < tile.rows; m++)
-      for (int64_t i = 0; i < units; i++) to.p[m * to.row + i] += static_cast<T>(from[m * given.b_stride + i]);
+    if (given.moved) {
+      maps.for_images(tile.b, tile.rows, [&](int64_t image, int64_t first, int64_t done, int64_t count) {
+        T values[Maps::kMost * kPanel];
+        maps.get(first, count, tile.p, given.p + tile.t * given.t_stride + image * given.b_stride, Block<T>{values, kPanel});
+        add(count, units_of(n, tile.p), Block<const T>{values, kPanel}, {to.p + done * to.row, to.row});
+      });
+      return;
+    }
+    add(tile.rows, units_of(n, tile.p), Block<const S>{given.at(seq, tile.t, tile.b) + tile.p * kPanel, given.b_stride}, to);
   }
 
   // Where what is saved of row b of step t is, in panel p; the rows of a step follow one another.

@@ -52,8 +52,10 @@ class LayerForward {
 
   // Sequence b begins with what is given. A state that no step changes is final at once: that of a sequence of length zero.
   void init_state(int64_t b) {
-    std::copy_n(f.h0 + b * o.R, o.R, f.h_n + b * o.R);
-    if (f.c_n) std::copy_n(f.c0 + b * o.H, o.H, f.c_n + b * o.H);
+    if (seq.T == 0 || b >= seq.size[0]) {
+      o.put_row(b, o.R, f.h0 + b * o.R, f.h_n);
+      if (f.c_n) o.put_row(b, o.H, f.c0 + b * o.H, f.c_n);
+    }
     for (const auto& stage : stages) stage->init_state(b);
     products->init_h(b, f.h0 + b * o.R, o.cut_at_start(b));
   }

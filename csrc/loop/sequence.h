@@ -39,6 +39,7 @@ template <class S>
 struct Rows {
   S* p = nullptr;
   int64_t t_stride = 0, b_stride = 0;
+  bool moved = false;  // of images, channels come before pixels; b_stride is that of images
 
   S* at(const Sequence& seq, int64_t t, int64_t b) const {
     return p + (seq.packed ? (seq.first[t] + b) * b_stride : t * t_stride + b * b_stride);

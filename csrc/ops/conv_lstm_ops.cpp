@@ -101,18 +101,30 @@ std::optional<PixelPairs> make_pairs(Shapes& s, Tensor& x, const Optional& w_pee
   return PixelPairs(v.ih.gates, v.peepholes.size(), w_peephole && w_peephole->dim() > 2, s.seq, s.size, s.images);
 }
 
-// Whether `t`, whose channels are last, is a view of a contiguous tensor with the channels before the last `dims` dimensions.
-bool is_moved(const Tensor& t, int64_t dims) {
-  int64_t n = 1, channels = t.dim() - 1;
-  for (int64_t d = channels - 1; d >= 0; d--) {
-    if (d == channels - 1 - dims) {
-      if (t.size(channels) > 1 && t.stride(channels) != n) return false;
-      n *= t.size(channels);
-    }
+// A tensor of images, channels last; `moved`: in memory, they come before the pixels.
+Tensor new_images(const Tensor& like, const Shapes& s, Ints leading, bool moved) {
+  const Ints shape = image_shape(leading, s.image, {s.size.H});
+  if (!moved) return new_tensor(like, shape);
+  leading.push_back(s.size.H);
+  Ints strides = contiguous_strides(image_shape(leading, s.image, {}));
+  std::rotate(strides.end() - 1 - s.image.size(), strides.end() - s.image.size(), strides.end());
+  return new_strided(like.scalar_type(), shape, strides);
+}
+
+// Whether in each image of `t`, whose channels are last, they lie before the last `dims` dimensions.
+bool maps_are_moved(const Tensor& t, int64_t dims) {
+  const int64_t channels = t.dim() - 1;
+  int64_t n = 1;
+  for (int64_t d = channels - 1; d >= channels - dims; n *= t.size(d--))
     if (t.size(d) > 1 && t.stride(d) != n) return false;
-    n *= t.size(d);
-  }
-  return dims < channels || t.size(channels) <= 1 || t.stride(channels) == n;
+  return t.size(channels) <= 1 || t.stride(channels) == n;
+}
+// And images follow one another.
+bool is_moved(const Tensor& t, int64_t dims) {
+  int64_t n = t.size(t.dim() - 1);
+  for (int64_t d = t.dim() - 2; d >= 0; n *= t.size(d--))
+    if (d < t.dim() - 1 - dims && t.size(d) > 1 && t.stride(d) != n) return false;
+  return maps_are_moved(t, dims);
 }
 
 // The same, contiguous: what PyTorch does too, several times slower.
@@ -140,6 +152,15 @@ Tensor channels_last(const Tensor& t, int64_t dims) {
 }
 Optional channels_last(const Optional& t, int64_t dims) { return t ? Optional(channels_last(*t, dims)) : std::nullopt; }
 
+// What came for each step, as it is where it can be read so.
+Optional readable(const Optional& t, int64_t dims) { return t && maps_are_moved(*t, dims) ? t : channels_last(t, dims); }
+template <class S>
+Rows<const S> rows_of_images(const Optional& t, const Sequence& seq, int64_t H) {
+  if (!t) return {};
+  if (!t->is_contiguous()) return {data<S>(*t), t->stride(0), t->stride(1), true};
+  return {data<S>(*t), seq.B * H, H};
+}
+
 // Weights as they are, where they can be read so.
 void take_weights(Shapes& s, bool pairs, Tensor& w_ih, Tensor& w_hh) {
   const int64_t dims = static_cast<int64_t>(s.image.size());
@@ -149,17 +170,21 @@ void take_weights(Shapes& s, bool pairs, Tensor& w_ih, Tensor& w_hh) {
 
 int64_t saved_row(const Variant& v, const Sizes& size) { return panels_of(size.H) * Record(v, size).saved(); }
 
+// `moved`: y, h_n, c_n and cells lie with channels before the pixels of an image, as PyTorch's usual layout has them.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
     Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
-    Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save) {
+    Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save,
+    bool moved) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
   Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh, reverse,
                          variant);
   const int64_t dims = static_cast<int64_t>(s.image.size());
   h0 = channels_last(h0, dims), c0 = channels_last(c0, dims);
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh), w_peephole = as_contiguous(w_peephole);
-  const Tensor y = new_tensor(x, s.steps()), h_n = new_tensor(x, s.states()), c_n = new_tensor(x, s.states());
-  const Tensor cells = new_tensor(x, return_cells ? s.steps() : Ints{0});
+  s.images.moved = moved;
+  const Ints steps{s.seq.T, s.sequences};
+  const Tensor y = new_images(x, s, steps, moved), h_n = new_images(x, s, {s.sequences}, moved), c_n = new_images(x, s, {s.sequences}, moved);
+  const Tensor cells = return_cells ? new_images(x, s, steps, moved) : new_tensor(x, {0});
   std::optional<PixelPairs> pairs = make_pairs(s, x, w_peephole, variant);
   take_weights(s, pairs.has_value(), w_ih, w_hh);
   const Tensor saved = new_saved(x, save ? s.rows() : 0, saved_row(variant, s.size), compute_type(x.scalar_type()));
@@ -174,7 +199,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
   return {y, h_n, c_n, cells, saved};
 }
 
-// Gradients that are not wanted come back empty (zero elements).
+// Gradients that are not wanted come back empty (zero elements). Those that are given may lie as `moved` outputs do.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd(
     Optional dy, Optional dh_n, Optional dc_n, Optional dcells, Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0,
     Tensor w_ih, Tensor w_hh, Optional w_peephole, Tensor saved, Ints stride, Ints padding, Ints dilation, bool coupled,
@@ -190,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   std::optional<PixelPairs> pairs = make_pairs(s, x, w_peephole, variant);
   check_saved(saved, x.scalar_type(), s.rows(), saved_row(variant, s.size), "conv_lstm_fwd");
   const int64_t dims = static_cast<int64_t>(s.image.size());
-  dy = channels_last(dy, dims), dcells = channels_last(dcells, dims);
+  dy = readable(dy, dims), dcells = readable(dcells, dims);
   dh_n = channels_last(dh_n, dims), dc_n = channels_last(dc_n, dims);
   h0 = channels_last(h0, dims), c0 = channels_last(c0, dims);
   take_weights(s, pairs.has_value(), w_ih, w_hh);
@@ -203,12 +228,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   };
   if (!need_dw) make_dw();
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
-    const Rows<const S> no_rows{}, x_rows{data<S>(x)};
-    const auto rows = [&](const Optional& t) { return t ? Rows<const S>{data<S>(*t), s.seq.B * s.size.H, s.size.H} : no_rows; };
+    const Rows<const S> x_rows{data<S>(x)};
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, data<S>(w_peephole)};
     WeightGradients<S> of_pixels{}, of_pairs{};
-    BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w, .x = x_rows, .dy = rows(dy),
-                    .dcells = rows(dcells), .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0),
+    BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w, .x = x_rows,
+                    .dy = rows_of_images<S>(dy, s.seq, s.size.H), .dcells = rows_of_images<S>(dcells, s.seq, s.size.H), .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0),
                     .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = fresh ? nullptr : out<S>(dh0), .dc0 = fresh ? nullptr : out<S>(dc0),
                     .need_dw = need_dw, .make_dw = [&] {
@@ -229,7 +253,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
   m.def(
       "conv_lstm_fwd(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
       "Tensor? b_hh, Tensor? w_peephole, int[] stride, int[] padding, int[] dilation, bool coupled, bool fresh, bool reverse, "
-      "bool return_cells, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+      "bool return_cells, bool save, bool moved=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "conv_lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
       "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_peephole, Tensor saved, int[] stride, int[] padding, int[] dilation, "

@@ -89,13 +89,7 @@ struct Parts {
 inline thread_local Parts* parts = nullptr;
 
 // torch::stable::new_empty and contiguous look an op up by its name at every call, which a single step feels.
-inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
-  if (Parts* const of = std::exchange(parts, nullptr)) {
-    const Tensor t = of->next(shape, [&](const auto& all) { return new_tensor(dtype, all); });
-    parts = of;
-    return t;
-  }
-  const std::vector<int64_t> strides = contiguous_strides(shape);
+inline Tensor new_strided(ScalarType dtype, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
   const auto shim_dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), shim_dtype,
@@ -106,6 +100,14 @@ inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
     poison_fresh(t.mutable_data_ptr(), t.numel() * t.element_size());
   }
   return t;
+}
+inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
+  if (Parts* const of = std::exchange(parts, nullptr)) {
+    const Tensor t = of->next(shape, [&](const auto& all) { return new_tensor(dtype, all); });
+    parts = of;
+    return t;
+  }
+  return new_strided(dtype, shape, contiguous_strides(shape));
 }
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape) { return new_tensor(like.scalar_type(), shape); }
 

@@ -1,22 +1,10 @@
 // Weights rearranged for gemm.h: blocks of columns, each a contiguous (k, n) matrix, zero where units don't exist.
 #pragma once
 #include <algorithm>
-#include <type_traits>
 
 #include "loop/context.h"
 
 namespace fastlstm {
-
-// to[j][i] = from[i][j]; where types differ, in blocks whose lines stay in the cache.
-template <class From, class To>
-void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> to) {
-  if constexpr (std::is_same_v<From, To> && std::is_floating_point_v<To>) return micro_kernels<To>().transpose(rows, columns, from, to);
-  for (int64_t i0 = 0; i0 < rows; i0 += kPanel)
-    for (int64_t j0 = 0; j0 < columns; j0 += kPanel)
-      for (int64_t i = i0; i < std::min(rows, i0 + kPanel); i++)
-        for (int64_t j = j0; j < std::min(columns, j0 + kPanel); j++)
-          to.p[j * to.row + i] = static_cast<To>(from.p[i * from.row + j]);
-}
 
 // `n` elements of each row = value.
 template <class T>

@@ -47,6 +47,7 @@ def convolutional(input: Tensor | None, weights: Weights, hx: Any, call: Call, c
         return right.maps(y), states
     D, differ, maps = call.directions, right.differ, right.maps
     batch = time_major(right.x, right.x, call.batch_first, call.lengths, call.reset, len(right.image) + 3)
+    moved = not right.channels_last and D == 1 and conv.return_sequence
 
     def run(
         x: Tensor, batch_sizes: Tensor | None, states: Any, of_layer: Any, reverse: bool, last: bool
@@ -55,7 +56,7 @@ def convolutional(input: Tensor | None, weights: Weights, hx: Any, call: Call, c
         w, geometry = of_layer
         return conv_layer(
             right.variant, x, batch_sizes, batch.reset, states, w, geometry, hx is None, reverse, cells, conv.checkpoint,
-            backend=right.backend,
+            moved and last, backend=right.backend,
         )  # fmt: skip
 
     outputs, ends = stack.stack(
@@ -110,7 +111,7 @@ def _single(right: Checked, leading: tuple[int, ...], call: Call, conv: ConvCall
         h0, c0 = (h0, c0) if batch.batched else (h0[None], c0[None])
     (y,), ends = conv_layer(
         right.variant, batch.x, None, batch.reset, (h0, c0), weights, geometry, states is None,
-        checkpoint=conv.checkpoint, backend=right.backend,
+        checkpoint=conv.checkpoint, moved=not right.channels_last, backend=right.backend,
     )  # fmt: skip
     ends = ends if batch.batched else tuple([s.squeeze(0) for s in ends])
     h_n, c_n = [right.maps(s[None] if leading else s) for s in ends]

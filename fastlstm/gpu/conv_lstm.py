@@ -24,7 +24,7 @@ def conv_lstm_fwd(
     x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor,
     b_ih: Tensor | None, b_hh: Tensor | None, w_peephole: Tensor | None,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    coupled: bool, fresh: bool, reverse: bool, return_cells: bool, save: bool,
+    coupled: bool, fresh: bool, reverse: bool, return_cells: bool, save: bool, moved: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`(y, h_n, c_n, cells, saved)`; arguments are those of `fastlstm.ops.conv_lstm.conv_lstm`."""
     rows, (G, H), keep = frames(x, batch_sizes, reset, h0, reverse), (w_ih.shape[0], h0.shape[-1]), save or return_cells
@@ -43,7 +43,11 @@ def conv_lstm_fwd(
     step.run("conv_lstm_forward", given, w_peephole, {"COUPLED": coupled, "SAVE": keep}, fresh=int(fresh))
     h_n = rows.take("last", y.flatten(2), h0.flatten(1)).view(h0.shape)
     every = cells.view(y.shape).to(x.dtype, copy=True) if return_cells else nothing(x)
-    return y, h_n, c.to(x.dtype), every, saved if save else nothing(saved)
+    results = [y, h_n, c.to(x.dtype), every]
+    if moved:
+        n = h0.dim() - 2
+        results = [t if t.dim() == 1 else t.movedim(-1, -n - 1).contiguous().movedim(-n - 1, -1) for t in results]
+    return *results, saved if save else nothing(saved)
 
 
 @on_gpu

@@ -33,6 +33,7 @@ def conv_layer(
     reverse: bool = False,
     return_cells: bool = False,
     checkpoint: bool = False,
+    moved: bool = False,
     *,
     backend: str,
 ) -> Results:
@@ -45,12 +46,12 @@ def conv_layer(
     )  # fmt: skip
     if backend != "reference" and program.is_made():
         y, h_n, c_n, cells = torch.ops.fastlstm.conv_lstm_layer(
-            *tensors, *geometry, variant.coupled, fresh, reverse, return_cells, checkpoint
+            *tensors, *geometry, variant.coupled, fresh, reverse, return_cells, checkpoint, moved=moved
         )
     else:
         y, h_n, c_n, cells = conv_lstm(
             *tensors, stride=geometry.stride, padding=geometry.padding, dilation=geometry.dilation, coupled=variant.coupled,
-            fresh=fresh, reverse=reverse, return_cells=return_cells, checkpoint=checkpoint, backend=backend,
+            fresh=fresh, reverse=reverse, return_cells=return_cells, checkpoint=checkpoint, moved=moved, backend=backend,
         )  # fmt: skip
     return ((y, cells) if return_cells else (y,)), (h_n, c_n)
 

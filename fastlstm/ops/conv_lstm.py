@@ -36,6 +36,7 @@ def conv_lstm(
     reverse: bool = False,
     return_cells: bool = False,
     checkpoint: bool = False,
+    moved: bool = False,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of every step, the final states and the cell states of every step: `(y, h_n, c_n, cells)`.
@@ -52,7 +53,8 @@ def conv_lstm(
     The recurrent convolution keeps the image: it has (k' - 1) // 2 before and k' // 2 after.
     `fresh`: `h0` and `c0` are zeros, and need no gradient. `reverse` runs each sequence from its end.
     `checkpoint`: the backward computes gates again, a segment of the steps at a time; those that the forward had are not kept.
-    `y`, `cells` (T, B, *S', H), `h_n`, `c_n` (B, *S', H), contiguous; `cells` is empty unless `return_cells`.
+    `y`, `cells` (T, B, *S', H), `h_n`, `c_n` (B, *S', H), contiguous, or if `moved` (the kernels, without `checkpoint`) with
+    channels before *S' in memory; `cells` is empty unless `return_cells`.
     Arguments are checked in `fastlstm.functional`.
     """
     tensors = (x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole)
@@ -60,9 +62,10 @@ def conv_lstm(
     if backend == "reference" or beyond_kernels():
         return by_reference(conv_lstm_reference, *tensors, *flags)
     if differentiable(tensors):
-        function = CheckpointFunction if checkpoint else ConvLSTMFunction
-        return function.apply(*tensors, *flags, return_cells)[:4]
-    return OPS.fwd(*tensors, *flags, return_cells, False)[:4]
+        if checkpoint:
+            return CheckpointFunction.apply(*tensors, *flags, return_cells)[:4]
+        return ConvLSTMFunction.apply(*tensors, *flags, return_cells, moved)[:4]
+    return OPS.fwd(*tensors, *flags, return_cells, False, moved)[:4]
 
 
 class ConvLSTMFunction(torch.autograd.Function):
@@ -70,7 +73,8 @@ class ConvLSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        return OPS.fwd(*args, True)
+        *others, moved = args
+        return OPS.fwd(*others, True, moved)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -152,15 +156,23 @@ ConvLSTMFunction.forward.__signature__ = inspect.signature(ConvLSTMFunction.forw
 
 def _fake_fwd(
     x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, coupled, fresh, reverse,
-    return_cells, save,
+    return_cells, save, moved=False,
 ):  # fmt: skip
-    y = x.new_empty(*x.shape[:2], *h0.shape[1:])
-    cells = x.new_empty(y.shape if return_cells else (0,))
+    y = _images(x, *x.shape[:2], *h0.shape[1:], moved=moved)
+    cells = torch.empty_like(y) if return_cells else x.new_empty(0)
     if x.is_cuda:
         saved = gpu_conv_lstm.saved_like(y, w_ih.shape[0], save)
     else:
         saved = saved_like(_records(y, x, w_ih, stride, padding, dilation), h0.shape[-1], 4 + (not coupled), save)
-    return y, x.new_empty(h0.shape), x.new_empty(c0.shape), cells, saved
+    return y, _images(x, *h0.shape, moved=moved), _images(x, *h0.shape, moved=moved), cells, saved
+
+
+def _images(like: Tensor, *shape: int, moved: bool) -> Tensor:
+    """An empty tensor (..., *S', H), in memory with channels before *S' if `moved`."""
+    if not moved:
+        return like.new_empty(shape)
+    n = like.dim() - 3
+    return like.new_empty(*shape[: -n - 1], shape[-1], *shape[-n - 1 : -1]).movedim(-n - 1, -1)
 
 
 def _records(y, x, w_ih, stride, padding, dilation):

@@ -18,9 +18,9 @@ BIASES = dict.fromkeys(("b", "b_ih", "b_hh"), ("w_ih", 1))
 class OpPair:
     """`fastlstm::{stem}_fwd` and `_bwd` of a recurrence. Their schemas, in C++, say which arguments and results they have:
 
-    fwd: tensors, x first, then states and weights, w_ and b_; flags, bools, numbers or lists of ints; `save`. Yields y, the
-        final states, what else may be wanted, each by a flag `return_` + name; and `saved`, which is bwd's own business and
-        has no gradient.
+    fwd: tensors, x first, then states and weights, w_ and b_; flags, bools, numbers or lists of ints; `save`, and what was
+        added since. Yields y, the final states, what else may be wanted, each by a flag `return_` + name; and `saved`, which
+        is bwd's own business and has no gradient.
     bwd: the gradients of what fwd yields but `saved`; arguments and results of fwd, by their names; flags; `need_dx` and
         `need_dw`. Yields d + name of fwd's arguments; "db" stands for both biases.
 
@@ -42,7 +42,7 @@ class OpPair:
         self.reference, self.rows, self.per_sample = reference, rows, per_sample
         ops = torch.ops.fastlstm
         self.fwd, self.bwd = getattr(ops, f"{stem}_fwd").default, getattr(ops, f"{stem}_bwd").default
-        self.inputs = tuple(a.name for a in self.fwd._schema.arguments)[:-1]
+        self.inputs = tuple(a.name for a in self.fwd._schema.arguments if a.name != "save")
         outputs = self.outputs = tuple(r.name for r in self.fwd._schema.returns)
         self.bwd_inputs = tuple(a.name for a in self.bwd._schema.arguments)
         self.gradients = tuple(r.name for r in self.bwd._schema.returns)

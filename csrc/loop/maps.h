@@ -1,0 +1,74 @@
+// Values of pixels in memory: a row of channels for each pixel, or the channels of an image one after the other, each a map.
+#pragma once
+#include <algorithm>
+#include <type_traits>
+
+#include "cell/record.h"
+#include "loop/plan.h"
+
+namespace fastlstm {
+
+// to[j][i] = from[i][j]; where types differ, in blocks whose lines stay in the cache.
+template <class From, class To>
+void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> to) {
+  if constexpr (std::is_same_v<From, To> && std::is_floating_point_v<To>) return micro_kernels<To>().transpose(rows, columns, from, to);
+  for (int64_t i0 = 0; i0 < rows; i0 += kPanel)
+    for (int64_t j0 = 0; j0 < columns; j0 += kPanel)
+      for (int64_t i = i0; i < std::min(rows, i0 + kPanel); i++)
+        for (int64_t j = j0; j < std::min(columns, j0 + kPanel); j++)
+          to.p[j * to.row + i] = static_cast<To>(from.p[i * from.row + j]);
+}
+
+// Where channels come before pixels. A row is a pixel, or two neighbours, whose channels are side by side (ops/pixel_pairs.h).
+struct Maps {
+  int64_t rows;      // of an image
+  int64_t channels;  // of a row
+  int64_t together;  // pixels of a row
+
+  static constexpr int64_t kMost = kImageTileRows;  // rows at once
+
+  // Of an image, the first value of a row's channel.
+  int64_t at(int64_t row, int64_t channel) const {
+    const int64_t of_pixel = channels / together;
+    return (channel % of_pixel * rows + row) * together + channel / of_pixel;
+  }
+
+  // Calls f(image, row, done, n) for the parts of rows [row, row + all) that lie in one image each: `done` come before.
+  template <class F>
+  void for_images(int64_t row, int64_t all, const F& f) const {
+    for (int64_t done = 0, n; done < all; done += n) {
+      n = std::min({all - done, rows - (row + done) % rows, kMost});
+      f((row + done) / rows, (row + done) % rows, done, n);
+    }
+  }
+
+  // Channels of panel p of `n` rows of an image = from.
+  template <class T, class S>
+  void put(int64_t row, int64_t n, int64_t p, Block<const T> from, S* image) const {
+    const int64_t units = units_of(channels, p);
+    if (together == 1) return transpose<T, S>(n, units, from, {image + p * kPanel * rows + row, rows});
+    T lines[kPanel * kMost];
+    transpose<T, T>(n, units, from, {lines, kMost});
+    for (int64_t i = 0; i < units / 2; i++) {
+      S* const to = image + (i * rows + row) * 2;
+      const T *const first = lines + i * kMost, *const second = first + units / 2 * kMost;
+      for (int64_t m = 0; m < n; m++) to[2 * m] = static_cast<S>(first[m]), to[2 * m + 1] = static_cast<S>(second[m]);
+    }
+  }
+
+  // The reverse: to = channels of panel p.
+  template <class S, class T>
+  void get(int64_t row, int64_t n, int64_t p, const S* image, Block<T> to) const {
+    const int64_t units = units_of(channels, p);
+    if (together == 1) return transpose<S, T>(units, n, {image + p * kPanel * rows + row, rows}, to);
+    T lines[kPanel * kMost];
+    for (int64_t i = 0; i < units / 2; i++) {
+      const S* const from = image + (i * rows + row) * 2;
+      T *const first = lines + i * kMost, *const second = first + units / 2 * kMost;
+      for (int64_t m = 0; m < n; m++) first[m] = static_cast<T>(from[2 * m]), second[m] = static_cast<T>(from[2 * m + 1]);
+    }
+    transpose<T, T>(units, n, {lines, kMost}, to);
+  }
+};
+
+}  // namespace fastlstm
