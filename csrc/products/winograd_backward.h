@@ -21,14 +21,15 @@ class WinogradBackward final : public ImageBackward<S> {
         K_(o.I + o.R), columns_(std::max(o.r_panels, f.dx ? o.i_panels : 0) * kPanel), lines_(lines_of(of_outputs_)),
         input_lines_(lines_of(of_inputs_)), sum_lines_(winograd_.lines_at_once(of_outputs_, K_)),
         dg_m_(of_lines(std::max(lines_, f.need_dw ? sum_lines_ : 0), o.gate_width)), result_m_(of_lines(lines_, columns_)),
-        xh_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), K_)), packed_hh_(factors(o.r_panels)),
-        packed_ih_(f.dx ? factors(o.i_panels) : 0), dg_factors_(o.team->workers * winograd_.products * dg_m_.matrix),
-        results_(o.team->workers * winograd_.products * result_m_.matrix), xh_factors_(f.need_dw ? winograd_.products * xh_m_.matrix : 0) {}
+        xh_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), K_)), in_turn_(f.dx && next_chunk(o.seq, 0, true).end == o.seq.T),
+        packed_hh_(factors(in_turn_ ? std::max(o.r_panels, o.i_panels) : o.r_panels)),
+        packed_ih_(f.dx && !in_turn_ ? factors(o.i_panels) : 0), dg_factors_(o.team->workers * winograd_.products * dg_m_.matrix),
+        shared_(winograd_.products * std::max(o.team->workers * result_m_.matrix, f.need_dw ? xh_m_.matrix : 0)) {}
 
   void pack(int64_t p) override {
     Base::pack(p);
     pack_flipped(o.w.hh, o.R, p, packed_hh_);
-    if (f.dx) pack_flipped(o.w.ih, o.I, p, packed_ih_);
+    if (packed_ih_) pack_flipped(o.w.ih, o.I, p, packed_ih_);
   }
 
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
@@ -65,7 +66,7 @@ class WinogradBackward final : public ImageBackward<S> {
     for (int64_t line = 0; line < all; line += sum_lines_) {
       const Range lines{line, std::min(all, line + sum_lines_)}, of_mine = thread.mine(lines.size());
       const Range mine{lines.begin + of_mine.begin, lines.begin + of_mine.end};
-      T* const xh = xh_factors_ + of_mine.begin * columns * xh_m_.row;
+      T* const xh = shared_ + of_mine.begin * columns * xh_m_.row;
       winograd_.from_frames(winograd_.kernels.inputs, x_, 0, of_outputs_, mine, o.I, xh_m_, xh);
       winograd_.from_frames(winograd_.kernels.inputs, h_, 0, of_outputs_, mine, o.R, xh_m_, xh + o.I);
       thread.barrier_all();
@@ -76,7 +77,7 @@ class WinogradBackward final : public ImageBackward<S> {
           winograd_.from_frames(winograd_.kernels.output_gradients, dg_, Winograd<S>::first_pixel(dg_.frame) + p * o.gate_width,
                                 of_outputs_, lines, o.gate_width, dg_m_, dg);
         for (int64_t i = products.begin; i < products.end; i++)
-          o.gemm(Gemm<T>{.m = K_, .n = o.gate_width, .k = lines.size() * columns, .a = xh_factors_ + i * xh_m_.matrix, .a_m = 1,
+          o.gemm(Gemm<T>{.m = K_, .n = o.gate_width, .k = lines.size() * columns, .a = shared_ + i * xh_m_.matrix, .a_m = 1,
                          .a_k = xh_m_.row, .b = dg + i * dg_m_.matrix, .b_k = dg_m_.row, .c = dw(p) + i * K_ * o.gate_width,
                          .c_m = o.gate_width, .accumulate = true, .block = Winograd<S>::kBlock});
       }
@@ -87,11 +88,16 @@ class WinogradBackward final : public ImageBackward<S> {
   }
 
   void input_gradients(const Thread& thread, const Chunk& chunk) const override {
+    if (in_turn_) {
+      const Range panels = thread.mine(o.n_panels);
+      for (int64_t p = panels.begin; p < panels.end; p++) pack_flipped(o.w.ih, o.I, p, packed_hh_);
+      thread.barrier_all();
+    }
     T* const tile = o.tile_of(thread);
     const Range mine = thread.mine(chunk.rows / o.seq.pixels * of_inputs_.lines());
     for (int64_t line = mine.begin; line < mine.end; line += input_lines_) {
       const Range lines{line, std::min(mine.end, line + input_lines_)};
-      multiply_gates(thread, ih, of_inputs_, lines, packed_ih_, o.i_panels);
+      multiply_gates(thread, ih, of_inputs_, lines, in_turn_ ? packed_hh_ : packed_ih_, o.i_panels);
       for_column_blocks(0, o.i_panels, [&](int64_t panel, int64_t count) {
         const int64_t n = std::min(count * kPanel, o.I - panel * kPanel), end = of_inputs_.row(lines.end);
         for (int64_t row = of_inputs_.row(lines.begin), rows; row < end; row += rows) {
@@ -106,7 +112,7 @@ class WinogradBackward final : public ImageBackward<S> {
     }
   }
 
-  void release() override { packed_ih_ = {}, packed_hh_ = {}, dg_factors_ = {}, results_ = {}, xh_factors_ = {}, Base::release(); }
+  void release() override { packed_ih_ = {}, packed_hh_ = {}, dg_factors_ = {}, shared_ = {}, Base::release(); }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
     write_taps(p, o.I, 0, to.ih);
@@ -170,7 +176,7 @@ class WinogradBackward final : public ImageBackward<S> {
   }
   T* dg_factors_of(const Thread& thread) const { return dg_factors_ + thread.worker * winograd_.products * dg_m_.matrix; }
   T* results_of(const Thread& thread, int64_t panel) const {
-    return results_ + thread.worker * winograd_.products * result_m_.matrix + panel * kPanel;
+    return shared_ + thread.worker * winograd_.products * result_m_.matrix + panel * kPanel;
   }
 
   void write_taps(int64_t p, int64_t channels, int64_t first, S* to) const {
@@ -186,9 +192,10 @@ class WinogradBackward final : public ImageBackward<S> {
   const int64_t K_, columns_;  // channels of x and h; columns of the results
   const int64_t lines_, input_lines_, sum_lines_;  // lines of tiles at once, of the three sums
   const TileMatrices dg_m_, result_m_, xh_m_;
-  Buffer<T> packed_hh_, packed_ih_;  // right factors
-  Buffer<T> dg_factors_, results_;   // of each worker: left factors of a panel, and products
-  Buffer<T> xh_factors_;             // of all workers
+  const bool in_turn_;               // in a chunk that is all there is, dx comes when dh is done with
+  Buffer<T> packed_hh_, packed_ih_;  // right factors; in turn: both in the first
+  Buffer<T> dg_factors_;             // of each worker: left factors of a panel
+  Buffer<T> shared_;                 // products of each worker; and in turn, for gradients of weights, the factors of x and h of all
 };
 
 }  // namespace fastlstm
