@@ -43,11 +43,16 @@ def conv_lstm_fwd(
     step.run("conv_lstm_forward", given, w_peephole, {"COUPLED": coupled, "SAVE": keep}, fresh=int(fresh))
     h_n = rows.take("last", y.flatten(2), h0.flatten(1)).view(h0.shape)
     every = cells.view(y.shape).to(x.dtype, copy=True) if return_cells else nothing(x)
-    results = [y, h_n, c.to(x.dtype), every]
+    c = c.to(x.dtype)
     if moved:
-        n = h0.dim() - 2
-        results = [t if t.dim() == 1 else t.movedim(-1, -n - 1).contiguous().movedim(-n - 1, -1) for t in results]
-    return *results, saved if save else nothing(saved)
+        y, h_n, c = [_moved(t, h0.dim() - 2) for t in (y, h_n, c)]
+        every = _moved(every, h0.dim() - 2) if return_cells else every
+    return y, h_n, c, every, saved if save else nothing(saved)
+
+
+def _moved(t: Tensor, n: int) -> Tensor:
+    """`t` (..., *S', H), S' of n dimensions, in memory with channels before the image."""
+    return t.movedim(-1, -n - 1).contiguous().movedim(-n - 1, -1)
 
 
 @on_gpu
