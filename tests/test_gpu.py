@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastlstm import backends, sequences
+from fastlstm import alarm, backends, parity, sequences
 from fastlstm.gpu import gru as gpu_gru
 from fastlstm.gpu import launch, plan
 from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.gpu.rows import Rows, steps_of
 from fastlstm.kernels import gpu_compile
+from fastlstm.ops import lstm as ops_lstm
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
 
@@ -159,6 +160,20 @@ def test_float32_is_as_exact_as_cudnn_is_set_to_be(monkeypatch: pytest.MonkeyPat
         torch.backends.fp32_precision, rnn.fp32_precision = above, before
 
 
+def test_parity_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is set: it compares with oracles, not with another one's rounding."""
+    rnn, seen, run = torch.backends.cudnn.rnn, [], torch.ops.fastlstm.lstm_fwd
+    before = rnn.fp32_precision
+    rnn.fp32_precision = "tf32"
+    try:
+        monkeypatch.setattr(ops_lstm.OPS, "fwd", lambda *args: seen.append(rnn.fp32_precision) or run(*args))
+        parity.check("lstm_h16", "fp32", "numba")
+        assert rnn.fp32_precision == "tf32"
+    finally:
+        rnn.fp32_precision = before
+    assert set(seen) == {"ieee"}
+
+
 def test_processors_are_left_for_those_who_sum_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_gpu", lambda device: launch.H100)
     assert launch.gpu(torch.device("cuda")).processors == 132
@@ -175,9 +190,51 @@ def test_nothing_is_compiled_where_nothing_is_to_run(T: int, B: int, projected: 
     H, R = 4, 2 if projected else 4
     x, h, c, w_ih, w_hh = (torch.zeros(*shape) for shape in ((T, B, 3), (B, R), (B, H), (4 * H, 3), (4 * H, R)))
     w_hr = torch.zeros(R, H) if projected else None
-    y, h_n, *_ = gpu_lstm.lstm_fwd(x, None, None, h, c, w_ih, w_hh, None, None, w_hr, None, False, False, False, True)
+    y, h_n, *_, saved = gpu_lstm.lstm_fwd(
+        x, None, None, h, c, w_ih, w_hh, None, None, w_hr, None, False, False, False, True
+    )
     assert y.shape == (T, B, R)
     assert torch.equal(h_n, h)
+    batch = x, None, None
+    dx, *_ = gpu_lstm.lstm_bwd(
+        y, h, c, None, *batch, h, c, w_ih, w_hh, w_hr, None, saved, False, False, True, True
+    )  # fmt: skip
+    assert dx.shape == x.shape
+    if not projected:
+        y, h_n, saved = gpu_gru.gru_fwd(*batch, h, w_ih[: 3 * H], w_hh[: 3 * H], None, None, False, True)
+        assert torch.equal(h_n, h)
+        dx, *_ = gpu_gru.gru_bwd(y, h, *batch, h, w_ih[: 3 * H], w_hh[: 3 * H], saved, False, True, True)
+        assert dx.shape == x.shape
+
+
+@pytest.fixture
+def no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known of launches, as in a new process."""
+    for name, value in {"_word": None, "_reading": None, "_launches": {}, "steps_only": False}.items():
+        monkeypatch.setattr(alarm, name, value)
+
+
+def test_a_gpu_reports_to_memory_that_is_pinned(no_launches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, zeros = [], torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *n, pin_memory, **more: asked.append(pin_memory) or zeros(*n, **more))
+    alarm.arguments("a", (1, 2), torch.device("cuda"))
+    assert asked == [True]
+
+
+def test_check_gpu_waits_for_all_gpus_and_then_looks(no_launches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm.arguments("lstm_forward", (3, 4), torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    waited = []
+
+    def synchronize(index: int) -> None:
+        waited.append(index)
+        alarm._reading[0] = index  # the second one has something to say, when it is done
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with pytest.raises(RuntimeError, match=r"lstm_forward gave up: its grid of 3 x 4 programs"):
+        backends.check_gpu()
+    assert waited == [0, 1]
 
 
 @pytest.mark.parametrize(("name", "value"), [("global_scratch_size", 8), ("profile_scratch_size", 4), ("num_ctas", 2)])

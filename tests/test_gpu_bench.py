@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from fastlstm import backends
-from fastlstm.benchmarks import floor, rollouts, runner, step_model, work
+from fastlstm.benchmarks import contenders, floor, rollouts, runner, step_model, work
 from fastlstm.benchmarks.cases import ATTENTION_CASES, CONV_CASES, CPU_CASES, GPU_CASES, default_cases
 from fastlstm.case import parse
 from fastlstm.cli import app
@@ -69,6 +70,16 @@ def planning(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of the CPU are planned for an H100."""
     monkeypatch.setattr(launch, "gpu", lambda device: launch.H100)
     monkeypatch.setattr(launch, "precision", lambda dtype, device: "ieee" if dtype == torch.float32 else "tf32")
+
+
+@pytest.mark.parametrize(
+    ("op", "path"), [("aten::_cudnn_rnn", "cuDNN"), ("aten::mkldnn_rnn_layer", "oneDNN"), ("aten::mm", "op chain")]
+)
+def test_a_row_says_whose_kernels_ran(op: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN has bfloat16 for recurrent nets since 9.13 only: whether it ran is seen, not assumed."""
+    monkeypatch.setattr(contenders, "SeenOps", lambda: nullcontext(SimpleNamespace(names={op})))
+    given = work.make_work(parse("lstm T3 B2 I3 H4 bf16 infer"))
+    assert contenders.contender("torch", given).path == path
 
 
 @built

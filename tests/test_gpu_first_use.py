@@ -2,16 +2,22 @@
 
 import json
 import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest import mock
 from unittest.mock import Mock
 
 import pytest
 import torch
-from gpu_interpreter import Interpreter
+from gpu_interpreter import MANY, Interpreter
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastlstm import backends
+from fastlstm import alarm, backends
 from fastlstm.cli.info import chosen
+from fastlstm.gpu import launch, plan
 from fastlstm.ops import lstm as ops_lstm
 from fastlstm.parity import CASES, first_use
 
@@ -23,11 +29,14 @@ FACTS = {"gpu": "one", "driver": "2", "torch": "3", "triton": "4", "fastlstm": "
 
 
 def test_right_kernels_pass(interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, whose ops are those of a GPU here; inside whatever a user may be in the middle of."""
+    """On the CPU, whose ops are those of a GPU here; in both forms; inside whatever a user may be in the middle of."""
     monkeypatch.setattr(first_use, "cases", lambda variant: [f"{variant}_h16"])  # the interpreter is slow
+    monkeypatch.setattr(launch, "gpu", lambda device: MANY)
+    monkeypatch.setattr(plan, "tile", lambda *args, **_: plan.Tile(16, 32, 128, 0, keep=True, warps=4, stages=1))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert first_use.tried("peephole_lstm", torch.float32, "cpu", "numba") == ""
-    assert interpreter.launched
+    assert {cooperative for *_, cooperative in interpreter.launched} == {True, False}
+    assert not alarm.steps_only
 
 
 def test_what_is_wrong_is_said(interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +141,62 @@ def test_a_home_that_nothing_can_be_written_to(gpu: Mock, monkeypatch: pytest.Mo
     forget(monkeypatch)
     assert backends.choose(*PEEPHOLE).backend == "triton"
     assert gpu.call_count == 2
+
+
+def test_a_file_is_whole_before_it_has_its_name(gpu: Mock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that ranks that try at once don't read each other's halves: the last one's counts."""
+    replace, moved = os.replace, []
+
+    def watched(source: str, to: Path) -> None:
+        moved.append(json.loads(Path(source).read_text()))
+        assert Path(source).parent == to.parent
+        assert to.exists() == (len(moved) > 1)
+        replace(source, to)
+
+    monkeypatch.setattr(os, "replace", watched)
+    first_use.store(FACTS, "")
+    first_use.store(FACTS, "it differs")
+    assert moved == [{"of": FACTS, "differs": ""}, {"of": FACTS, "differs": "it differs"}]
+    assert first_use.stored(FACTS) == "it differs"
+    assert len(list((tmp_path / "cache" / "fastlstm").iterdir())) == 1
+
+
+class Dispatching(TorchDispatchMode):
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        return op(*args, **(kwargs or {}))
+
+
+def inside(mode: AbstractContextManager, run: Callable[[], object]) -> None:
+    with mode:
+        run()
+
+
+BUSY = {
+    "of fake tensors": lambda look: inside(FakeTensorMode(), look),
+    "of a dispatch mode": lambda look: inside(Dispatching(), look),
+    "of torch.jit.trace": lambda look: torch.jit.trace(lambda x: [look(), x + 1][1], torch.ones(2), check_trace=False),
+    "of torch.func.grad": lambda look: torch.func.grad(lambda x: [look(), x.sum()][1])(torch.ones(2)),
+    "of torch.vmap": lambda look: torch.vmap(lambda x: [look(), x][1])(torch.ones(2)),
+    "of torch.compile": lambda look: inside(mock.patch.object(torch.compiler, "is_compiling", return_value=True), look),
+    "of a capture": lambda look: inside(
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=True), look
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("within", BUSY.values(), ids=BUSY)
+def test_nothing_is_tried_in_the_middle(within: Callable, gpu: Mock) -> None:
+    found = []
+    assert first_use.can_try()
+    within(lambda: found.append(first_use.can_try()))
+    assert found == [False]
+
+
+@pytest.mark.parametrize("variant", [*backends.VARIANTS, *backends.CONVOLUTIONAL, *backends.ATTENTION])
+def test_what_pytorch_lacks_is_no_loop_in_python(variant: str, gpu: Mock) -> None:
+    if variant not in backends.IN_PYTORCH:
+        assert backends.choose(variant, CUDA, torch.bfloat16).backend == "triton"
 
 
 @pytest.mark.parametrize("kept", [False, True])

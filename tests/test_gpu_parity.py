@@ -83,6 +83,16 @@ def test_edited_outputs(module: torch.nn.Module, interpreter: Interpreter) -> No
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
 
 
+def test_frozen_weights_without_a_projection(interpreter: Interpreter) -> None:
+    """Where no gradient needs h, the backward has nowhere to write it."""
+    module, x, found = fastlstm.LSTM(3, 5), torch.randn(4, 2, 3, requires_grad=True), []
+    for trained in (True, False):
+        y, _ = module.requires_grad_(trained)(x)
+        found += torch.autograd.grad(y.sin().sum(), x)
+    assert interpreter.launched
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("variant", ["LSTM", "GRU"])
 def test_an_empty_batch_launches_nothing(variant: str, interpreter: Interpreter) -> None:
     module = getattr(fastlstm, variant)(3, 5)

@@ -10,17 +10,23 @@ import torch
 from gpu_interpreter import FEW, MANY, Interpreter
 from gpu_programs import Launch, at_once
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
 from fastlstm import alarm, backends
 from fastlstm.gpu import launch, plan
+from fastlstm.gpu.rows import Rows
 from fastlstm.kernels import gpu_compile, gpu_math
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
 
 T, B, I, H = 3, 20, 3, 9  # two tiles of sequences and two of units
 RAGGED = {"lengths": [3] * 9 + [2] * 8 + [1] * 3, "reset": torch.arange(T * B).reshape(T, B) % 5 == 0}
-USES = {"dense": ({}, False), "of different lengths, with resets, in both directions": (RAGGED, True)}
+USES = {
+    "dense": ({}, False),
+    "of different lengths, with resets, in both directions": (RAGGED, True),
+    "packed": ({"packed": RAGGED["lengths"]}, False),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +41,11 @@ def trained(kind: str, given: dict, bidirectional: bool) -> list[Tensor]:
     torch.manual_seed(0)
     layer = getattr(fastlstm, kind)(I, H, bidirectional=bidirectional)
     x = torch.randn(T, B, I, requires_grad=True)
-    y, finals = layer(x, **given)
+    if packed := given.get("packed"):
+        y, finals = layer(pack_padded_sequence(x, packed))
+        y = y.data
+    else:
+        y, finals = layer(x, **given)
     outputs = [y, *(finals if isinstance(finals, tuple) else [finals])]
     if not torch.is_grad_enabled():
         return outputs
@@ -70,12 +80,18 @@ def test_the_bits_of_one_launch_per_step_and_no_race(
 # (file, function, old, new): what is wrong with each
 STORE = "        tl.store(m + at_h, m_new.to(m.dtype.element_ty), mine)\n"
 STORE_GRADIENTS = "        store_gates(dgates, at, mine, H, da_i, da_f, da_g, da_o, COUPLED)\n"
+STORE_GRU = "        tl.store(y + at_h, h_new.to(y.dtype.element_ty), mine)\n"
+STORE_GRU_GRADIENT = "        tl.store(to + 3 * H, (da_n * r).to(out), mine)\n"
 WAIT = "wait(barrier + batch_tile * 32, arrivals, hope"
 ARRIVE = "        if PERSISTENT:\n            arrive(barrier + batch_tile * 32)\n"
 FAULTS = {
     "arrives before it stores": ("lstm/gpu.py", "lstm_forward", STORE + ARRIVE, ARRIVE + STORE),
     "arrives before it stores gradients": (
         "lstm/gpu.py", "lstm_backward", STORE_GRADIENTS + ARRIVE, ARRIVE + STORE_GRADIENTS,
+    ),
+    "a GRU arrives before it stores": ("gru/gpu.py", "gru_forward", STORE_GRU + ARRIVE, ARRIVE + STORE_GRU),
+    "a GRU arrives before it stores a gradient": (
+        "gru/gpu.py", "gru_backward", STORE_GRU_GRADIENT + ARRIVE, ARRIVE + STORE_GRU_GRADIENT,
     ),
     "waits for one too few": ("lstm/gpu.py", "lstm_forward", WAIT, WAIT.replace("arrivals", "arrivals - 1")),
     "waits for a step too few": (
@@ -130,6 +146,8 @@ def test_a_barrier_that_is_zeroed_at_another_count_is_seen(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits are short, and nothing is NaN that no kernel has written: memory is zeros."""
+    monkeypatch.setattr(Rows, "new", lambda self, columns, like: like.new_zeros((*self.leading, columns)))
     monkeypatch.setattr(alarm, "PATIENCE", 9)
     monkeypatch.setattr(alarm, "steps_only", False)
     monkeypatch.setattr(launch, "gpu", lambda device: MANY)
@@ -140,10 +158,11 @@ def test_a_wait_ends(kind: str, interpreter: Interpreter, impatient: None, monke
     """The interpreter runs one program after another: the first ones wait in vain, and nothing hangs."""
     layer, x = getattr(fastlstm, kind)(I, H), torch.randn(T, B, I)
     with torch.no_grad():
-        y, _ = layer(x)
+        y, finals = layer(x)
         assert y[0].isfinite().all()
         assert y[1, :, :8].isnan().all()
         assert y[2].isnan().all()
+        assert all(state.isnan().all() for state in finals)
         with pytest.raises(
             RuntimeError, match=f"{kind.lower()}_forward gave up: its grid of 2 x 2 programs.*earlier call"
         ):
@@ -164,15 +183,18 @@ def test_check_gpu_tells_what_the_next_call_would(interpreter: Interpreter, impa
         backends.check_gpu()
 
 
-def test_gradients_of_a_launch_that_gave_up_are_nan(interpreter: Interpreter, impatient: None, monkeypatch) -> None:
-    layer, x = fastlstm.LSTM(I, H), torch.randn(T, B, I, requires_grad=True)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_gradients_of_a_launch_that_gave_up_are_nan(
+    kind: str, interpreter: Interpreter, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, x = getattr(fastlstm, kind)(I, H), torch.randn(T, B, I, requires_grad=True)
     monkeypatch.setattr(alarm, "PATIENCE", 1 << 20)
     with at_once(monkeypatch):
         y, _ = layer(x)
     monkeypatch.setattr(alarm, "PATIENCE", 9)
     y.sum().backward()
     assert x.grad[0].isnan().all()
-    with pytest.raises(RuntimeError, match="lstm_backward gave up"):
+    with pytest.raises(RuntimeError, match=f"{kind.lower()}_backward gave up"):
         backends.check_gpu()
 
 
@@ -188,13 +210,17 @@ def test_force_form(interpreter: Interpreter, impatient: None) -> None:
         backends.force_form("one")
 
 
-def test_too_small_a_share_of_the_gpu(interpreter: Interpreter, fake_cuda, impatient: None, monkeypatch) -> None:
-    """Where the driver can't hold all programs each step is a launch, and the driver isn't asked again."""
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_refused_launch_is_run_step_by_step(
+    kind: str, interpreter: Interpreter, fake_cuda, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this process has too small a share of the GPU for all programs: forward and backward have the bits of a launch per
+    step, and the driver is asked once for each."""
     fake_cuda.fail("cuLaunchCooperativeKernel", 720)
-    layer, x = fastlstm.LSTM(I, H), torch.randn(T, B, I)
-    with torch.no_grad():
-        for _ in range(2):
-            y, _ = layer(x)
-            assert y.isfinite().all()
-    assert [cooperative for *_, cooperative in interpreter.launched] == [False] * (2 * T)
-    assert fake_cuda.called.count("cuLaunchCooperativeKernel") == 1
+    results = [trained(kind, RAGGED, False) for _ in range(2)]
+    assert fake_cuda.called.count("cuLaunchCooperativeKernel") == 2
+    monkeypatch.setattr(launch, "gpu", lambda device: FEW)
+    expected = trained(kind, RAGGED, False)
+    assert not any(cooperative for *_, cooperative in interpreter.launched)
+    for found in results:
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
