@@ -85,6 +85,25 @@ def test_vectors_of_any_width_give_the_same_bits(variant):
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
+@needs_extension
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("variant", "H"), [("lstm", 528), ("gru", 704)])  # sums of over 2048 terms in the backward
+def test_rows_of_a_large_layer_have_the_bits_they_have_alone(path, variant, H):
+    """However tiles are cut, and where a matrix is taken in parts, which depends on the rows."""
+    if path not in here():
+        pytest.skip(f"this CPU, or this run, has no {path}")
+    backends.force_path(path)
+    ours, x, results = build(variant, 24, H), torch.randn(3, 45, 24), []
+    for parts in ([45], [7, 13, 25]):
+        of_parts = []
+        for rows in x.split(parts, dim=1):
+            rows = rows.clone().requires_grad_()
+            y = ours(rows)[0]
+            of_parts.append(torch.cat([y, *torch.autograd.grad(y.square().sum(), rows)], dim=-1))
+        results.append(torch.cat(of_parts, dim=1))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the other paths are for x86")
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ class GateBackward final : public BackwardStage<S> {
   }
 
   void fill(const Tile& tile, T* records) const {
-    const auto [s, t, b, rows, row, p] = tile;
+    const auto [s, t, b, rows, row, p, next] = tile;
     const int64_t record = o.record.backward(), saved_width = o.record.saved();
     const T* const saved = saved_of(t, p, b);
     o.micro.copy(rows, o.gate_width + kPanel, {saved, saved_width}, {records, record});

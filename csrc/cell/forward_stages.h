@@ -64,7 +64,9 @@ class GateForward final : public Stage {
     const int64_t t = o.seq.step(s), n = o.seq.size[t];
     const Range panels = thread.of_unit_group(o.n_panels);
     T* const records = o.tile_of(thread);
-    const auto run = [&](int64_t p, int64_t b, int64_t rows) { run_tile(thread, {s, t, b, rows, row + b, p}, records); };
+    const auto run = [&](int64_t p, int64_t b, int64_t rows, int64_t next = -1) {
+      run_tile(thread, {s, t, b, rows, row + b, p, next}, records);
+    };
     if (products_.takes_spans()) {
       for (Range span{0, 0}; products_.next_span(thread, s, row, span);)
         for (int64_t p = 0; p < o.n_panels; p++) {
@@ -75,15 +77,16 @@ class GateForward final : public Stage {
     }
     for (int64_t i = 0; i < panels.size(); i++) {
       const int64_t p = s % 2 ? panels.end - 1 - i : panels.begin + i;  // to and fro: the cache still has the weights of the last panels
+      int64_t next = i + 1 < panels.size() ? p + (s % 2 ? -1 : 1) : -1;
       products_.begin_panel(p);
-      thread.for_tiles(n, [&](int64_t b, int64_t rows) { run(p, b, rows); });
+      thread.for_tiles(n, [&](int64_t b, int64_t rows) { run(p, b, rows, std::exchange(next, -1)); });
     }
     thread.barrier_group();
   }
 
  private:
   void run_tile(const Thread& thread, const Tile& tile, T* records) const {
-    const auto [s, t, b, rows, row, p] = tile;
+    const auto [s, t, b, rows, row, p, next] = tile;
     const int64_t record = o.record.forward(), saved_width = o.record.saved();
     T* const saved = f.saved ? f.saved + o.saved_at(t, p, b) : nullptr;
     if (saved) prefetch<true>(saved, rows * saved_width);

@@ -44,6 +44,7 @@ struct Gemm {
   const A* b;                    // (batch * k + k2, n): rows b_k elements apart, or packed where b_k is 0
   int64_t b_k = 0;
   int64_t b_rows = 0, b_first = 0;  // of a packed matrix: all its rows, where there are more, and the first that takes part
+  const A* next = nullptr;       // what is read after b and lies as b does, packed: asked for meanwhile
   const T* init = nullptr;       // zero where null
   int64_t init_m = 0;            // 0 repeats one row
   T* c;

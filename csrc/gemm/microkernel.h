@@ -9,7 +9,7 @@ namespace fastlstm::ISA {
 namespace {
 
 template <class T, class A>
-using Tile = void (*)(const Gemm<T, A>&, const Place<T, A>&);
+using Tile = void (*)(const Gemm<T, A>&, const Place<T, A>&, int64_t m0, const A* ahead, int64_t ahead_step);
 
 static_assert(MAX_ROWS >= 4 && MAX_ROWS <= 12 && WIDE_ROWS <= 6 && (MAX_VECTORS == 2 || MAX_VECTORS == 4),
               "the tiles that are chosen from below");
@@ -20,12 +20,13 @@ Tile<T, A> tile_of_rows(int64_t rows) {
     if (rows < ROWS) return tile_of_rows<T, A, SPREAD, VECTORS, PER, ROWS - 1>(rows);
   return tile<T, A, SPREAD, ROWS, VECTORS, PER>;
 }
-// Of wide tiles, which fetch where they are told to.
-template <class T, class A, bool SPREAD, int ROWS>
-Tile<T, A> wide_tile(int64_t rows) {
-  if constexpr (ROWS > 3)
-    if (rows < ROWS) return wide_tile<T, A, SPREAD, ROWS - 1>(rows);
-  return tile<T, A, SPREAD, ROWS, 2 * MAX_VECTORS, MAX_VECTORS, true>;
+// Of tiles that ask for what comes later, which have at least kFetchRows rows.
+constexpr int64_t kFetchRows = 4;
+template <class T, class A, bool SPREAD, int VECTORS, int PER, int ROWS>
+Tile<T, A> fetching_tile(int64_t rows) {
+  if constexpr (ROWS > kFetchRows)
+    if (rows < ROWS) return fetching_tile<T, A, SPREAD, VECTORS, PER, ROWS - 1>(rows);
+  return tile<T, A, SPREAD, ROWS, VECTORS, PER, 1>;
 }
 
 template <class T>
@@ -40,77 +41,81 @@ constexpr int64_t kThreeRows = 8;
 // How columns are taken: so many vectors at a time, from one block or more, and of at most so many rows.
 struct Pass {
   int64_t vectors, columns, rows;
-  bool fetch = false;  // of wide tiles: whether they ask for what comes later
+  bool fetch = false;  // whether its tiles may ask for what a later pass reads
 };
 
-// Sums of at least so many terms are taken in the tallest tiles: their matrix comes from afar, and these read it less often.
+// Sums of at least so many terms are taken in the tallest tiles, if nobody asks for what comes next: their matrix comes from afar, and
+// these read it less often.
 constexpr int64_t kLongSum = 512;
-constexpr int64_t kManyRows = 2 * MAX_ROWS;  // with more, a matrix is read often enough to be taken in parts
-constexpr int64_t kFetchTiles = 8;           // with more, the first of them has little to wait for
+// With more rows, or more terms of a matrix that is followed by another, it is taken in parts.
+constexpr int64_t kManyRows = 2 * MAX_ROWS, kManyTerms = 2048;
 constexpr int64_t kAhead = 2048;             // bytes
 
 template <class T, class A>
 Pass next_pass(const Gemm<T, A>& g, int64_t left) {
   constexpr int64_t n = kAtOnce<T>;
   if constexpr (kThree<T>)
-    if (left == 3 * kPanel) return {3, left, kThreeRows};
+    if (left == 3 * kPanel) return {3, left, kThreeRows, true};
   if constexpr (kWidth<T> == n && WIDE_ROWS > 0) {
     // A few rows, in tiles wide enough for sums that don't wait for each other
     if (g.m == 1 && left >= 4 * n && !g.a_rows) return {4 * MAX_VECTORS, 4 * n, 1};
     if (n == kPanel && g.m <= 2 && left == 3 * n && !g.a_rows) return {3 * MAX_VECTORS, 3 * n, 2};
-    const bool near = g.b_k || g.m > kManyRows || g.batch * g.k + g.k2 < kLongSum;
+    const bool near = g.b_k || (MAX_ROWS > 6 && g.next) || g.m > kManyRows || g.batch * g.k + g.k2 < kLongSum;
     const bool wide = g.m <= WIDE_ROWS || (near && (MAX_ROWS > 6 ? g.m > MAX_ROWS : g.m > MAX_ROWS && g.m <= 3 * WIDE_ROWS));
-    if (left >= 2 * n && wide) return {2 * MAX_VECTORS, 2 * n, WIDE_ROWS};
+    if (left >= 2 * n && wide) return {2 * MAX_VECTORS, 2 * n, WIDE_ROWS, WIDE_ROWS >= kFetchRows};
   }
-  if (left >= n) return {MAX_VECTORS, n, MAX_ROWS};
+  if (left >= n) return {MAX_VECTORS, n, MAX_ROWS, MAX_ROWS <= 6};
   return {1, Simd<T>::lanes, MAX_ROWS};
 }
 
 template <class T, class A, bool SPREAD>
-Tile<T, A> choose_tile(const Pass& pass, int64_t rows) {
-  if constexpr (kThree<T>)
+Tile<T, A> choose_tile(const Pass& pass, int64_t rows, bool fetch) {
+  if constexpr (kThree<T>) {
+    if (pass.vectors == 3 && fetch) return fetching_tile<T, A, SPREAD, 3, 3, kThreeRows>(rows);
     if (pass.vectors == 3) return tile_of_rows<T, A, SPREAD, 3, 3, kThreeRows>(rows);
+  }
   if constexpr (kWidth<T> == kAtOnce<T> && WIDE_ROWS > 0) {
     if (!SPREAD && pass.vectors == 4 * MAX_VECTORS) return tile<T, A, false, 1, 4 * MAX_VECTORS, MAX_VECTORS>;
     if (!SPREAD && pass.vectors == 3 * MAX_VECTORS) return tile_of_rows<T, A, false, 3 * MAX_VECTORS, MAX_VECTORS, 2>(rows);
-    if (pass.vectors == 2 * MAX_VECTORS && pass.fetch && rows >= 3) return wide_tile<T, A, SPREAD, WIDE_ROWS>(rows);
+    if constexpr (WIDE_ROWS >= kFetchRows)
+      if (pass.vectors == 2 * MAX_VECTORS && fetch) return fetching_tile<T, A, SPREAD, 2 * MAX_VECTORS, MAX_VECTORS, WIDE_ROWS>(rows);
     if (pass.vectors == 2 * MAX_VECTORS) return tile_of_rows<T, A, SPREAD, 2 * MAX_VECTORS, MAX_VECTORS, WIDE_ROWS>(rows);
   }
   // Columns come in panels: where the widest tile divides a panel, there is no narrow one
   if constexpr (kPanel % kAtOnce<T> != 0)
     if (pass.vectors == 1) return tile_of_rows<T, A, SPREAD, 1, 1, MAX_ROWS>(rows);
+  if constexpr (MAX_ROWS <= 6)
+    if (fetch) return fetching_tile<T, A, SPREAD, MAX_VECTORS, MAX_VECTORS, MAX_ROWS>(rows);
   return tile_of_rows<T, A, SPREAD, MAX_VECTORS, MAX_VECTORS, MAX_ROWS>(rows);
 }
 
-// Tiles of all rows, for the columns of a pass and for some terms. Each fetches what is `ahead` elements behind what the one before does.
+// Tiles of all rows, for the columns of a pass and for some terms. The first of them ask for what a later pass reads, a line with each
+// term: blocks that lie as those of b do, from `next` on.
 template <class T, class A>
-void run_tiles(const Gemm<T, A>& g, const Pass& pass, const Place<T, A>& first, int64_t ahead = 0) {
-  const int64_t blocks = (g.m + pass.rows - 1) / pass.rows;
-  for (int64_t block = 0; block < blocks; block++) {
-    const int64_t m0 = g.m * block / blocks, rows = g.m * (block + 1) / blocks - m0;
-    Place<T, A> at = first;
-    if (g.a_rows) at.a_rows += m0;
-    else at.a += m0 * g.a_m;
-    at.a2 += m0 * g.a2_m, at.c += m0 * g.c_m;
-    if (at.init) at.init += m0 * g.init_m;
-    at.ahead.p += block * ahead;
-    (g.a_rows ? choose_tile<T, A, true>(pass, rows) : choose_tile<T, A, false>(pass, rows))(g, at);
+void run_tiles(const Gemm<T, A>& g, const Pass& pass, const Place<T, A>& at, const A* next) {
+  constexpr int64_t line = 64 / sizeof(A);
+  const int64_t tiles = (g.m + pass.rows - 1) / pass.rows, terms = at.terms + g.k2;
+  const int64_t of_block = terms * at.b_k / line, lines = next && pass.columns % at.b_k == 0 ? terms * pass.columns / line : 0;
+  for (int64_t i = 0, m0 = 0, end; i < tiles; i++, m0 = end) {
+    end = g.m * (i + 1) / tiles;
+    const int64_t rows = end - m0, asked = i * terms;
+    const bool fetch = pass.fetch && asked < lines && rows >= kFetchRows;
+    const Tile<T, A> tile = g.a_rows ? choose_tile<T, A, true>(pass, rows, fetch) : choose_tile<T, A, false>(pass, rows, fetch);
+    if (fetch) tile(g, at, m0, next + asked / of_block * at.b_block + asked % of_block * line, line);
+    else tile(g, at, m0, at.b + kAhead / sizeof(A), at.b_k);
   }
 }
 
 // The columns of a pass, for rows of several tiles: a block of terms at a time, so that the matrix' part of it is near for all of
-// them, and each asks for its share of the next part meanwhile. Sums are those of one tile after another.
+// them, and the first ask for the next part meanwhile. Sums are those of one tile after another.
 template <class T, class A>
-void by_blocks(const Gemm<T, A>& g, Pass pass, Place<T, A>& at) {
-  const int64_t tiles = (g.m + pass.rows - 1) / pass.rows;
-  pass.fetch = !g.b_k && tiles <= kFetchTiles;
+void by_blocks(const Gemm<T, A>& g, const Pass& pass, Place<T, A>& at, const A* next) {
   for (int64_t done = 0, all = g.batch * g.k; done < all; done += g.block) {
     at.terms = g.block < all - done ? g.block : all - done;
     at.s = done / g.k, at.k = done % g.k;
-    const A* const next = at.b + at.terms * at.b_k;
-    at.ahead = {g.b_k ? at.b : next, g.b_k ? 0 : at.b_k / tiles};
-    run_tiles(g, pass, at, at.terms * at.ahead.step);
-    at.b = next;
+    const A* const b = at.b + at.terms * at.b_k;
+    run_tiles(g, pass, at, g.b_k ? nullptr : done + at.terms < all ? b : next);
+    at.b = b;
     at.init = nullptr, at.begun = true;
   }
 }
@@ -122,21 +127,24 @@ void gemm(const Gemm<T, A>& g) {
   for (int64_t n0 = 0; n0 < g.n;) {
     const Pass pass = next_pass(g, g.n - n0);
     const A* const b = g.b_k ? g.b + n0 : g.b + packed.at(g.b_first, n0);
+    const bool last = n0 + pass.columns == g.n;
+    const A* const next = !g.next ? nullptr : last ? g.next + packed.at(g.b_first, 0) : g.b + packed.at(g.b_first, n0 + pass.columns);
     const int64_t b_k = g.b_k ? g.b_k : packed.row(n0);
-    Place<T, A> at{g.a, g.a2, b, g.a_rows, b_k, g.b_k ? kWidth<T> : kWidth<T> * packed.rows, g.init ? g.init + n0 : nullptr,
-                   g.c + n0, g.accumulate, 0, 0, terms, {b + kAhead / sizeof(A), b_k}};
-    if (g.m > kManyRows && terms > 0 && terms + g.k2 > g.block) {
+    Place<T, A> at{g.a, b, b_k, g.b_k ? kWidth<T> : kWidth<T> * packed.rows, g.init ? g.init + n0 : nullptr, g.c + n0, g.accumulate,
+                   0, 0, terms};
+    const bool parts = g.m > kManyRows || (g.next && g.m > MAX_ROWS && terms >= kManyTerms);
+    if (parts && terms > 0 && terms + g.k2 > g.block) {
       Gemm<T, A> part = g;
       part.k2 = 0;
-      by_blocks(part, pass, at);
+      by_blocks(part, pass, at, g.k2 ? nullptr : next);
       if (g.k2) {  // what there is by now is `init`, as in a tile
-        part.a_m = g.a2_m, part.a_k = 1, part.a_offsets = nullptr, part.a_rows = nullptr, part.batch = 1,
+        part.a_m = g.a2_m, part.a_k = 1, part.a_offsets = nullptr, part.a_rows = nullptr, part.batch = 1;
         part.k = g.k2, part.init_m = g.c_m;
-        at.a = g.a2, at.a_rows = nullptr, at.init = at.c, at.begun = false;
-        by_blocks(part, pass, at);
+        at.a = g.a2, at.init = at.c, at.begun = false;
+        by_blocks(part, pass, at, next);
       }
     } else {
-      run_tiles(g, pass, at);
+      run_tiles(g, pass, at, next);
     }
     n0 += pass.columns;
   }

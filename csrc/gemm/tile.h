@@ -76,7 +76,7 @@ struct Left {
 }
 #endif
 
-// What is fetched from memory while a sum runs: with each term what lies at p, of each block of b, which moves by `step` elements.
+// What is asked for while a sum runs: with each term the lines at p, which moves by `step` elements.
 template <class A>
 struct Ahead {
   const A* p;
@@ -94,10 +94,36 @@ struct Sum {
   bool begun;  // c holds a part of the sum
 
   // Adds the sum over k of a[m][k] * b[k]; returns where b ends. A row of b is PER vectors in each of some blocks.
-  // FETCH: what comes later is asked for meanwhile.
-  template <int PER, bool FETCH, class A, bool SPREAD>
+  // LINES: how many are asked for with each term; one alone is of what comes later, and goes to the second-level cache.
+  template <int PER, int LINES, class A, bool SPREAD>
   [[gnu::always_inline]] inline const A* add(int64_t k, Left<A, ROWS, SPREAD>& a, int64_t a_k, const A* b, int64_t n, int64_t b_block,
                                              Ahead<A>& ahead) {
+    const auto add_term = [&]() __attribute__((always_inline)) {
+      if constexpr (ROWS < 4) {
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
+          typename S::V row = S::load(b + v / PER * b_block + v % PER * S::lanes);
+          if (ROWS > 1) hold(row);
+#pragma GCC unroll 4
+          for (int m = 0; m < ROWS; m++) acc[m][v] = multiply_add(acc[m][v], a[m], row);
+        }
+      } else {
+        typename S::V row[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v / PER * b_block + v % PER * S::lanes);
+#pragma GCC unroll 4
+        for (int i = 0; i < LINES; i++) __builtin_prefetch(ahead.p + i * (64 / sizeof(A)), 0, LINES == 1 ? 2 : 3);
+        if (LINES > 0) ahead.p += ahead.step;
+#pragma GCC unroll 12
+        for (int m = 0; m < ROWS; m++) {
+          const A x = a[m];
+#pragma GCC unroll 8
+          for (int v = 0; v < VECTORS; v++) acc[m][v] = multiply_add(acc[m][v], x, row[v]);
+        }
+      }
+      a.advance(a_k);
+      b += n;
+    };
     while (k > 0) {
       if (left == 0) {
         put();
@@ -106,37 +132,13 @@ struct Sum {
         left = block;
       }
       const int64_t terms = k < left ? k : left;
-      for (int64_t i = 0; i < terms; i++) {
-        if constexpr (ROWS < 4) {
-#pragma GCC unroll 8
-          for (int v = 0; v < VECTORS; v++) {
-            typename S::V row = S::load(b + v / PER * b_block + v % PER * S::lanes);
-            if (ROWS > 1) hold(row);
-#pragma GCC unroll 4
-            for (int m = 0; m < ROWS; m++) acc[m][v] = multiply_add(acc[m][v], a[m], row);
-          }
-        } else {
-          typename S::V row[VECTORS];
-#pragma GCC unroll 8
-          for (int v = 0; v < VECTORS; v++) row[v] = S::load(b + v / PER * b_block + v % PER * S::lanes);
-          if constexpr (FETCH) {
-#pragma GCC unroll 4
-            for (int v = 0; v < VECTORS / PER; v++) __builtin_prefetch(ahead.p + v * b_block, 0, 2);
-            if constexpr (VECTORS == PER)
-#pragma GCC unroll 4
-              for (int v = 1; v < VECTORS * VECTOR_BYTES / 64; v++) __builtin_prefetch(ahead.p + v * (64 / sizeof(A)), 0, 2);
-            ahead.p += ahead.step;
-          }
-#pragma GCC unroll 12
-          for (int m = 0; m < ROWS; m++) {
-            const A x = a[m];
-#pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; v++) acc[m][v] = multiply_add(acc[m][v], x, row[v]);
-          }
+      int64_t i = 0;
+      if constexpr (ROWS >= 4)  // two at a time: what counts and moves pointers takes the place of multiply-adds
+        for (; i + 1 < terms; i += 2) {
+          add_term();
+          add_term();
         }
-        a.advance(a_k);
-        b += n;
-      }
+      for (; i < terms; i++) add_term();
       k -= terms;
       left -= terms;
     }
@@ -167,57 +169,57 @@ struct Sum {
   }
 };
 
-// Where a tile reads and writes, and which terms it sums up.
+// Where tiles of some columns read and write, the first row's, and which terms they sum up.
 template <class T, class A>
 struct Place {
-  const A *a, *a2, *b;
-  const int64_t* a_rows;
+  const A *a, *b;
   int64_t b_k, b_block;  // distances between rows of b, and between its blocks
   const T* init;
   T* c;
   bool begun;            // c holds the terms before
   int64_t s, k, terms;   // the first: the k-th of the s-th matrix of the batch
-  Ahead<A> ahead;
 };
 
 // ROWS x (VECTORS * lanes) elements of c, from one or more blocks of PER vectors; SPREAD: rows of a are where a_rows says.
-// The tallest tiles always fetch what comes next, as they have time to: hardware does not look beyond a page.
-template <class T, class A, bool SPREAD, int ROWS, int VECTORS, int PER = VECTORS, bool FETCH = (MAX_ROWS > 6 && ROWS > WIDE_ROWS)>
-void tile(const Gemm<T, A>& g, const Place<T, A>& at) {
-  Sum<T, ROWS, VECTORS> sum{.c = at.c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = at.begun};
-  const A* b = at.b;
+// The tallest tiles ask for what they come to soon, as they have time to: hardware does not look beyond a page.
+template <class T, class A, bool SPREAD, int ROWS, int VECTORS, int PER = VECTORS,
+          int LINES = (MAX_ROWS > 6 && ROWS > WIDE_ROWS ? PER * VECTOR_BYTES / 64 : 0)>
+void tile(const Gemm<T, A>& g, const Place<T, A>& at, int64_t m0, const A* ahead_p, int64_t ahead_step) {
+  T* const c = at.c + m0 * g.c_m;
+  Sum<T, ROWS, VECTORS> sum{.c = c, .c_m = g.c_m, .block = g.block, .left = g.block, .begun = at.begun};
+  const A *const a = SPREAD ? at.a : at.a + m0 * g.a_m, *b = at.b;
   Left<A, ROWS, SPREAD> left_rows;
   if constexpr (SPREAD) {
 #pragma GCC unroll 12
-    for (int m = 0; m < ROWS; m++) left_rows.offset[m] = at.a_rows[m];
+    for (int m = 0; m < ROWS; m++) left_rows.offset[m] = g.a_rows[m0 + m];
   } else {
     left_rows.offset[0] = g.a_m;
   }
-  at.init ? sum.load(at.init, g.init_m, false) : sum.clear();
+  at.init ? sum.load(at.init + m0 * g.init_m, g.init_m, false) : sum.clear();
   if (at.begun)  // what the sum will join may be in no cache
 #pragma GCC unroll 12
     for (int m = 0; m < ROWS; m++)
 #pragma GCC unroll 8
-      for (int v = 0; v < VECTORS; v++) __builtin_prefetch(at.c + m * g.c_m + v * Simd<T>::lanes, 1, 3);
-  Ahead<A> ahead = at.ahead;
+      for (int v = 0; v < VECTORS; v++) __builtin_prefetch(c + m * g.c_m + v * Simd<T>::lanes, 1, 3);
+  Ahead<A> ahead{ahead_p, ahead_step};
   for (int64_t s = at.s, k = at.k, left = at.terms; left > 0; s++, k = 0) {
     const int64_t terms = left < g.k - k ? left : g.k - k;
     left -= terms;
     if (left > 0 && g.a_k == 1)  // short runs, far apart: hardware does not foresee the next
       for (int m = 0; m < ROWS; m++)
         for (int64_t i = 0; i < g.k; i += 64 / sizeof(A))
-          __builtin_prefetch(at.a + g.a_offsets[s + 1] + (SPREAD ? at.a_rows[m] : m * g.a_m) + i);
-    left_rows.begin((g.a_offsets ? at.a + g.a_offsets[s] : at.a) + k * g.a_k);
-    b = sum.template add<PER, FETCH>(terms, left_rows, g.a_k, b, at.b_k, at.b_block, ahead);
+          __builtin_prefetch(a + g.a_offsets[s + 1] + (SPREAD ? g.a_rows[m0 + m] : m * g.a_m) + i);
+    left_rows.begin((g.a_offsets ? a + g.a_offsets[s] : a) + k * g.a_k);
+    b = sum.template add<PER, LINES>(terms, left_rows, g.a_k, b, at.b_k, at.b_block, ahead);
   }
   if (g.k2) {  // rounded as if the first product had been taken before, and were `init` here
-    if (sum.begun) sum.load(at.c, g.c_m, true);
+    if (sum.begun) sum.load(c, g.c_m, true);
     sum.begun = false;
     sum.left = g.block;
     Left<A, ROWS, false> second;
     second.offset[0] = g.a2_m;
-    second.begin(at.a2);
-    sum.template add<PER, FETCH>(g.k2, second, 1, b, at.b_k, at.b_block, ahead);
+    second.begin(g.a2 + m0 * g.a2_m);
+    sum.template add<PER, LINES>(g.k2, second, 1, b, at.b_k, at.b_block, ahead);
   }
   sum.put();
 }

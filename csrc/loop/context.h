@@ -35,6 +35,7 @@ struct Tile {
   int64_t b, rows;  // of the batch
   int64_t row;      // of the first one, among those of the chunk
   int64_t p;
+  int64_t next = -1;  // the panel that this thread takes next, where it was not asked for yet
 };
 
 template <class S>

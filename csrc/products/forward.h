@@ -135,8 +135,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
         const Range panels = thread.of_unit_group(o.n_panels), rows = thread.of_row_group(chunk.rows);
         for (int64_t p = panels.begin; p < panels.end; p++)
           o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * inputs_row_, .a_m = inputs_row_,
-                         .b = packed_ih(p), .b_rows = packed(ih).rows, .init = bias_of(p) + ih.offset(),
-                         .c = product(p, rows.begin), .c_m = ih.width()});
+                         .b = packed_ih(p), .b_rows = packed(ih).rows, .next = p + 1 < panels.end ? packed_ih(p + 1) : nullptr,
+                         .init = bias_of(p) + ih.offset(), .c = product(p, rows.begin), .c_m = ih.width()});
       }
     }
     if (o.team->plan.row_groups > 1) thread.barrier_all();
@@ -148,15 +148,18 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   void into_tile(const Thread&, const Tile& tile, T* records) const override {
     const Block<const kept_t<S, A>> h_rows = constant(h(tile.s).at(0, tile.b));
     const A* const h_factors = factors<A>(h_rows.p);
+    const A *next_ih = nullptr, *next_hh = nullptr;
+    if (tile.next >= 0 && !single_) next_ih = packed_ih(tile.next), next_hh = packed_hh(tile.next);
     const int64_t h_m = h_rows.row / kTerms<A>, k = o.I / kTerms<A>, k2 = o.R / kTerms<A>, c_m = o.record.forward();
     if (o.v.joint()) {
       if (precompute_)
         return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
-                                 .b_rows = packed(hh).rows, .b_first = first_hh(), .init = product(tile.p, tile.row),
+                                 .b_rows = packed(hh).rows, .b_first = first_hh(), .next = next_hh, .init = product(tile.p, tile.row),
                                  .init_m = ih.width(), .c = records, .c_m = c_m, .block = block_});
       if constexpr (kReadsX)
         o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
-                          .k2 = k2, .b = packed_ih(tile.p), .init = bias_of(tile.p), .c = records, .c_m = c_m, .block = block_});
+                          .k2 = k2, .b = packed_ih(tile.p), .next = next_ih, .init = bias_of(tile.p), .c = records, .c_m = c_m,
+                          .block = block_});
       return;
     }
     // Some slots are fed by x alone, others by h alone
@@ -166,9 +169,9 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
       o.micro.copy(tile.rows, ih.width(), {product(tile.p, tile.row), ih.width()}, {records + ih.offset(), c_m});
     else if constexpr (kReadsX)
       o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(tile), .a_m = x_m(), .b = packed_ih(tile.p),
-                        .init = bias_of(tile.p) + ih.offset(), .c = records + ih.offset(), .c_m = c_m});
-    o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p), .init = of_h,
-                      .init_m = c_m, .c = of_h, .c_m = c_m});
+                        .next = next_ih, .init = bias_of(tile.p) + ih.offset(), .c = records + ih.offset(), .c_m = c_m});
+    o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m,
+                      .b = packed_hh(tile.p), .next = next_hh, .init = of_h, .init_m = c_m, .c = of_h, .c_m = c_m});
   }
 
  private:

@@ -69,9 +69,11 @@ class PackedBackward final : public BackwardProducts<S> {
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
     const Range mine = thread.of_unit_group(o.r_panels);
     for_column_blocks(mine.begin, mine.end, t % 2 == 1, [&](int64_t panel, int64_t count) {
+      const int64_t next = t % 2 == 1 ? panel - 4 : panel + 4;
+      const A* ask = next >= mine.begin && next + count <= mine.end ? block_of(hh, packed_hh_, next) : nullptr;
       thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
         const Block<T> to = dh.at(panel, b);
-        multiply(hh, offsets_hh_, row + b, rows, packed_hh_, panel, count, to);
+        multiply(hh, offsets_hh_, row + b, rows, packed_hh_, panel, count, to, std::exchange(ask, nullptr));
         o.apply_reset(t, b, rows, count * kPanel, to);
       });
     });
@@ -117,7 +119,8 @@ class PackedBackward final : public BackwardProducts<S> {
       const int64_t n = std::min(count * kPanel, f.dx_columns() - panel * kPanel);
       for (int64_t row = mine.begin; row < mine.end; row += kInputRows) {
         const int64_t rows = std::min(kInputRows, mine.end - row);
-        multiply(ih, offsets_ih_, row, rows, packed_ih_, panel, count, {dx, kMaxBlock});
+        const A* const ask = row == mine.begin && panel + 4 + count <= dx_panels_ ? block_of(ih, packed_ih_, panel + 4) : nullptr;
+        multiply(ih, offsets_ih_, row, rows, packed_ih_, panel, count, {dx, kMaxBlock}, ask);
         this->scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
           const Block<const T> from{dx + i * kMaxBlock, kMaxBlock};
           const Block<S> out{f.dx + to * f.dx_columns() + panel * kPanel, f.dx_columns()};
@@ -151,13 +154,13 @@ class PackedBackward final : public BackwardProducts<S> {
     });
   }
 
-  // to = dG @ `count` panels of the packed weights, for rows [row, row + rows) of the chunk.
+  // to = dG @ `count` panels of the packed weights, for rows [row, row + rows) of the chunk. `next`: as many that are taken next.
   void multiply(const GateMap& map, const std::vector<int64_t>& offsets, int64_t row, int64_t rows, A* packed, int64_t panel,
-                int64_t count, Block<T> to) const {
+                int64_t count, Block<T> to, const A* next = nullptr) const {
     const Block<const V> dg = constant(dgates_of(0, row, 0));
     o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = run(map) / kTerms<A>, .batch = static_cast<int64_t>(offsets.size()),
                       .a = factors<A>(dg.p), .a_m = dg.row / kTerms<A>, .a_offsets = offsets.data(),
-                      .b = block_of(map, packed, panel), .c = to.p, .c_m = to.row});
+                      .b = block_of(map, packed, panel), .next = next, .c = to.p, .c_m = to.row});
   }
 
   // How much of a map's dG lies side by side in a row, and where each such part of a row is, of all panels.
