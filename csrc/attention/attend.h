@@ -11,6 +11,9 @@ struct AttendCall {
   const T* queries;          // (T, B, A), contiguous
   T *contexts, *weights;     // (T, B, M), (T, B, S) or null
   void run();
+
+ private:
+  void run_many();
 };
 
 template <class T>

@@ -49,7 +49,7 @@ def decode(
         lengths = None if lengths is None else lengths.index_select(0, batch.cpu_order)
         states = AttentionState(*states).index_select(batch.order)
     with _without_autocast(x):
-        precomputed = precompute(plan, rows, lengths)
+        precomputed = precompute(plan, rows, lengths, for_one_call=True)
         if more.attention.at_once:
             run = run_at_once(plan, batch, states[:2], precomputed)
         else:

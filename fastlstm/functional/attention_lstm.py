@@ -67,8 +67,8 @@ def attention_lstm(
         and of `output` and what is fed. What is fed as "attentional" is the dropped `output` itself.
     backend: "auto", or the name of the one that must run; `fastlstm info` tells which there are.
 
-    With nothing fed and "after" all steps are attended at once, products by PyTorch's `scaled_dot_product_attention` unless
-    `need_weights`; that has no second derivative of its own: `need_weights=True` or `backend="reference"` has.
+    With nothing fed and "after" all steps are attended at once; on a GPU, and in programs that are exported, products by
+    PyTorch's `scaled_dot_product_attention` unless `need_weights`.
     Raises TypeError, ValueError or RuntimeError for bad arguments, and for options that mean nothing together.
 
     >>> import torch

@@ -9,10 +9,15 @@ from torch.nn.functional import dropout, linear
 
 from fastlstm import backends, stack, torch_backend
 from fastlstm.call import AttentionCall, Call
+from fastlstm.functional import quick
 from fastlstm.functional.attention_values import Precomputed
 from fastlstm.kernels.attention_lstm import ATTENTION_LSTM, FEEDS
 from fastlstm.kernels.variant import Variant
+from fastlstm.ops import program
 from fastlstm.ops.attention_layer import attend_layer, attention_layer
+from fastlstm.ops.attentional import attentional
+from fastlstm.ops.derivatives import beyond_kernels
+from fastlstm.ops.dispatch import differentiable
 from fastlstm.ops.dot_attend import dot_attend
 from fastlstm.ops.layer import layer
 from fastlstm.sequences import Batch, own
@@ -52,12 +57,16 @@ class Run(NamedTuple):
     alignments: Tensor
 
 
-def precompute(plan: Plan, memory: Tensor, lengths: Tensor | None) -> Precomputed:
-    """From `memory` (S, B, M), which is left as it is: what lies beyond a length is zero in a copy, of NaN too."""
-    if lengths is not None:
+def precompute(plan: Plan, memory: Tensor, lengths: Tensor | None, for_one_call: bool = False) -> Precomputed:
+    """From `memory` (S, B, M), which is left as it is: what lies beyond a length is zero in a copy, of NaN too.
+
+    `for_one_call`: nobody else sees it. Kernels on the CPU don't read what lies beyond; gradients of the keys' weight do.
+    """
+    w_key = plan.beside["w_key"]
+    copied = not for_one_call or _chosen(plan, memory) != "numba" or program.is_made() or beyond_kernels()
+    if lengths is not None and (copied or (w_key is not None and differentiable((memory, w_key)))):
         beyond = (torch.arange(memory.shape[0], device="cpu")[:, None] >= lengths).to(memory.device)
         memory = memory.masked_fill(beyond.unsqueeze(-1), 0)
-    w_key = plan.beside["w_key"]
     return Precomputed(memory, None if w_key is None else linear(memory, w_key), lengths)
 
 
@@ -128,14 +137,12 @@ def run_at_once(plan: Plan, batch: Batch, states: tuple[Tensor, Tensor], precomp
             return_alignments=need_weights, backend=_chosen(plan, h),
         )  # fmt: skip
     else:
+        own_kernels = _chosen(plan, h) == "numba"
         context, alignments = dot_attend(
             query, memory, keys, lengths, attention.scale(plan.H),
-            return_alignments=need_weights, backend=plan.call.backend,
+            return_alignments=need_weights, backend="numba" if own_kernels else plan.call.backend,
         )  # fmt: skip
-    y = linear(torch.cat([context, h], -1), beside["w_out"], beside["b_out"])  # type: ignore[arg-type]
-    if attention.output == "tanh":
-        y = y.tanh()
-        y = own(y)
+    y = attentional(context, h, beside["w_out"], beside["b_out"], tanh=attention.output == "tanh")  # type: ignore[arg-type]
     if plan.output_drop:
         y = dropout(y, plan.output_drop)
     if batch.batch_sizes is not None:
@@ -149,6 +156,10 @@ def _run_stack(plan: Plan, batch: Batch, states: tuple[Tensor, Tensor]) -> tuple
     """h of every step, of `query_layer` and of the last one; and the final states."""
     x, cell = batch.x, plan.cell
     inner = plan.query_layer < len(plan.layers) - 1
+    if not inner and batch.batch_sizes is None and quick.is_usual():
+        call = plan.call._replace(batch_first=False, lengths=None)
+        if (results := quick.layers(cell, x, [list(w.values()) for w in plan.layers], states, call)) is not None:
+            return results[0], *results
     chosen = backends.choose(cell, x.device, x.dtype, plan.call.backend, beyond_torch=inner).backend
     if chosen == "torch":
         (y,), (h_n, c_n) = torch_backend.run(cell, batch, states, plan.layers, plan.call)

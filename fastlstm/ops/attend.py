@@ -1,4 +1,4 @@
-"""Additive attention of all steps at once, differentiable: for a recurrence that does not depend on it."""
+"""Attention of all steps at once, differentiable: for a recurrence that does not depend on it."""
 
 from typing import Any
 
@@ -19,9 +19,9 @@ ELEMENTS = 1 << 20  # of a chunk of steps, (t, S, B, A)
 def attend(
     query: Tensor,
     memory: Tensor,
-    keys: Tensor,
+    keys: Tensor | None,
     memory_lengths: Tensor | None,
-    w_score: Tensor,
+    w_score: Tensor | None,
     *,
     return_alignments: bool,
     backend: str,
@@ -30,7 +30,8 @@ def attend(
 
     Sizes: T target steps, B batch, S memory slots, M memory, A attention. `query` (T, B, A), `memory` (S, B, M),
     `keys` (S, B, A), `memory_lengths` (B,), int64 on the CPU, from 0 to S, or None: what lies beyond is not read.
-    `w_score` (A). `context` (T, B, M), zero where the memory is empty; `alignments` (T, B, S), empty unless
+    `w_score` (A), of additive scores; without it they are products with the queries, of keys, or where there are none of the
+    memory, and that is for the CPU. `context` (T, B, M), zero where the memory is empty; `alignments` (T, B, S), empty unless
     `return_alignments`. Arguments are checked in `fastlstm.functional`.
     """
     tensors = (query, memory, keys, memory_lengths, w_score)
@@ -88,11 +89,11 @@ class AttendBackward(torch.autograd.Function):
 
 
 def _by_reference(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    keys = others[1]
+    memory, keys = others[:2]
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return by_reference(attend_reference, query, *others)
     # (T, S, B, A) as a whole is never there: nor is it kept for the backward, which computes a chunk's again
-    steps = max(1, ELEMENTS // max(1, keys.numel()))
+    steps = max(1, ELEMENTS // max(1, (memory if keys is None else keys).numel()))
     found = [_chunk(part, *others) for part in query.split(steps)]
     context, alignments = zip(*found, strict=True)
     return torch.cat(context), torch.cat(alignments)
@@ -111,7 +112,7 @@ def _reference(*args: Any) -> tuple[Tensor, ...]:
 def _fake_fwd(query, memory, keys, memory_lengths, w_score, return_alignments, save):
     (T, B, _), (S, _, M) = query.shape, memory.shape
     alignments = query.new_empty((T, B, S) if return_alignments else (0,))
-    like = query.new_empty(T * B if save else 0, M + S)
+    like = query.new_empty(T * B if save else 0, S + (0 if w_score is None else M))
     saved = gpu_attend.saved_like(query, memory, save) if query.is_cuda else like
     return query.new_empty(T, B, M), alignments, saved
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from fastlstm.kernels.attention_lstm.reference import attend_reference
+from fastlstm.ops import program
+from fastlstm.ops.attend import attend
 from fastlstm.ops.derivatives import beyond_kernels, gradients
 from fastlstm.ops.dispatch import by_reference
 
@@ -21,11 +23,14 @@ def dot_attend(
     return_alignments: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """The context of every step, and the weights: `(context, alignments)`.
+    """The context of every step, and the weights: `(context, alignments)`, by kernels of ours where they are, on the CPU.
 
     Arguments and results are those of `fastlstm.ops.attend.attend`, but for `memory`, and `keys`, which are zero beyond
     `memory_lengths`; without `keys` they are the memory. The scores are products with `scale` * `query`.
     """
+    if query.is_cpu and backend == "numba" and not program.is_made():
+        scaled = query if scale == 1 else scale * query
+        return attend(scaled, memory, keys, memory_lengths, None, return_alignments=return_alignments, backend=backend)
     plain = return_alignments or backend == "reference" or beyond_kernels()
     if plain or torch._C._are_functorch_transforms_active():
         return by_reference(_explicit, query, memory, keys, memory_lengths, scale, return_alignments)

@@ -6,6 +6,8 @@
                           keys     queries, query_stride, T, keys, key_stride, score, S, A, prepared, scratch (3 A),
                                    dscores, dscore_stride -> dkeys (S, A), dscore (A)
     dot_attention         fwd, bwd                                                                       cpu_dot.py
+    softmax               fwd      z, count: z = softmax z, of the scores of many queries         cpu_dot.py
+                          bwd      a, d, count: d = a (d - a . d)
     output                fwd      z, count: z = tanh z                                                  here
                           bwd      a, d, count: d *= 1 - a^2
 
@@ -21,7 +23,7 @@ without `has_dweights` no dweights: they may be null. Every sum has one order, w
 from numba import carray
 
 from fastlstm.kernels.attention_lstm.cpu_additive import additive_bwd, additive_fwd, additive_keys, additive_prepare
-from fastlstm.kernels.attention_lstm.cpu_dot import dot_bwd, dot_fwd
+from fastlstm.kernels.attention_lstm.cpu_dot import dot_bwd, dot_fwd, softmax_bwd, softmax_fwd
 from fastlstm.kernels.cpu_math import SOURCE_STAMP, compile_c, tanh
 
 # (name, pass): what makes the kernel, its arguments (p a pointer, n an int64), whether it returns an int64
@@ -57,6 +59,8 @@ KERNELS = {
     ("additive_attention", "keys"): (additive_keys, "pnnpnpnnnppnpp", False),
     ("dot_attention", "fwd"): (dot_fwd, FORWARD, False),
     ("dot_attention", "bwd"): (dot_bwd, BACKWARD, False),
+    ("softmax", "fwd"): (softmax_fwd, "pn", False),
+    ("softmax", "bwd"): (softmax_bwd, "ppn", False),
     ("output", "fwd"): (output_fwd, "pn", False),
     ("output", "bwd"): (output_bwd, "ppn", False),
 }

@@ -73,6 +73,40 @@ def dot_fwd(dtype, stamp=SOURCE_STAMP):
     return kernel
 
 
+def softmax_fwd(dtype, stamp=SOURCE_STAMP):
+    zero, one, least = dtype(0), dtype(1), dtype("-inf")
+
+    def kernel(z, count):
+        stamp  # noqa: B018
+        z = carray(z, count, dtype)
+        most, total = least, zero
+        for s in range(count):
+            most = z[s] if z[s] > most else most
+        for s in range(count):
+            z[s] = exp(z[s] - most)
+            total += z[s]
+        scale = one / total
+        for s in range(count):
+            z[s] *= scale
+
+    return kernel
+
+
+def softmax_bwd(dtype, stamp=SOURCE_STAMP):
+    zero, nothing = dtype(0), dtype(NOTHING * np.finfo(dtype).tiny)
+
+    def kernel(a, d, count):
+        stamp  # noqa: B018
+        a, d = carray(a, count, dtype), carray(d, count, dtype)
+        delta = zero
+        for s in range(count):
+            delta += a[s] * d[s]
+        for s in range(count):
+            d[s] = zero if a[s] < nothing else a[s] * (d[s] - delta)
+
+    return kernel
+
+
 def dot_bwd(dtype, stamp=SOURCE_STAMP):
     """dscore_s = alpha_s (dcontext . m_s + dweights_s - delta), where delta is their sum weighted by alpha."""
     zero, nothing = dtype(0), dtype(NOTHING * np.finfo(dtype).tiny)
