@@ -7,7 +7,8 @@ namespace fastlstm {
 template <class S>
 class ConvBackward final : public ImageBackward<S> {
   using Base = ImageBackward<S>;
-  using Base::o, Base::f, Base::ih, Base::hh, Base::width_, Base::dg_, Base::x_, Base::h_, Base::dw, Base::b_k, Base::dgates_of;
+  using Base::o, Base::f, Base::ih, Base::hh, Base::width_, Base::dg_, Base::x_, Base::h_, Base::dw, Base::b_k, Base::dgates_of,
+      Base::wants_columns;
   static constexpr int64_t kWeightRows = 48;   // rows of a weight gradient per job
   static constexpr int64_t kPixels = 128;      // of dG, at least, which jobs go through before the next ones: it stays in the cache
   static constexpr int64_t kBlock = 256;
@@ -18,9 +19,10 @@ class ConvBackward final : public ImageBackward<S> {
   ConvBackward(const Context<S>& context, const BackwardCall<S>& call)
       : Base(context, call, frame_of_gates(context, call), frame_of_inputs(context.images->ih, frame_row<T>(context.I)),
              frame_of_inputs(context.images->hh, frame_row<T>(context.R)), context.k_input() + context.k_recurrent(), true),
-        of_dh_(taps_of_inputs(hh, dg_.frame, width_)), of_dx_(f.dx ? taps_of_inputs(ih, dg_.frame, width_) : std::vector<Taps>{}),
+        of_dh_(taps_of_inputs(hh, dg_.frame, width_)),
+        of_dx_(wants_columns() ? taps_of_inputs(ih, dg_.frame, width_) : std::vector<Taps>{}),
         of_x_(taps_of_outputs(ih, x_.frame, o.I)), of_h_(taps_of_outputs(hh, h_.frame, o.R)), x_jobs_(jobs(of_x_)), h_jobs_(jobs(of_h_)),
-        packed_hh_(hh.taps() * width_ * o.r_panels * kPanel), packed_ih_(f.dx ? ih.taps() * width_ * o.i_panels * kPanel : 0) {}
+        packed_hh_(hh.taps() * width_ * o.r_panels * kPanel), packed_ih_(wants_columns() ? ih.taps() * width_ * o.i_panels * kPanel : 0) {}
 
   void pack(int64_t p) override {
     Base::pack(p);
@@ -63,6 +65,7 @@ class ConvBackward final : public ImageBackward<S> {
 
   // dx: each phase of the strides writes pixels of its own.
   void input_gradients(const Thread& thread, const Chunk& chunk) const override {
+    if (!wants_columns()) return Base::input_gradients(thread, chunk);
     T* const tile = o.tile_of(thread);
     int64_t first = 0;
     for (const Taps& taps : of_dx_) {
@@ -97,7 +100,7 @@ class ConvBackward final : public ImageBackward<S> {
     Frame frame{.row = frame_row<T>(o.n_panels * o.gate_width)};
     for (int d = 0; d < kAxes; d++) frame.size[d] = o.images->hh.axes[d].out;
     widen(frame, o.images->hh);
-    if (f.dx) widen(frame, o.images->ih);
+    if (Base::wants_columns(o, f)) widen(frame, o.images->ih);
     return frame;
   }
 

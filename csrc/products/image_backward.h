@@ -1,6 +1,9 @@
 // What the backward's products of images share: gradients of gates, inputs and h in frames, and sums over pixels.
 #pragma once
+#include <optional>
+
 #include "products/backward.h"
+#include "products/few_inputs.h"
 #include "products/frames.h"
 
 namespace fastlstm {
@@ -23,9 +26,12 @@ class ImageBackward : public BackwardProducts<S> {
         dg_(o, hh, dg, o.chunk_rows), x_(o, ih, x, f.need_dw ? o.chunk_rows : 0), h_(o, hh, h, f.need_dw ? o.chunk_rows : 0),
         kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width},
         dgates_(twice && f.need_dw ? o.chunk_rows * width_ : 0), dw_panel_((dw_rows + 1) * o.gate_width),
-        dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {}
+        dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {
+    if (f.dx && FewInputs<S>::suit(o.I)) few_.emplace(o, dg_, width_);
+  }
 
   void pack(int64_t p) override {
+    if (few_) few_->pack(p);
     if (!f.need_dw) return;
     std::fill_n(dw(p), dw_panel_, T(0));
     std::fill_n(db(p), o.gate_width, 0.0);
@@ -68,9 +74,21 @@ class ImageBackward : public BackwardProducts<S> {
     }
   }
 
-  void release() override { dgates_ = {}; }
+  // Where inputs have few channels.
+  void input_gradients(const Thread& thread, const Chunk& chunk) const override {
+    few_->run(thread, chunk.rows, [&](int64_t image) { return dx_of(chunk, image); });
+  }
+
+  void release() override {
+    dgates_ = {};
+    if (few_) few_->release();
+  }
 
  protected:
+  // Whether inputs' gradients are to be taken column by column.
+  static bool wants_columns(const Context<S>& o, const BackwardCall<S>& f) { return f.dx && !FewInputs<S>::suit(o.I); }
+  bool wants_columns() const { return f.dx && !few_; }
+
   // Where the gradient of an image's inputs goes, by its place in the chunk.
   S* dx_of(const Chunk& chunk, int64_t image) const {
     for (int64_t s = chunk.begin;; s++) {
@@ -116,6 +134,7 @@ class ImageBackward : public BackwardProducts<S> {
   Buffer<T> dgates_;
   const int64_t dw_panel_;  // of accumulators: dw_ih.T, dw_hh.T, and the biases' of a line in one
   Buffer<T> dw_;
+  std::optional<FewInputs<S>> few_;
 };
 
 }  // namespace fastlstm

@@ -8,7 +8,7 @@ namespace fastlstm {
 template <class S>
 class WinogradBackward final : public ImageBackward<S> {
   using Base = ImageBackward<S>;
-  using Base::o, Base::f, Base::ih, Base::hh, Base::width_, Base::dg_, Base::x_, Base::h_, Base::dw;
+  using Base::o, Base::f, Base::ih, Base::hh, Base::width_, Base::dg_, Base::x_, Base::h_, Base::dw, Base::wants_columns;
 
  public:
   using typename Base::T;
@@ -18,12 +18,14 @@ class WinogradBackward final : public ImageBackward<S> {
              Winograd<S>::frame_of_inputs(context.images->hh, frame_row<T>(context.R)), dw_rows(context),
              !context.v.peepholes.empty()),
         winograd_(o, hh.axes[2].kernel), of_outputs_{hh.axes[1].out, hh.axes[2].out}, of_inputs_{ih.axes[1].in, ih.axes[2].in},
-        K_(o.I + o.R), columns_(std::max(o.r_panels, f.dx ? o.i_panels : 0) * kPanel), lines_(lines_of(of_outputs_)),
+        K_(o.I + o.R), columns_(std::max(o.r_panels, wants_columns() ? o.i_panels : 0) * kPanel), lines_(lines_of(of_outputs_)),
         input_lines_(lines_of(of_inputs_)), sum_lines_(winograd_.lines_at_once(of_outputs_, K_)),
         dg_m_(of_lines(std::max(lines_, f.need_dw ? sum_lines_ : 0), o.gate_width)), result_m_(of_lines(lines_, columns_)),
-        xh_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), K_)), in_turn_(f.dx && next_chunk(o.seq, 0, true).end == o.seq.T),
+        xh_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), K_)),
+        in_turn_(wants_columns() && next_chunk(o.seq, 0, true).end == o.seq.T),
         packed_hh_(factors(in_turn_ ? std::max(o.r_panels, o.i_panels) : o.r_panels)),
-        packed_ih_(f.dx && !in_turn_ ? factors(o.i_panels) : 0), dg_factors_(o.team->workers * winograd_.products * dg_m_.matrix),
+        packed_ih_(wants_columns() && !in_turn_ ? factors(o.i_panels) : 0),
+        dg_factors_(o.team->workers * winograd_.products * dg_m_.matrix),
         shared_(winograd_.products * std::max(o.team->workers * result_m_.matrix, f.need_dw ? xh_m_.matrix : 0)) {}
 
   void pack(int64_t p) override {
@@ -88,6 +90,7 @@ class WinogradBackward final : public ImageBackward<S> {
   }
 
   void input_gradients(const Thread& thread, const Chunk& chunk) const override {
+    if (!wants_columns()) return Base::input_gradients(thread, chunk);
     if (in_turn_) {
       const Range panels = thread.mine(o.n_panels);
       for (int64_t p = panels.begin; p < panels.end; p++) pack_flipped(o.w.ih, o.I, p, packed_hh_);
@@ -125,7 +128,7 @@ class WinogradBackward final : public ImageBackward<S> {
     Frame frame{.row = frame_row<T>(o.n_panels * o.gate_width)};
     for (int d = 0; d < kAxes; d++) frame.size[d] = o.images->hh.axes[d].out;
     Winograd<S>::widen(frame, o.images->hh);
-    if (f.dx) Winograd<S>::widen(frame, o.images->ih);
+    if (Base::wants_columns(o, f)) Winograd<S>::widen(frame, o.images->ih);
     return frame;
   }
   static int64_t dw_rows(const Context<S>& o) {
@@ -140,7 +143,7 @@ class WinogradBackward final : public ImageBackward<S> {
   }
   TileMatrices of_lines(int64_t of_outputs, int64_t channels) const {
     const int64_t of_dh = of_outputs * of_outputs_.columns(), of_dx = input_lines_ * of_inputs_.columns();
-    return TileMatrices::of<T>(std::max(of_dh, f.dx ? of_dx : 0), channels);
+    return TileMatrices::of<T>(std::max(of_dh, wants_columns() ? of_dx : 0), channels);
   }
   int64_t factors(int64_t panels) const { return winograd_.products * width_ * panels * kPanel; }
 
