@@ -211,9 +211,10 @@ def lstm_backward(
     offset_after, size_after = rows_run_before(first, T, B, offsets, sizes, not REVERSE, VARIABLE)
     arrivals, hope = 0, patience > 0
     offset, size = step_rows(first if REVERSE else T - 1 - first, B, offsets, sizes, VARIABLE)
-    of_first = (rows < size)[:, None] & (units < H)[None, :]
-    c = tl.load(cells + (offset + rows)[:, None] * H + units[None, :], of_first, other=0.0)
-    tanh_c = tanh(c)
+    if PERSISTENT:
+        of_first = (rows < size)[:, None] & (units < H)[None, :]
+        c = tl.load(cells + (offset + rows)[:, None] * H + units[None, :], of_first, other=0.0)
+        tanh_c = tanh(c)
 
     for s in tl.range(first, first + steps, num_stages=1):
         t = s if REVERSE else T - 1 - s
@@ -227,14 +228,21 @@ def lstm_backward(
         i, f, g, o = load_gates(save, at, mine, H, COUPLED)
         if COUPLED:
             f = 1.0 - i
+        if not PERSISTENT:  # else it was loaded as that of the step before
+            c = tl.load(cells + at_h, mine, other=0.0)
+            tanh_c = tanh(c)
         # c of the step before, which is run next; to this step it is that of the rows that have one and are not cut from it
         t_before = tl.minimum(tl.maximum(t + 1 if REVERSE else t - 1, 0), T - 1)
         offset_before, size_before = step_rows(t_before, B, offsets, sizes, VARIABLE)
         size_before = tl.where(s < T - 1, size_before, 0)
         has_before, seen = (rows < size_before)[:, None], mine & ~cut[:, None] if RESET else mine
         earlier = (offset_before + rows)[:, None] * H + units[None, :]
-        c_before = tl.load(cells + earlier, has_before & (units < H)[None, :], other=0.0)
-        c_prev = tl.where(seen, c_before, 0.0) + tl.load(c0 + state, seen & ~has_before, other=0.0).to(tl.float32)
+        if PERSISTENT:
+            c_before = tl.load(cells + earlier, has_before & (units < H)[None, :], other=0.0)
+            c_prev = tl.where(seen, c_before, 0.0)
+        else:
+            c_prev = tl.load(cells + earlier, seen & has_before, other=0.0)
+        c_prev += tl.load(c0 + state, seen & ~has_before, other=0.0).to(tl.float32)
         if CELLS:
             dc += tl.load(dcells + at_h, mine, other=0.0).to(tl.float32)
         follows = valid & (rows < size_after)
@@ -247,6 +255,7 @@ def lstm_backward(
             a, a_mask = dgates + (offset_after + rows) * K, follows
             if RESET:
                 a_mask = a_mask & (tl.load(reset + offset_after + rows, follows, other=0) == 0)
+            tl.store(m + at_h, (o * tanh_c).to(m.dtype.element_ty), tl.where((given & 8) > 0, mine, False))
 
         by_i, by_f, by_g, by_o, by_c = factors(i, f, g, o, tanh_c, c_prev, COUPLED)
 
@@ -264,8 +273,6 @@ def lstm_backward(
         store_gates(dgates, at, mine, H, da_i, da_f, da_g, da_o, COUPLED)
         if PERSISTENT:
             arrive(barrier + batch_tile * 32)
-        if not PROJECTED:
-            tl.store(m + at_h, (o * tanh_c).to(m.dtype.element_ty), tl.where((given & 8) > 0, mine, False))
         dc_prev = cell_before(dc, f, da_i, da_f, p_i, p_f, COUPLED, PEEPHOLE)
         if PEEPHOLE:
             dp_i += tl.sum(da_i * c_prev, 0).to(tl.float64)
@@ -275,8 +282,8 @@ def lstm_backward(
         if RESET:
             dc_prev = tl.where(cut[:, None], 0.0, dc_prev)
         dc = tl.where(mine, dc_prev, dc)
-        # the transcendentals that the next step needs, while others still arrive
-        c, tanh_c = c_before, tanh(c_before)
+        if PERSISTENT:  # the transcendentals that the next step needs, while others still arrive
+            c, tanh_c = c_before, tanh(c_before)
         offset_after, size_after = offset, size
         offset, size = offset_before, size_before
 
