@@ -19,9 +19,10 @@ from typer.testing import CliRunner
 
 from fastlstm import backends
 from fastlstm.benchmarks import contenders, floor, rollouts, runner, step_model, work
-from fastlstm.benchmarks.cases import ATTENTION_CASES, CONV_CASES, CPU_CASES, GPU_CASES, default_cases
+from fastlstm.benchmarks.cases import ATTENTION_CASES, CONV_CASES, CPU_CASES, GPU_CASES, default_cases, find
 from fastlstm.case import parse
 from fastlstm.cli import app
+from fastlstm.cli.bench import AGAINST
 from fastlstm.gpu import ahead, launch
 from fastlstm.kernels import gpu_compile
 from fastlstm.kernels.gpu_machine_code import Step
@@ -178,7 +179,14 @@ def test_make_names_no_option_that_is_gone() -> None:
     lines = [line.partition("fastlstm bench ")[2] for line in done.stdout.splitlines() if "fastlstm bench " in line]
     assert len(lines) > 20
     for line in lines:
-        command.make_context("bench", shlex.split(line))
+        given = command.make_context("bench", shlex.split(line)).params
+        assert set(given["against"] or ()) <= set(AGAINST), line
+        for case in given["case"] or ():
+            find(case)
+
+
+def test_every_contender_can_be_asked_for() -> None:
+    assert contenders.CONTENDERS.keys() - {"ours", "reference"} <= set(AGAINST)
 
 
 class RolloutModule(torch.nn.Module):
