@@ -68,6 +68,7 @@ void run_team(int64_t wanted, const Setup& setup, const Body& body) {
   std::atomic<int64_t> lost{0};
   const int64_t called = now_ns();
   torch::stable::parallel_for(0, wanted, 1, [&](int64_t begin, int64_t end) {
+    const int64_t late = now_ns() - called;
     if (begin == 0) {
       try {
         setup((wanted + end - 1) / end);
@@ -80,7 +81,7 @@ void run_team(int64_t wanted, const Setup& setup, const Body& body) {
     }
     const int length = wait_while(range, 0);
     if (length > 0) {
-      const Turn turn(called);
+      const Turn turn(late);
       body(begin / length);
       lost.fetch_add(turn.lost(), std::memory_order_relaxed);
     }

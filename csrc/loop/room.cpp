@@ -71,7 +71,7 @@ int64_t thread_ns() {
 
 int64_t Turn::lost() const {
   if (cpu_ == 0) return 0;
-  const int64_t late = std::max<int64_t>(0, begin_ - called_ - kWaking);
+  const int64_t late = std::max<int64_t>(0, late_ - kWaking);
   const int64_t off = (now_ns() - begin_) - (thread_ns() - cpu_) - (slept_ns - slept_);
   return late + std::max<int64_t>(0, off);
 }

@@ -30,14 +30,15 @@ int64_t thread_ns();
 // What this thread has slept, waiting for others.
 inline thread_local int64_t slept_ns = 0;
 
-// What one worker of a call had no CPU for, though it had work: from its begin to its end, but for what it slept.
+// What one worker of a call had no CPU for, though it had work: from its begin to its end, but for what it slept; and before, as it
+// came late. (What it then waits until all is set up is no loss: a process's first calls load kernels.)
 class Turn {
  public:
-  explicit Turn(int64_t called) : called_(called), begin_(now_ns()), cpu_(thread_ns()), slept_(slept_ns) {}
+  explicit Turn(int64_t late) : late_(late), begin_(now_ns()), cpu_(thread_ns()), slept_(slept_ns) {}
   int64_t lost() const;
 
  private:
-  const int64_t called_, begin_, cpu_, slept_;
+  const int64_t late_, begin_, cpu_, slept_;
 };
 
 }  // namespace fastlstm
