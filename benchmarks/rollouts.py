@@ -34,12 +34,10 @@ class Rollouts(nn.Module):
         except ImportError as error:
             raise NotImplementedError(f"{error.name} is not installed") from error
         self.TensorDict, self.names = TensorDict, [f"{name}0" for name in work.variant.states]
-        # as ours: loops follow cuDNN's setting for recurrent nets
-        rnn: Any = torch.backends.cudnn.rnn
         self.rollout = getattr(modules, f"{kind}Module")(
             case.I, case.H, case.layers, device=work.x.device, default_recurrent_mode=True,
             in_keys=["x", *self.names], out_keys=["y", *(("next", name) for name in self.names)],
-            recurrent_backend=backend, recurrent_matmul_precision="tf32" if rnn.fp32_precision == "tf32" else "ieee",
+            recurrent_backend=backend,
         )  # fmt: skip
         getattr(self.rollout, kind.lower()).load_state_dict(work.module.state_dict())
         reset = torch.zeros(case.T, case.B, dtype=torch.bool) if work.reset is None else work.reset
@@ -47,6 +45,9 @@ class Rollouts(nn.Module):
         self.zeros = torch.zeros(case.B, case.T, case.layers, case.H, device=work.x.device)
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        # as ours, at each call: loops follow cuDNN's setting for recurrent nets
+        rnn: Any = torch.backends.cudnn.rnn
+        self.rollout.recurrent_matmul_precision = "tf32" if rnn.fp32_precision == "tf32" else "ieee"
         B, T = self.is_init.shape
         given = dict.fromkeys(self.names, self.zeros)
         for name, state in zip(self.names, states, strict=False):  # to it, a reset goes back to the state of that step

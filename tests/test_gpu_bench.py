@@ -1,5 +1,6 @@
 """What `make gpu-check` measures, as far as it can be seen without a GPU."""
 
+import dataclasses
 import importlib
 import json
 import shlex
@@ -228,3 +229,25 @@ def test_rollouts_of_torchrl_are_the_same_work(variant: str, more: str, monkeypa
     assert given.reset[0].any()
     module = rollouts.Rollouts(given, "scan")
     assert runner.disagreement(work.Contender(given, work.step(given, module, module)), strict=False) is None
+    for setting in ("tf32", "ieee"):
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", setting)
+        module(given.x, *given.states)
+        assert module.rollout.recurrent_matmul_precision == setting
+
+
+def test_results_are_compared_exactly_and_timed_as_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn, seen = torch.backends.cudnn.rnn, []
+    before = rnn.fp32_precision
+    monkeypatch.setitem(contenders.CONTENDERS, "cell", lambda w: noting(contenders.ours(w)))
+
+    def noting(one: work.Contender) -> work.Contender:
+        return dataclasses.replace(one, step=lambda: seen.append(rnn.fp32_precision) or one.step())
+
+    try:
+        rnn.fp32_precision = "tf32"
+        row = runner.measure(parse("lstm T3 B2 I3 H4 fp32 infer"), "cell", pairs=2, device="cpu")
+    finally:
+        rnn.fp32_precision = before
+    assert "ratios" in row
+    assert seen[0] == "ieee"
+    assert set(seen[1:]) == {"tf32"}
