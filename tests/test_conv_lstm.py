@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import fastlstm
 from fastlstm import backends
+from fastlstm.ops import conv_layer
 
 T, B, C, H = 5, 3, 2, 3
 LENGTHS = [3, 5, 0]
@@ -175,6 +176,16 @@ def test_a_kernel_of_one_is_an_lstm_of_each_pixel(peephole, image):
         torch.autograd.grad(t.square().sum(), [x, *m.parameters()]) for t, m in ((y, ours), (expected, theirs))
     )
     assert_same([d.flatten() for d in found], [d.flatten() for d in right])
+
+
+@pytest.mark.parametrize("options", [{}, {"peephole": "channel"}, {"stride": 2, "padding": "valid"}], ids=str)
+def test_a_kernel_of_one_runs_on_the_op_of_the_lstm(options, monkeypatch):
+    """Else it would have another's speed."""
+    if backends.extension_status() != "built":
+        pytest.skip("needs the C++ extension")
+    monkeypatch.setattr(conv_layer, "conv_lstm", lambda *_, **__: pytest.fail("convolved"))
+    ours = KINDS[2](C, H, 1, dtype=torch.float64, **options)
+    ours(random(T, B, C, 4, 5))[0].sum().backward()
 
 
 @each_backend
