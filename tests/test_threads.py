@@ -112,13 +112,13 @@ def test_fewer_workers_where_others_have_the_cpus(room):
     now = calls(room, 2, 0, missing=0.5)
     assert room.among(2, now) == 1
     # after a while all are tried again; in vain, for twice as long
-    tried = now + 32 * MS
+    tried = now + 16 * MS
     assert room.among(2, tried) == 2
     now = calls(room, 2, tried, missing=0.5, windows=1)
-    assert room.among(2, now + 63 * MS) == 1
-    assert room.among(2, now + 64 * MS) == 2
+    assert room.among(2, now + 31 * MS) == 1
+    assert room.among(2, now + 32 * MS) == 2
     # the others are gone
-    now = calls(room, 2, now + 64 * MS, missing=0)
+    now = calls(room, 2, now + 32 * MS, missing=0)
     assert room.among(2, now) == 2
 
 
@@ -147,8 +147,11 @@ def test_long_calls_are_tried_less_often(room):
     for _ in range(2):
         now += 50 * MS
         room.note(2, now, wall=50 * MS, lost=25 * MS)
-    assert room.among(2, now + 31 * 50 * MS) == 1
-    assert room.among(2, now + 32 * 50 * MS) == 2
+    for count in (8, 16, 32, 32):  # calls until all are tried, each time in vain
+        assert room.among(2, now + (count - 1) * 50 * MS) == 1
+        assert room.among(2, now + count * 50 * MS) == 2
+        now += count * 50 * MS + 50 * MS
+        room.note(2, now, wall=50 * MS, lost=25 * MS)
 
 
 SHAPES = {"one step": (1, 6), "one step of many": (1, 70), "few rows": (2, 3), "some": (9, 5)}

@@ -11,9 +11,9 @@ namespace {
 constexpr int64_t kMillisecond = 1000000;
 constexpr int64_t kWindow = 10 * kMillisecond;  // of calls that are judged together
 constexpr double kMissing = 0.2;                // workers without a CPU, on average, that are too many
-// For how long there are fewer workers: twice as long each time that all of them were tried in vain, and for as many calls that a
-// call which waits shows little.
-constexpr int64_t kShortest = 32 * kMillisecond, kLongest = 1024 * kMillisecond, kCalls = 32;
+// For how long there are fewer workers, and for how many calls at least: twice as long each time that all of them were tried in vain,
+// until a call which waits shows little. Short at first: a host may have taken a CPU away for a moment.
+constexpr int64_t kShortest = 16 * kMillisecond, kLongest = 1024 * kMillisecond, kFewCalls = 8, kCalls = 32;
 constexpr int64_t kWaking = 300000;  // what a thread of the pool may take to begin
 
 }  // namespace
@@ -49,7 +49,7 @@ void Room::note(int64_t workers, int64_t now, int64_t wall, int64_t lost) {
   }
   cap_ = std::max<int64_t>(1, workers - std::max<int64_t>(1, std::lround(missing)));
   if (all) span_ = std::clamp(2 * span_, kShortest, kLongest);
-  until_ = now + std::max(span_, kCalls * longest);
+  until_ = now + std::max(span_, std::min(kCalls, kFewCalls * (span_ / kShortest)) * longest);
 }
 
 Room& room() {
