@@ -42,6 +42,7 @@ from fastlstm.parity.runs import (
     by_module,
     by_onnx,
     by_ops,
+    by_reference,
     by_step,
     by_torch,
     by_torch_chain,
@@ -70,6 +71,7 @@ class Row(NamedTuple):
         return self.error <= self.allowed  # False for NaN
 
 
+@lru_cache(maxsize=64)
 def find(case: Case | str, dtype: str | None = None) -> Case:
     """A case by its name or its line, in a dtype; in float32 where nobody says another."""
     if isinstance(case, str):
@@ -141,7 +143,7 @@ def expected(case: Case, oracle: str, device: str = "cpu") -> Results:
     """What an oracle says, in float64, "cudnn" on the device; from ONNX Runtime, in float32 and without gradients."""
     if oracle == "onnx":
         return pooled([by_onnx(problem.case, problem.given) for problem in problems(case)])
-    forward: Forward = stacked() if oracle == "reference" else by_torch
+    forward: Forward = by_reference if oracle == "reference" else by_torch
     where = device if oracle == "cudnn" else "cpu"
     return pooled([run(problem, torch.float64, forward, where) for problem in problems(case)])
 
@@ -170,7 +172,7 @@ def torch_errors(case: Case, oracle: str, device: str, of_reference: bool) -> di
 
 def orders(case: Case) -> list[Forward]:
     """The reference, in each of the orders in which PyTorch's ops may take its sums."""
-    return [stacked(), *([by_ops] if isinstance(case, AttentionCase) and case.value.at_once else [])]
+    return [by_reference, *([by_ops] if isinstance(case, AttentionCase) and case.value.at_once else [])]
 
 
 def largest(found: list[dict[str, float]]) -> dict[str, float]:
@@ -178,10 +180,15 @@ def largest(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def errors(case: Case, forward: Forward, oracle: str, device: str = "cpu") -> dict[str, float]:
-    with exact_products():
-        kind = DTYPES[case.dtype or "fp32"]
-        results = pooled([run(problem, kind, forward, device) for problem in problems(case)])
+    results = answered(case, forward, device)
     return {key: difference(results[key], tensor) for key, tensor in expected(case, oracle, device).items()}
+
+
+@lru_cache(maxsize=16)
+def answered(case: Case, forward: Forward, device: str) -> Results:
+    """What PyTorch gives in the case's dtype: each oracle asks, and that of float32 is asked for again by float64."""
+    with exact_products():
+        return pooled([run(problem, DTYPES[case.dtype or "fp32"], forward, device) for problem in problems(case)])
 
 
 @contextmanager

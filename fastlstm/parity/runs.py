@@ -107,6 +107,9 @@ def stacked(backend: str | None = None) -> Forward:
     return forward
 
 
+by_reference = stacked()
+
+
 def one_layer(
     case: Case,
     backend: str | None,
