@@ -146,7 +146,10 @@ def test_nothing_measured_is_no_success(measured: list[str]) -> None:
             ["--from", "a.json", "--mode", "train", "--dtype", "bf16"],
             "--from is given with --mode, --dtype, expected it",
         ),
-        (["--from", "none.json"], "--from: [Errno 2] No such file or directory: 'none.json'"),
+        (
+            ["--from", "none.json"],
+            "--from is none.json, expected a file that `fastlstm trace` wrote: No such file or directory",
+        ),
         (["--compare", "none.json", "none.json"], "--compare: [Errno 2] No such file or directory: 'none.json'"),
     ],
 )

@@ -137,7 +137,11 @@ def bench(
             )
         try:
             traced = results.read(trace, "trace")
-        except (OSError, results.ResultError) as error:
+        except OSError as error:
+            raise typer.BadParameter(
+                f"--from is {trace}, expected a file that `fastlstm trace` wrote: {error.strerror}"
+            ) from error
+        except results.ResultError as error:
             raise typer.BadParameter(f"--from: {error}") from error
         kept, left = predict.groups(traced, torch.device(device).type)
         work: Work = [(None, group.case, "torch") for group in kept]
