@@ -154,7 +154,7 @@ def test_long_calls_are_tried_less_often(room):
         room.note(2, now, wall=50 * MS, lost=25 * MS)
 
 
-SHAPES = {"one step": (1, 6), "one step of many": (1, 70), "few rows": (2, 3), "some": (9, 5)}
+SHAPES = {"one step": (1, 6), "one step of many": (1, 134), "few rows": (2, 3), "some": (9, 5)}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

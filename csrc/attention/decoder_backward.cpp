@@ -255,7 +255,7 @@ class DecoderBackward {
   void begin(const Thread& thread) {
     const Range rows = thread.mine(seq.B), steps = thread.mine(seq.T);
     for (int64_t b = rows.begin; b < rows.end; b++)
-      dinputs.set(b, [&](int64_t i) { return d.feeds() && f.dfed_n && i < d.F ? f.dfed_n[b * d.F + i] : T(0); });
+      dinputs.put(b, d.F, d.feeds() && f.dfed_n ? f.dfed_n + b * d.F : nullptr);
     for (int64_t t = steps.begin; t < steps.end; t++) {
       const auto clear = [&](T* rows, int64_t n) { std::fill(row(rows, n, t, seq.size[t]), row(rows, n, t, seq.B), T(0)); };
       clear(dcontexts, d.M), clear(dscores, d.S);

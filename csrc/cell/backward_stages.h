@@ -90,8 +90,8 @@ class GateBackward final : public BackwardStage<S> {
       std::fill_n(dpeepholes_of(p), o.size.peephole_rows * o.v.peephole_width(), 0.0);
     }
     for (int64_t b = rows.begin; b < rows.end; b++) {
-      dc_.set(b, [&](int64_t i) { return i < o.H && f.dc_n ? static_cast<T>(f.dc_n[b * o.H + i]) : T(0); });
-      c0_.set(b, [&](int64_t i) { return i < o.H ? static_cast<T>(f.c0[b * o.H + i]) : T(0); });
+      dc_.put(b, o.H, f.dc_n ? f.dc_n + b * o.H : nullptr);
+      c0_.put(b, o.H, f.c0 + b * o.H);
     }
   }
 
@@ -113,7 +113,7 @@ class GateBackward final : public BackwardStage<S> {
     thread.barrier_group();
   }
 
-  T dc(int64_t b, int64_t unit) const { return dc_.get(b, unit); }
+  const States<T>& dc() const { return dc_; }
 
   void weight_gradients(int64_t p, int64_t rows) override {
     for (size_t k = 0; k < o.v.peepholes.size(); k++) {

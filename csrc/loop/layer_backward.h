@@ -46,8 +46,7 @@ class LayerBackward {
     for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
     for (BackwardStage<S>* stage : stages) stage->set_up(thread);
     products->set_up(thread);
-    for (int64_t b = rows.begin; b < rows.end; b++)
-      dh.set(b, [&](int64_t i) { return i < o.R && f.dh_n ? static_cast<T>(f.dh_n[b * o.R + i]) : T(0); });
+    for (int64_t b = rows.begin; b < rows.end; b++) dh.put(b, o.R, f.dh_n ? f.dh_n + b * o.R : nullptr);
   }
 
   // The s-th step; `row` is its first one within the chunk.
@@ -80,8 +79,10 @@ class LayerBackward {
     }
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(seq.B);
     for (int64_t b = rows.begin; b < rows.end; b++) {
-      for (int64_t i = 0; i < o.R && f.dh0; i++) f.dh0[b * o.R + i] = static_cast<S>(dh.get(b, i) + (o.v.cell ? T(0) : gates->dc(b, i)));
-      for (int64_t i = 0; i < o.H && f.dc0; i++) f.dc0[b * o.H + i] = static_cast<S>(gates->dc(b, i));
+      if (!o.v.cell)
+        for (int64_t p = 0; p < o.n_panels; p++) o.micro.add(1, kPanel, constant(gates->dc().at(p, b)), dh.at(p, b));
+      if (f.dh0) dh.get(b, o.R, f.dh0 + b * o.R);
+      if (f.dc0) gates->dc().get(b, o.H, f.dc0 + b * o.H);
     }
     const Range steps = thread.mine(seq.packed || !f.dx ? 0 : seq.T);
     const auto before = [&](int64_t row) { return o.images ? o.inputs_before(row) : row * f.dx_columns(); };

@@ -15,7 +15,7 @@ class LayerForward {
  public:
   // In a single step of no more rows than this, packing the weights would not pay. Several sum in one order, however few: they may
   // be a part of a sequence, or what a stream compares with
-  static constexpr int64_t kUnpackedStepRows = 32;
+  static constexpr int64_t kUnpackedStepRows = 8;
 
   explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
 

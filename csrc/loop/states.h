@@ -20,12 +20,25 @@ class States {
   // Panel p of the sequences from b on.
   Block<V> at(int64_t p, int64_t b) const { return {p_ + p * panel_ + b * row_, row_}; }
 
-  // Unit i of sequence b becomes f(i), for all units and for those that pad the last panel.
-  template <class F>
-  void set(int64_t b, const F& f) const {
-    for (int64_t i = 0; i < panels_ * kPanel; i++) at(i / kPanel, b).p[i % kPanel] = f(i);
+  // The units of sequence b become `n` values, and what pads the last panel zero; all are zero where there are no values.
+  template <class From>
+  void put(int64_t b, int64_t n, const From* from) const {
+    for (int64_t p = 0; p < panels_; p++) {
+      V* const to = at(p, b).p;
+      const int64_t count = from ? units_of(n, p) : 0;
+      for (int64_t i = 0; i < count; i++) to[i] = static_cast<V>(from[p * kPanel + i]);
+      std::fill(to + count, to + kPanel, V(0));
+    }
   }
-  V get(int64_t b, int64_t i) const { return at(i / kPanel, b).p[i % kPanel]; }
+  // The `n` units of sequence b, rounded.
+  template <class To>
+  void get(int64_t b, int64_t n, To* to) const {
+    for (int64_t p = 0; p < panels_; p++) {
+      const V* const from = at(p, b).p;
+      const int64_t count = units_of(n, p);
+      for (int64_t i = 0; i < count; i++) to[p * kPanel + i] = static_cast<To>(from[i]);
+    }
+  }
 
  private:
   States(Buffer<V> p, int64_t panels, int64_t panel, int64_t row) : p_(std::move(p)), panels_(panels), panel_(panel), row_(row) {}

@@ -67,8 +67,7 @@ class ForwardProductsOf : public ForwardProducts<S> {
         h_{States<V>::by_rows(o.seq.B, o.r_panels), States<V>::by_rows(o.seq.B, o.r_panels)} {}
 
   void init_h(int64_t b, const S* h0, bool cut) override {
-    for (const States<V>& h : h_)
-      h.set(b, [&](int64_t i) { return i < o.R && !cut ? static_cast<V>(static_cast<T>(h0[i])) : V(0); });
+    for (const States<V>& h : h_) h.put(b, o.R, cut ? nullptr : h0);
   }
 
   void set_h(const Tile& tile, Block<const T> from) override {
