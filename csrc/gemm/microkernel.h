@@ -106,16 +106,34 @@ void run_tiles(const Gemm<T, A>& g, const Pass& pass, const Place<T, A>& at, con
   }
 }
 
-// The columns of a pass, for rows of several tiles: a block of terms at a time, so that the matrix' part of it is near for all of
-// them, and the first ask for the next part meanwhile. Sums are those of one tile after another.
+// Tiles of all rows and columns, for at.terms terms from row `first` of b on. Where `ask` is set, what is read after the columns of a pass
+// is asked for: those that follow, and in the end those at `next`, if any.
 template <class T, class A>
-void by_blocks(const Gemm<T, A>& g, const Pass& pass, Place<T, A>& at, const A* next) {
-  for (int64_t done = 0, all = g.batch * g.k; done < all; done += g.block) {
+void run_passes(const Gemm<T, A>& g, Place<T, A> at, int64_t first, bool ask, const A* next) {
+  const Packed packed{g.b_rows ? g.b_rows : g.batch * g.k + g.k2, g.n, kWidth<T>};
+  const T* const init = at.init;
+  for (int64_t n0 = 0, end; n0 < g.n; n0 = end) {
+    const Pass pass = next_pass(g, g.n - n0);
+    end = n0 + pass.columns;
+    at.b = g.b + (g.b_k ? first * g.b_k + n0 : packed.at(g.b_first + first, n0));
+    at.b_k = g.b_k ? g.b_k : packed.row(n0);
+    at.b_block = g.b_k ? kWidth<T> : kWidth<T> * packed.rows;
+    at.init = init ? init + n0 : nullptr;
+    at.c = g.c + n0;
+    run_tiles(g, pass, at, !ask ? nullptr : end < g.n ? g.b + packed.at(g.b_first + first, end) : next);
+  }
+}
+
+// For rows of several tiles, a block of terms at a time: the matrix' part of it is near for all of them, and rows' parts for all columns;
+// the first tiles ask for the next part meanwhile. Sums are those of one tile after another.
+template <class T, class A>
+void by_blocks(const Gemm<T, A>& g, Place<T, A> at, int64_t first, const A* next) {
+  const Packed packed{g.b_rows, g.n, kWidth<T>};
+  for (int64_t done = 0, all = g.batch * g.k; done < all; done += at.terms) {
     at.terms = g.block < all - done ? g.block : all - done;
     at.s = done / g.k, at.k = done % g.k;
-    const A* const b = at.b + at.terms * at.b_k;
-    run_tiles(g, pass, at, g.b_k ? nullptr : done + at.terms < all ? b : next);
-    at.b = b;
+    const int64_t after = first + done + at.terms;
+    run_passes(g, at, first + done, g.b_k == 0, done + at.terms < all ? g.b + packed.at(g.b_first + after, 0) : next);
     at.init = nullptr, at.begun = true;
   }
 }
@@ -123,31 +141,18 @@ void by_blocks(const Gemm<T, A>& g, const Pass& pass, Place<T, A>& at, const A* 
 template <class T, class A = T>
 void gemm(const Gemm<T, A>& g) {
   const int64_t terms = g.batch * g.k;
-  const Packed packed{g.b_rows ? g.b_rows : terms + g.k2, g.n, kWidth<T>};
-  for (int64_t n0 = 0; n0 < g.n;) {
-    const Pass pass = next_pass(g, g.n - n0);
-    const A* const b = g.b_k ? g.b + n0 : g.b + packed.at(g.b_first, n0);
-    const bool last = n0 + pass.columns == g.n;
-    const A* const next = !g.next ? nullptr : last ? g.next + packed.at(g.b_first, 0) : g.b + packed.at(g.b_first, n0 + pass.columns);
-    const int64_t b_k = g.b_k ? g.b_k : packed.row(n0);
-    Place<T, A> at{g.a, b, b_k, g.b_k ? kWidth<T> : kWidth<T> * packed.rows, g.init ? g.init + n0 : nullptr, g.c + n0, g.accumulate,
-                   0, 0, terms};
-    const bool parts = g.m > kManyRows || (g.next && g.m > MAX_ROWS && terms >= kManyTerms);
-    if (parts && terms > 0 && terms + g.k2 > g.block) {
-      Gemm<T, A> part = g;
-      part.k2 = 0;
-      by_blocks(part, pass, at, g.k2 ? nullptr : next);
-      if (g.k2) {  // what there is by now is `init`, as in a tile
-        part.a_m = g.a2_m, part.a_k = 1, part.a_offsets = nullptr, part.a_rows = nullptr, part.batch = 1;
-        part.k = g.k2, part.init_m = g.c_m;
-        at.a = g.a2, at.init = at.c, at.begun = false;
-        by_blocks(part, pass, at, next);
-      }
-    } else {
-      run_tiles(g, pass, at, next);
-    }
-    n0 += pass.columns;
-  }
+  const A* const next = g.next ? g.next + Packed{g.b_rows ? g.b_rows : terms + g.k2, g.n, kWidth<T>}.at(g.b_first, 0) : nullptr;
+  Place<T, A> at{.a = g.a, .init = g.init, .begun = g.accumulate, .terms = terms};
+  const bool parts = g.m > kManyRows || (g.next && g.m > MAX_ROWS && terms >= kManyTerms);
+  if (!parts || terms == 0 || terms + g.k2 <= g.block) return run_passes(g, at, 0, g.next != nullptr, next);
+  Gemm<T, A> part = g;
+  part.b_rows = g.b_rows ? g.b_rows : terms + g.k2, part.k2 = 0;
+  by_blocks(part, at, 0, g.k2 ? nullptr : next);
+  if (!g.k2) return;
+  part.a_m = g.a2_m, part.a_k = 1, part.a_offsets = nullptr, part.a_rows = nullptr;
+  part.batch = 1, part.k = g.k2, part.init = g.c, part.init_m = g.c_m;  // what there is by now is `init`, as in a tile
+  at.a = g.a2, at.init = g.c, at.begun = false;
+  by_blocks(part, at, terms, next);
 }
 
 }  // namespace
