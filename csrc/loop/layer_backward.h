@@ -28,7 +28,7 @@ class LayerBackward {
     o.team = &team;
     if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() && o.v.peepholes.empty() ? bf16_kernels() : nullptr;
     o.chunk_rows = max_chunk_rows(seq);
-    const int64_t of_product = o.images ? ImageBackward<S>::kTileSize : PackedBackward<S, T>::kTileSize;
+    const int64_t of_product = o.images ? ImageBackward<S>::kTileSize : PackedBackward<S, T>::tile_size(o);
     o.make_tiles(std::max(team.plan.tile_rows * o.record.backward(), of_product), team.workers);
     dh = States<T>::by_rows(seq.B, o.r_panels);
     products = make_products();

@@ -1,4 +1,4 @@
-// The backward's products with weights packed in panels, by elements A; dG is kept in V.
+// The backward's products with weights packed in panels, by elements A; dG is kept in V, in rows as the inputs are.
 #pragma once
 #include "products/backward.h"
 
@@ -13,11 +13,12 @@ class PackedBackward final : public BackwardProducts<S> {
   static constexpr int64_t kWeightRows = 48;  // rows of a weight gradient per job, and columns of [x, h_prev] that lie side by side
   static constexpr int64_t kNearJobs = 20;    // jobs whose left factors stay in the cache while they are done for all panels
   static constexpr int64_t kBiasBlock = 16;   // terms of a bias' gradient at a time
-  static constexpr int64_t kInputRows = 120;  // rows of an input gradient at a time
+  static constexpr int64_t kRows = 144;       // of a gradient of inputs or of a state at a time, at most
   static constexpr int64_t kBlock = 256 / kTerms<A>;
 
  public:
-  static constexpr int64_t kTileSize = kInputRows * kMaxBlock;
+  // Of a tile for rows of an input gradient, or for a panel's dG of a chunk.
+  static int64_t tile_size(const Context<S>& o) { return std::max(kRows * kMaxBlock, o.chunk_rows * o.gate_width); }
 
   PackedBackward(const Context<S>& context, const BackwardCall<S>& call)
       : Base(context, call), in_strips_(!kPaired<A> && !f.inputs), xh_row_(in_strips_ ? kWeightRows : padded_row<T>(o.I + o.R)),
@@ -26,8 +27,8 @@ class PackedBackward final : public BackwardProducts<S> {
         dx_panels_(panels_of(f.dx_columns())),
         packed_ih_(f.dx ? o.n_panels * ih.width() / kTerms<A> * dx_panels_ * kPanel : 0),
         packed_step_(o.n_panels * ih.width() / kTerms<A> * panels_of(f.stepwise_columns) * kPanel),
-        of_panel_{o.chunk_rows, o.gate_width, !kPaired<A> && o.micro.width == kPanel ? kPanel : o.gate_width},
-        dgates_(o.chunk_rows * o.n_panels * o.gate_width), offsets_ih_(offsets(ih)), offsets_hh_(offsets(hh)) {
+        of_panel_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width},
+        dg_hh_(o.chunk_rows * row_of(hh)), dg_ih_(o.v.joint() ? 0 : o.chunk_rows * row_of(ih)) {
     if (!f.need_dw) return;
     xh_ = Buffer<V>(o.chunk_rows * (in_strips_ ? h_column_ + round_up(o.R) : xh_row_));
     dw_ = Buffer<T>(o.n_panels * dw_panel_);
@@ -53,17 +54,18 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   void keep(const Tile& tile, const T* records) override {
-    for (int64_t column = 0; column < o.gate_width; column += of_panel_.width) {
-      const Block<const T> from{records + column, o.record.backward()};
-      const Block<V> to = dgates_of(tile.p, tile.row, column);
-      if constexpr (kPaired<A>) o.bf16->narrow(tile.rows, of_panel_.width, from, {bits(to.p), to.row});
-      else o.micro.copy(tile.rows, of_panel_.width, from, to);
-    }
+    for_maps([&](const GateMap& map) {
+      const Block<const T> from{records + map.offset(), o.record.backward()};
+      const Block<V> to = dgates_of(map, tile.p, tile.row);
+      if constexpr (kPaired<A>) o.bf16->narrow(tile.rows, map.width(), from, {bits(to.p), to.row});
+      else o.micro.copy(tile.rows, map.width(), from, to);
+    });
   }
 
   Block<const T> dgates(int64_t p, int64_t slot) const override {
+    const GateMap& map = slot >= hh.first && slot < hh.first + hh.gates ? hh : ih;
     if constexpr (kPaired<A>) return {};
-    else return constant(dgates_of(p, 0, slot * kPanel));
+    else return constant(dgates_of(map, p, 0, (slot - map.first) * kPanel));
   }
 
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
@@ -71,9 +73,9 @@ class PackedBackward final : public BackwardProducts<S> {
     for_column_blocks(mine.begin, mine.end, t % 2 == 1, [&](int64_t panel, int64_t count) {
       const int64_t next = t % 2 == 1 ? panel - 4 : panel + 4;
       const A* ask = next >= mine.begin && next + count <= mine.end ? block_of(hh, packed_hh_, next) : nullptr;
-      thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
+      thread.for_tiles(o.seq.size[t], kRows, [&](int64_t b, int64_t rows) {
         const Block<T> to = dh.at(panel, b);
-        multiply(hh, offsets_hh_, row + b, rows, packed_hh_, panel, count, to, std::exchange(ask, nullptr));
+        multiply(hh, row + b, rows, packed_hh_, panel, count, to, std::exchange(ask, nullptr));
         o.apply_reset(t, b, rows, count * kPanel, to);
       });
     });
@@ -83,7 +85,7 @@ class PackedBackward final : public BackwardProducts<S> {
     const Range mine = thread.of_unit_group(panels_of(f.stepwise_columns));
     for_column_blocks(mine.begin, mine.end, [&](int64_t panel, int64_t count) {
       thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
-        multiply(ih, offsets_ih_, row + b, rows, packed_step_, panel, count, dx.at(panel, b));
+        multiply(ih, row + b, rows, packed_step_, panel, count, dx.at(panel, b));
       });
     });
   }
@@ -103,11 +105,14 @@ class PackedBackward final : public BackwardProducts<S> {
     const Range jobs = thread.mine(o.n_panels * per_panel);
     for (int64_t first = 0; first < per_panel; first += kNearJobs)
       for (int64_t p = jobs.begin / per_panel; p * per_panel < jobs.end; p++) {
+        const int64_t begin = std::max(first, jobs.begin - p * per_panel);
         const int64_t end = std::min({first + kNearJobs, per_panel, jobs.end - p * per_panel});
-        for (int64_t k = std::max(first, jobs.begin - p * per_panel); k < end; k++)
-          if (k < of_x) add_product(ih, p, chunk, 0, o.I, k, dw_ih(p));
-          else if (k < of_x + of_h) add_product(hh, p, chunk, h_column_, o.R, k - of_x, dw_hh(p));
-          else add_bias_product(p, rows);
+        if (begin >= end) continue;
+        const A* const dg = right(thread, p, rows);
+        for (int64_t k = begin; k < end; k++)
+          if (k < of_x) add_product(ih, dg, chunk, 0, o.I, k, dw_ih(p));
+          else if (k < of_x + of_h) add_product(hh, dg, chunk, h_column_, o.R, k - of_x, dw_hh(p));
+          else add_bias_product(p, dg, rows);
       }
   }
 
@@ -115,12 +120,14 @@ class PackedBackward final : public BackwardProducts<S> {
   void input_gradients(const Thread& thread, const Chunk& chunk) const override {
     T* const dx = o.tile_of(thread);
     const Range mine = thread.mine(chunk.rows);
+    const int64_t parts = (mine.size() + kRows - 1) / kRows;
     for_column_blocks(0, dx_panels_, [&](int64_t panel, int64_t count) {
       const int64_t n = std::min(count * kPanel, f.dx_columns() - panel * kPanel);
-      for (int64_t row = mine.begin; row < mine.end; row += kInputRows) {
-        const int64_t rows = std::min(kInputRows, mine.end - row);
-        const A* const ask = row == mine.begin && panel + 4 + count <= dx_panels_ ? block_of(ih, packed_ih_, panel + 4) : nullptr;
-        multiply(ih, offsets_ih_, row, rows, packed_ih_, panel, count, {dx, kMaxBlock}, ask);
+      for (int64_t part = 0; part < parts; part++) {
+        const Range of_part = share(mine.size(), part, parts);
+        const int64_t row = mine.begin + of_part.begin, rows = of_part.size();
+        const A* const ask = part == 0 && panel + 4 + count <= dx_panels_ ? block_of(ih, packed_ih_, panel + 4) : nullptr;
+        multiply(ih, row, rows, packed_ih_, panel, count, {dx, kMaxBlock}, ask);
         this->scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
           const Block<const T> from{dx + i * kMaxBlock, kMaxBlock};
           const Block<S> out{f.dx + to * f.dx_columns() + panel * kPanel, f.dx_columns()};
@@ -132,7 +139,7 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   void release() override {
-    packed_ih_ = {}, packed_hh_ = {}, packed_step_ = {}, dgates_ = {}, xh_ = {};
+    packed_ih_ = {}, packed_hh_ = {}, packed_step_ = {}, dg_hh_ = {}, dg_ih_ = {}, xh_ = {};
     dgate_pairs_ = {}, xh_pairs_ = {};
   }
 
@@ -155,35 +162,24 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   // to = dG @ `count` panels of the packed weights, for rows [row, row + rows) of the chunk. `next`: as many that are taken next.
-  void multiply(const GateMap& map, const std::vector<int64_t>& offsets, int64_t row, int64_t rows, A* packed, int64_t panel,
-                int64_t count, Block<T> to, const A* next = nullptr) const {
-    const Block<const V> dg = constant(dgates_of(0, row, 0));
-    o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = run(map) / kTerms<A>, .batch = static_cast<int64_t>(offsets.size()),
-                      .a = factors<A>(dg.p), .a_m = dg.row / kTerms<A>, .a_offsets = offsets.data(),
-                      .b = block_of(map, packed, panel), .next = next, .c = to.p, .c_m = to.row});
-  }
-
-  // How much of a map's dG lies side by side in a row, and where each such part of a row is, of all panels.
-  int64_t run(const GateMap& map) const { return std::min(of_panel_.width, map.width()); }
-  std::vector<int64_t> offsets(const GateMap& map) const {
-    std::vector<int64_t> found;
-    for (int64_t p = 0; p < o.n_panels; p++)
-      for (int64_t column = 0; column < map.width(); column += run(map))
-        found.push_back((p * o.chunk_rows * o.gate_width + of_panel_.at(0, map.offset() + column)) / kTerms<A>);
-    return found;
+  void multiply(const GateMap& map, int64_t row, int64_t rows, A* packed, int64_t panel, int64_t count, Block<T> to,
+                const A* next = nullptr) const {
+    const Block<const V> dg = constant(dgates_of(map, 0, row));
+    o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = o.n_panels * map.width() / kTerms<A>, .a = factors<A>(dg.p),
+                      .a_m = dg.row / kTerms<A>, .b = block_of(map, packed, panel), .next = next, .c = to.p, .c_m = to.row});
   }
 
   // The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += columns of [x, h_prev] from `column` on, times dG.
-  void add_product(const GateMap& map, int64_t p, const Chunk& chunk, int64_t column, int64_t depth, int64_t k, T* to) const {
+  void add_product(const GateMap& map, const A* dg, const Chunk& chunk, int64_t column, int64_t depth, int64_t k, T* to) const {
     const int64_t first = k * kWeightRows;
     o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(chunk.rows), .a = left(column + first),
-                      .a_m = 1, .a_k = xh_row_, .b = right(p, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows,
+                      .a_m = 1, .a_k = xh_row_, .b = dg + of_panel_.at(0, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows,
                       .c = to + first * map.width(), .c_m = map.width(), .accumulate = chunk.begin > 0, .block = kBlock});
   }
 
-  void add_bias_product(int64_t p, int64_t rows) const {
+  void add_bias_product(int64_t p, const A* dg, int64_t rows) const {
     T* const of_chunk = dw_hh(p) + o.R * hh.width();
-    o.gemm(Gemm<T, A>{.m = 1, .n = o.gate_width, .k = terms(rows), .a = &kOnes, .a_m = 0, .a_k = 0, .b = right(p, 0),
+    o.gemm(Gemm<T, A>{.m = 1, .n = o.gate_width, .k = terms(rows), .a = &kOnes, .a_m = 0, .a_k = 0, .b = dg,
                       .b_k = b_k(), .b_rows = o.chunk_rows, .c = of_chunk, .c_m = o.gate_width, .block = kBiasBlock / kTerms<A>});
     for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_chunk[i];
   }
@@ -193,12 +189,15 @@ class PackedBackward final : public BackwardProducts<S> {
     const int64_t count = (rows + 1) / 2;
     const auto interleave = [&](int64_t n, const V* from, int64_t row_size, int64_t pair, A* to) {
       const V* const first = from + 2 * pair * row_size;
-      o.bf16->interleave(n, bits(first), bits(2 * pair + 1 < rows ? first + row_size : zeros_ + 0), to + pair * row_size);
+      o.bf16->interleave(n, bits(first), bits(2 * pair + 1 < rows ? first + row_size : zeros_ + 0), to);
     };
     const Range mine = thread.mine(count), of_all = thread.mine(o.n_panels * count);
-    for (int64_t pair = mine.begin; pair < mine.end; pair++) interleave(o.I + o.R, xh_, xh_row_, pair, xh_pairs_);
+    for (int64_t pair = mine.begin; pair < mine.end; pair++) interleave(o.I + o.R, xh_, xh_row_, pair, xh_pairs_ + pair * xh_row_);
     for (int64_t i = of_all.begin; i < of_all.end; i++)
-      interleave(o.gate_width, dgates_of(i / count, 0, 0).p, o.gate_width, i % count, pairs_of(i / count));
+      for_maps([&](const GateMap& map) {
+        const Block<V> from = dgates_of(map, i / count, 0);
+        interleave(map.width(), from.p, from.row, i % count, pairs_of(i / count) + i % count * o.gate_width + map.offset());
+      });
   }
 
   // Panel p of a gradient (gates * H, depth) from its transpose.
@@ -213,15 +212,34 @@ class PackedBackward final : public BackwardProducts<S> {
     else return Strips<V>{xh_, o.chunk_rows, xh_row_}.at(0, column).p;
   }
   static int64_t round_up(int64_t columns) { return (columns + kWeightRows - 1) / kWeightRows * kWeightRows; }
-  // dG of panel p from a column on: packed where a row is not one piece.
-  const A* right(int64_t p, int64_t column) const {
-    if constexpr (kPaired<A>) return pairs_of(p) + column;
-    else return dgates_of(p, 0, column).p;
+  // dG of panel p of all slots, for sums over rows: side by side, by this thread alone.
+  const A* right(const Thread& thread, int64_t p, int64_t rows) const {
+    if constexpr (kPaired<A>) {
+      return pairs_of(p);
+    } else {
+      T* const to = o.tile_of(thread);
+      for_maps([&](const GateMap& map) {
+        const int64_t n = std::min(of_panel_.width, map.width());
+        for (int64_t column = map.offset(); column < map.offset() + map.width(); column += n)
+          o.micro.copy(rows, n, constant(dgates_of(map, p, 0, column - map.offset())), {to + of_panel_.at(0, column), of_panel_.row(column)});
+      });
+      return to;
+    }
   }
   int64_t b_k() const { return of_panel_.width < o.gate_width ? 0 : o.gate_width; }
   A* pairs_of(int64_t p) const { return dgate_pairs_ + p * ((o.chunk_rows + 1) / 2) * o.gate_width; }
-  Block<V> dgates_of(int64_t p, int64_t row, int64_t column) const {
-    return {dgates_ + p * o.chunk_rows * o.gate_width + of_panel_.at(row, column), of_panel_.row(column)};
+
+  // What is multiplied with each of the weights: the same dG, or some slots of it each.
+  template <class F>
+  void for_maps(const F& f) const {
+    f(hh);
+    if (!o.v.joint()) f(ih);
+  }
+  int64_t row_of(const GateMap& map) const { return padded_row<V>(o.n_panels * map.width()); }
+  // dG of a map's slots, of all panels side by side.
+  Block<V> dgates_of(const GateMap& map, int64_t p, int64_t row, int64_t column = 0) const {
+    V* const dg = &map == &hh || o.v.joint() ? dg_hh_ : dg_ih_;
+    return {dg + row * row_of(map) + p * map.width() + column, row_of(map)};
   }
   T* dw_ih(int64_t p) const { return dw_ + p * dw_panel_; }
   T* dw_hh(int64_t p) const { return dw_ih(p) + o.I * ih.width(); }
@@ -239,9 +257,8 @@ class PackedBackward final : public BackwardProducts<S> {
   Buffer<A> packed_hh_;
   const int64_t dx_panels_;
   Buffer<A> packed_ih_, packed_step_;  // packed_step_: of the stepwise columns
-  const Packed of_panel_;  // where a panel's dG of a chunk's rows is: slot by slot where products take single panels of columns
-  Buffer<V> dgates_, xh_, zeros_;
-  const std::vector<int64_t> offsets_ih_, offsets_hh_;
+  const Packed of_panel_;  // of a panel's dG of a chunk's rows, for sums over rows: slot by slot where products take single panels of columns
+  Buffer<V> dg_hh_, dg_ih_, xh_, zeros_;
   Buffer<T> dw_;
   Buffer<Bf16Pair> dgate_pairs_, xh_pairs_;  // with rows in pairs
 };
