@@ -99,6 +99,8 @@ def test_the_ops_keep_their_promises(checkpoint):
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(fwd, (*arguments, True, True), test_utils=tests)
         torch.library.opcheck(fwd, (*arguments, False, False), test_utils=tests)
+        if not checkpoint:
+            torch.library.opcheck(fwd, (*arguments, True, True, True, False), test_utils=tests)
         y, h_n, c_n, cells, saved = fwd(*arguments, True, True)
         upstream = [random(*t.shape) for t in (y, h_n, c_n, cells)]
         middle = (*biases, peephole, saved) if checkpoint else (peephole, saved)

@@ -5,6 +5,9 @@ import torch
 from helpers import assert_same, random
 from test_conv_lstm import CASES, KINDS, LENGTHS, B, C, H, T, as_hx, as_lists, module, resets, states
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastlstm import backends
 
 FORMATS = {1: None, 2: torch.channels_last, 3: torch.channels_last_3d}
 STACKED = "layers of different sizes"
@@ -120,7 +123,47 @@ def test_the_last_step_alone(case, lengths):
                     assert_same(t[b, width:], steps[k][0, b, width:])
     alone, _ = ours(x, hx, lengths=lengths, return_sequence=False)
     assert_same(alone, lasts[-1])
+    goals = alone, torch.cat(list(as_lists(ours, finals)[0][-1]), 1)
+    assert_same(*(torch.autograd.grad(t.sin().sum(), list(ours.parameters())) for t in goals))
     assert_same(ours(x[:, 0], return_sequence=False)[0], ours(x[:, :1], return_sequence=False)[0][0])
+
+
+class Steps(TorchDispatchMode):
+    """What the kernels make of all steps: the numbers of elements of y."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        results = op(*args, **(kwargs or {}))
+        if op is torch.ops.fastlstm.conv_lstm_fwd.default:
+            self.made.append(results[0].numel())
+        return results
+
+
+@pytest.mark.skipif(backends.extension_status() != "built", reason="the ops are in the C++ extension")
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+def test_for_the_last_step_alone_no_others_are_made(lengths, grad):
+    ours, every = module("two layers, two directions"), T * B * H * 3 * 4
+    with torch.set_grad_enabled(grad), Steps() as steps:
+        ours(random(T, B, C, 3, 4), lengths=lengths, return_sequence=False)
+    assert steps.made == [every, every, 0, 0]
+
+
+@pytest.mark.parametrize("hidden", [3, 32])
+@pytest.mark.parametrize("moved", [False, True])
+def test_an_op_that_makes_no_y_makes_the_rest(moved, hidden):
+    x, h0, c0 = random(4, 3, 7, 6, 2), random(3, 7, 6, hidden), random(3, 7, 6, hidden)
+    weights = [random(4 * hidden, 3, 3, channels) for channels in (2, hidden)]
+    tensors = (x, torch.tensor([3, 3, 2, 0]), None, h0, c0, *weights)
+    shared = ([1, 1], [1] * 4, [1, 1], False, False, False, True, True, moved)
+    fwd = torch.ops.fastlstm.conv_lstm_fwd
+    _, *right = fwd(*tensors, None, None, None, *shared)
+    y, *rest = fwd(*tensors, None, None, None, *shared, return_y=False)
+    assert y.numel() == 0
+    assert all(torch.equal(a, b) for a, b in zip(rest, right, strict=True))
 
 
 def test_all_layers_are_what_each_would_give():

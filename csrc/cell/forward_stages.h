@@ -16,7 +16,7 @@ class HiddenSink {
 
   void put(const Tile& tile, Block<const T> h) const {
     products_.set_h(tile, h);
-    o.put_rows(o.seq.first[tile.t] + tile.b, tile.rows, o.R, tile.p, h, f.y);
+    if (f.y) o.put_rows(o.seq.first[tile.t] + tile.b, tile.rows, o.R, tile.p, h, f.y);
     put_final(tile, h, o.R, f.h_n);
   }
 

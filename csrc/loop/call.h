@@ -36,7 +36,7 @@ struct ForwardCall {
   Rows<const S> x;
   const Images* images = nullptr;  // null where a row is a sequence
   const S *h0, *c0;      // (B, R), (B, H), contiguous
-  S *y, *h_n, *c_n;      // y: one row of R per row of the sequence, in order; c_n: null where c is h
+  S *y, *h_n, *c_n;      // y: one row of R per row of the sequence, in order, or null; c_n: null where c is h
   S* cells;              // c of every row, or null
   T* saved;              // null where no backward follows
   bool stepwise = false;  // inputs of a step are not there before it

@@ -107,7 +107,7 @@ class LayerForward {
     const Range steps = thread.mine(seq.T);
     for (int64_t t = steps.begin; t < steps.end; t++) {
       const int64_t begin = seq.first[t] + seq.size[t], end = seq.first[t] + seq.B;
-      std::fill(f.y + begin * o.R, f.y + end * o.R, S(0));
+      if (f.y) std::fill(f.y + begin * o.R, f.y + end * o.R, S(0));
       if (f.cells) std::fill(f.cells + begin * o.H, f.cells + end * o.H, S(0));
       if (f.saved) std::fill(f.saved + begin * saved, f.saved + end * saved, T(0));
     }

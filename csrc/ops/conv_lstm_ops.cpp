@@ -170,11 +170,12 @@ void take_weights(Shapes& s, bool pairs, Tensor& w_ih, Tensor& w_hh) {
 
 int64_t saved_row(const Variant& v, const Sizes& size) { return panels_of(size.H) * Record(v, size).saved(); }
 
-// `moved`: y, h_n, c_n and cells lie with channels before the pixels of an image, as PyTorch's usual layout has them.
+// `moved`: y, h_n, c_n and cells lie with channels before the pixels of an image, as PyTorch's usual layout has them. `return_y`: else
+// the last step is all that is wanted of h, which h_n is, and y is empty.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
     Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
     Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save,
-    bool moved) {
+    bool moved, bool return_y) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
   Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh, reverse,
                          variant);
@@ -183,15 +184,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh), w_peephole = as_contiguous(w_peephole);
   s.images.moved = moved;
   const Ints steps{s.seq.T, s.sequences};
-  const Tensor y = new_images(x, s, steps, moved), h_n = new_images(x, s, {s.sequences}, moved), c_n = new_images(x, s, {s.sequences}, moved);
-  const Tensor cells = return_cells ? new_images(x, s, steps, moved) : new_tensor(x, {0});
+  const auto every = [&](bool wanted) { return wanted ? new_images(x, s, steps, moved) : new_tensor(x, {0}); };
+  const Tensor y = every(return_y), cells = every(return_cells);
+  const Tensor h_n = new_images(x, s, {s.sequences}, moved), c_n = new_images(x, s, {s.sequences}, moved);
   std::optional<PixelPairs> pairs = make_pairs(s, x, w_peephole, variant);
   take_weights(s, pairs.has_value(), w_ih, w_hh);
   const Tensor saved = new_saved(x, save ? s.rows() : 0, saved_row(variant, s.size), compute_type(x.scalar_type()));
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), nullptr, data<S>(w_peephole)};
     ForwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w,
-                   .x = {data<S>(x)}, .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0), .y = out<S>(y), .h_n = out<S>(h_n),
+                   .x = {data<S>(x)}, .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0), .y = return_y ? out<S>(y) : nullptr, .h_n = out<S>(h_n),
                    .c_n = out<S>(c_n), .cells = return_cells ? out<S>(cells) : nullptr,
                    .saved = save ? out<compute_t<S>>(saved) : nullptr}
         .run();
@@ -253,7 +255,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
   m.def(
       "conv_lstm_fwd(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
       "Tensor? b_hh, Tensor? w_peephole, int[] stride, int[] padding, int[] dilation, bool coupled, bool fresh, bool reverse, "
-      "bool return_cells, bool save, bool moved=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+      "bool return_cells, bool save, bool moved=False, bool return_y=True) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
   m.def(
       "conv_lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
       "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_peephole, Tensor saved, int[] stride, int[] padding, int[] dilation, "

@@ -56,7 +56,7 @@ def convolutional(input: Tensor | None, weights: Weights, hx: Any, call: Call, c
         w, geometry = of_layer
         return conv_layer(
             right.variant, x, batch_sizes, batch.reset, states, w, geometry, hx is None, reverse, cells, conv.checkpoint,
-            moved and last, backend=right.backend,
+            moved and last, conv.return_sequence or not last, backend=right.backend,
         )  # fmt: skip
 
     outputs, ends = stack.stack(

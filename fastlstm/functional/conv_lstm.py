@@ -63,10 +63,10 @@ def conv_lstm(
     return_cells: the result ends with `cells`, c of every step, in the layout of `output`.
     return_all_layers: `output`, and `cells`, are lists of L.
     return_sequence: False gives the last step alone, (B, D * H, *S'): each sequence's own, and of the reverse direction that
-        after step 0; the state where a length is 0.
+        after step 0; the state where a length is 0. Of the last layer, the others are not even made.
     steps: with `input=None`, how many steps to go on from `hx` as if zeros were fed: biases act, nothing is convolved.
-    checkpoint: gates are not kept for the backward, but computed again there, some steps at a time: less memory, more time. It
-        is for the kernels; the reference keeps what it keeps.
+    checkpoint: gates are not kept for the backward, but computed again there, some steps at a time: less memory where there
+        are many (of about 10 it may be more), and more time. It is for the kernels; the reference keeps what it keeps.
     backend: "auto", or the name of the one that must run; `fastlstm info` tells which there are.
 
     `output` is (T, B, D * H, *S') in the layout of `input`; `h_n` and `c_n` have the shapes of `h0` and `c0`. Where

@@ -24,7 +24,7 @@ def conv_lstm_fwd(
     x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor,
     b_ih: Tensor | None, b_hh: Tensor | None, w_peephole: Tensor | None,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    coupled: bool, fresh: bool, reverse: bool, return_cells: bool, save: bool, moved: bool = False,
+    coupled: bool, fresh: bool, reverse: bool, return_cells: bool, save: bool, moved: bool = False, return_y: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`(y, h_n, c_n, cells, saved)`; arguments are those of `fastlstm.ops.conv_lstm.conv_lstm`."""
     rows, (G, H), keep = frames(x, batch_sizes, reset, h0, reverse), (w_ih.shape[0], h0.shape[-1]), save or return_cells
@@ -47,7 +47,7 @@ def conv_lstm_fwd(
     if moved:
         y, h_n, c = [_moved(t, h0.dim() - 2) for t in (y, h_n, c)]
         every = _moved(every, h0.dim() - 2) if return_cells else every
-    return y, h_n, c, every, saved if save else nothing(saved)
+    return y if return_y else nothing(x), h_n, c, every, saved if save else nothing(saved)
 
 
 def _moved(t: Tensor, n: int) -> Tensor:

@@ -245,7 +245,7 @@ class ConvLSTM2d(ConvLSTM):
     S' = ceil(S / stride).
     `peephole`: None; "channel", a weight per channel; or "hadamard", as in the paper, one per channel and pixel, for which
     `spatial_size`, S, must be given, and no other will do. `coupled`: f = 1 - i, as in `CIFGLSTM`.
-    `checkpoint`: gates are not kept for the backward, but computed again there: less memory, more time.
+    `checkpoint`: gates are not kept for the backward, but computed again there: more time, and over many steps less memory.
     `dropout`, between layers, zeroes elements. `forget_bias` is that of `LSTM`, or of `CIFGLSTM` with `coupled`. `backend` is
     "auto" or the name of the one that must run.
 

@@ -68,7 +68,7 @@ def checkpoint_bwd(
                 h, c = h.masked_fill(cut, 0), c.masked_fill(cut, 0)
         shared = (*geometry, coupled, first, reverse)
         *_, gates = torch.ops.fastlstm.conv_lstm_fwd(
-            *of_segment, h, c, w_ih, w_hh, b_ih, b_hh, w_peephole, *shared, False, True
+            *of_segment, h, c, w_ih, w_hh, b_ih, b_hh, w_peephole, *shared, False, True, return_y=False
         )
         d_steps = [None if d is None else d[a:b] for d in (dy, dcells)]
         steps[a], dh, dc, *dw = torch.ops.fastlstm.conv_lstm_bwd(

@@ -34,10 +34,14 @@ def conv_layer(
     return_cells: bool = False,
     checkpoint: bool = False,
     moved: bool = False,
+    return_y: bool = True,
     *,
     backend: str,
 ) -> Results:
-    """What each step yields, y and then cells if `return_cells`; and the final states. Layouts are those of `conv_lstm`."""
+    """What each step yields, y and then cells if `return_cells`; and the final states. Layouts are those of `conv_lstm`.
+
+    `return_y`: False where nobody reads y; the LSTM's op makes it all the same.
+    """
     if backend != "reference" and not checkpoint and _is_per_pixel(weights, geometry):
         return _per_pixel(variant, x, batch_sizes, reset, states, weights, geometry, reverse, return_cells, backend)
     given = weights.get
@@ -46,12 +50,13 @@ def conv_layer(
     )  # fmt: skip
     if backend != "reference" and program.is_made():
         y, h_n, c_n, cells = torch.ops.fastlstm.conv_lstm_layer(
-            *tensors, *geometry, variant.coupled, fresh, reverse, return_cells, checkpoint, moved=moved
-        )
+            *tensors, *geometry, variant.coupled, fresh, reverse, return_cells, checkpoint, moved=moved, return_y=return_y,
+        )  # fmt: skip
     else:
         y, h_n, c_n, cells = conv_lstm(
             *tensors, stride=geometry.stride, padding=geometry.padding, dilation=geometry.dilation, coupled=variant.coupled,
-            fresh=fresh, reverse=reverse, return_cells=return_cells, checkpoint=checkpoint, moved=moved, backend=backend,
+            fresh=fresh, reverse=reverse, return_cells=return_cells, checkpoint=checkpoint, moved=moved, return_y=return_y,
+            backend=backend,
         )  # fmt: skip
     return ((y, cells) if return_cells else (y,)), (h_n, c_n)
 

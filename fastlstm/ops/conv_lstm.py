@@ -37,6 +37,7 @@ def conv_lstm(
     return_cells: bool = False,
     checkpoint: bool = False,
     moved: bool = False,
+    return_y: bool = True,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of every step, the final states and the cell states of every step: `(y, h_n, c_n, cells)`.
@@ -54,7 +55,8 @@ def conv_lstm(
     `fresh`: `h0` and `c0` are zeros, and need no gradient. `reverse` runs each sequence from its end.
     `checkpoint`: the backward computes gates again, a segment of the steps at a time; those that the forward had are not kept.
     `y`, `cells` (T, B, *S', H), `h_n`, `c_n` (B, *S', H), contiguous, or if `moved` (the kernels, without `checkpoint`) with
-    channels before *S' in memory; `cells` is empty unless `return_cells`.
+    channels before *S' in memory; `cells` is empty unless `return_cells`. `return_y`: False lets the kernels make no `y` (not
+    where gates are computed again, nor on a GPU, where steps read it).
     Arguments are checked in `fastlstm.functional`.
     """
     tensors = (x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole)
@@ -64,8 +66,8 @@ def conv_lstm(
     if differentiable(tensors):
         if checkpoint:
             return CheckpointFunction.apply(*tensors, *flags, return_cells)[:4]
-        return ConvLSTMFunction.apply(*tensors, *flags, return_cells, moved)[:4]
-    return OPS.fwd(*tensors, *flags, return_cells, False, moved)[:4]
+        return ConvLSTMFunction.apply(*tensors, *flags, return_cells, moved, return_y)[:4]
+    return OPS.fwd(*tensors, *flags, return_cells, False, moved, return_y)[:4]
 
 
 class ConvLSTMFunction(torch.autograd.Function):
@@ -73,8 +75,8 @@ class ConvLSTMFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*args: Any) -> tuple[Tensor, ...]:
-        *others, moved = args
-        return OPS.fwd(*others, True, moved)
+        *others, moved, return_y = args
+        return OPS.fwd(*others, True, moved, return_y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -156,7 +158,7 @@ ConvLSTMFunction.forward.__signature__ = inspect.signature(ConvLSTMFunction.forw
 
 def _fake_fwd(
     x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, coupled, fresh, reverse,
-    return_cells, save, moved=False,
+    return_cells, save, moved=False, return_y=True,
 ):  # fmt: skip
     y = _images(x, *x.shape[:2], *h0.shape[1:], moved=moved)
     cells = torch.empty_like(y) if return_cells else x.new_empty(0)
@@ -164,7 +166,8 @@ def _fake_fwd(
         saved = gpu_conv_lstm.saved_like(y, w_ih.shape[0], save)
     else:
         saved = saved_like(_records(y, x, w_ih, stride, padding, dilation), h0.shape[-1], 4 + (not coupled), save)
-    return y, _images(x, *h0.shape, moved=moved), _images(x, *h0.shape, moved=moved), cells, saved
+    h_n, c_n = (_images(x, *h0.shape, moved=moved) for _ in range(2))
+    return y if return_y else x.new_empty(0), h_n, c_n, cells, saved
 
 
 def _images(like: Tensor, *shape: int, moved: bool) -> Tensor:

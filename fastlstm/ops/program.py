@@ -26,7 +26,8 @@ LIBRARY.define(
 LIBRARY.define(
     "conv_lstm_layer(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, "
     "Tensor? b_ih, Tensor? b_hh, Tensor? w_peephole, int[] stride, int[] padding, int[] dilation, bool coupled, bool fresh, "
-    "bool reverse, bool return_cells, bool checkpoint, *, bool moved=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)"
+    "bool reverse, bool return_cells, bool checkpoint, *, bool moved=False, "
+    "bool return_y=True) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)"
 )
 LIBRARY.define(
     "attention_lstm_layer(Tensor x, Tensor? batch_sizes, Tensor h0, Tensor c0, Tensor? fed0, Tensor memory, Tensor? keys, "
@@ -51,11 +52,11 @@ def gru_layer(*args: Any) -> tuple[Tensor, ...]:
     return gru.gru(*tensors, reverse=reverse, backend=_backend())
 
 
-def conv_lstm_layer(*args: Any, moved: bool = False) -> tuple[Tensor, ...]:
+def conv_lstm_layer(*args: Any, moved: bool = False, return_y: bool = True) -> tuple[Tensor, ...]:
     *tensors, stride, padding, dilation, coupled, fresh, reverse, return_cells, checkpoint = args
     return conv_lstm.conv_lstm(
         *tensors, stride=stride, padding=padding, dilation=dilation, coupled=coupled, fresh=fresh, reverse=reverse,
-        return_cells=return_cells, checkpoint=checkpoint, moved=moved, backend=_backend(),
+        return_cells=return_cells, checkpoint=checkpoint, moved=moved, return_y=return_y, backend=_backend(),
     )  # fmt: skip
 
 
