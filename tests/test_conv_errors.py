@@ -39,6 +39,8 @@ CONSTRUCTORS: list[tuple[dict, type[Exception], str]] = [
     ({"hidden_channels": 0}, ValueError, "hidden_channels is 0, expected at least 1"),
     ({"hidden_channels": 2.0}, TypeError, "hidden_channels should be of type int, got: float"),
     ({"hidden_channels": [3, 4]}, ValueError, "hidden_channels is [3, 4], a list of 2, expected one of 1: an entry for each"),
+    ({"hidden_channels": (3, 4)}, TypeError,
+        "hidden_channels is (3, 4), expected an int, or a list with one for each of num_layers"),
     ({"in_channels": True}, TypeError, "in_channels should be of type int, got: bool"),
     ({"num_layers": 0}, ValueError, "num_layers is 0, expected at least 1"),
     ({"kernel_size": (3, 3, 3)}, ValueError,
@@ -77,7 +79,7 @@ def test_bad_constructors(options, kind, said):
     with pytest.raises(kind, match=re.escape(said)):
         KINDS[2](**{"in_channels": C, "hidden_channels": H, "kernel_size": 3} | options)
     own = {"num_layers", "dropout", "checkpoint"} & options.keys() or isinstance(options.get("kernel_size"), list)
-    if own or isinstance(options.get("hidden_channels"), list):
+    if own or isinstance(options.get("hidden_channels"), (list, tuple)):
         return
     with pytest.raises(kind, match=re.escape(said)):
         fastlstm.ConvLSTM2dCell(**{"in_channels": C, "hidden_channels": H, "kernel_size": 3} | options)
@@ -91,8 +93,9 @@ def test_lists_stay_the_caller_s():
 
 
 def test_cells_have_no_lists():
-    with pytest.raises(TypeError, match="hidden_channels should be of type int, got: list"):
-        fastlstm.ConvLSTM2dCell(C, [H], 3)
+    for several in ([H], (H,)):
+        with pytest.raises(TypeError, match=f"hidden_channels should be of type int, got: {type(several).__name__}"):
+            fastlstm.ConvLSTM2dCell(C, several, 3)
 
 
 def test_dropout_of_one_layer_warns():

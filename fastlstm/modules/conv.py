@@ -157,6 +157,8 @@ class ConvLSTM(Convolutional):
     def _per_layer(self, name: str) -> list[Any]:
         value = getattr(self, name)
         if not isinstance(value, list):
+            if isinstance(value, tuple) and name == "hidden_channels":
+                raise TypeError(f"{name} is {value}, expected an int, or a list with one for each of num_layers")
             return [value] * self.num_layers
         if len(value) != self.num_layers:
             raise ValueError(
