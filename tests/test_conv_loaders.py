@@ -282,6 +282,7 @@ cat, pair, eight, keras = loaders.from_conv_cat, loaders.from_conv_pair, loaders
 ERRORS = {
     "letters": (lambda: pair("rzn", W, U), "order is 'rzn', expected the letters of 'ifgo', 'igo' or 'fgo', each once"),
     "letters of cat": (lambda: cat("ifo", WU, None, 3), "order is 'ifo', expected the letters of 'ifgo'"),
+    "no letters": (lambda: cat(None, WU, None, 3), "order is None, expected the letters of 'ifgo', 'igo' or 'fgo', each once"),
     "no dimension": (lambda: cat("ifgo", WU[..., 0, 0], None, 3), r"weight has shape \(20, 8\), expected \(4 \* H, in_ch"),
     "rows of cat": (lambda: cat("igo", WU, None, 3), r"weight has shape \(20, 8, 3, 3\), expected \(3 \* H, in_channels \+ H"),
     "in_channels": (lambda: cat("ifgo", WU, None, 4), r"expected \(20, 9, 3, 3\): 4 in_channels and 5 of the state"),

@@ -37,7 +37,8 @@ def from_order(
 
 def target_of(order: str, orders: tuple[str, ...] = ORDERS) -> str:
     """Our order of these gates, one of `orders`."""
+    letters = sorted(order) if isinstance(order, str) else []
     for target in orders:
-        if sorted(order) in (sorted(target), sorted(target.replace("i", "f"))):
+        if letters in (sorted(target), sorted(target.replace("i", "f"))):
             return target
     raise ValueError(f"order is {order!r}, expected the letters of {', '.join(map(repr, orders))} or 'fgo', each once")
