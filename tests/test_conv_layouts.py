@@ -33,6 +33,18 @@ def test_channels_last_in_is_channels_last_out(case, batch_first):
         assert t.is_contiguous(memory_format=memory_format) if memory_format else t.is_contiguous()
 
 
+@pytest.mark.parametrize("return_sequence", [True, False])
+def test_channels_last_are_all_results(return_sequence):
+    ours = module(STACKED)
+    x = random(T, B, C, *CASES[STACKED][0])
+    options = {"lengths": LENGTHS, "return_cells": True, "return_all_layers": True, "return_sequence": return_sequence}
+    expected, found = ours(x, **options), ours(in_format(x), **options)
+    assert_same(found, expected)
+    for results, at in ((expected, -3), (found, -1)):
+        y, (h_n, c_n), cells = results
+        assert all(t.movedim(-3, at).is_contiguous() for t in (*y, *h_n, *c_n, *cells))
+
+
 @pytest.mark.parametrize("S", [(9,), (5, 6), (7, 9), (2, 3, 4), (7, 17)], ids=str)
 @pytest.mark.parametrize("hidden", [3, 8, 17, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -189,6 +189,20 @@ def test_exported_programs_run_at_other_sizes_and_train(checkpoint, strict):
     assert_same(found, torch.autograd.grad(ours(x)[0].square().sum(), list(ours.parameters())))
 
 
+@quiet_compiler
+def test_programs_of_the_last_step_alone():
+    ours, x, use = module("two layers, two directions"), random(T, B, C, 3, 4), {"return_sequence": False}
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(ours, (x,), use).module()
+    results = []
+    for run in (ours, compiled, exported):
+        y, (h_n, _) = run(x, **use)
+        parameters = list((exported if run is exported else ours).parameters())
+        results.append([y, h_n, *torch.autograd.grad(y.sin().sum(), parameters)])
+    for found in results[1:]:
+        assert_same(found, results[0])
+
+
 def test_onnx_has_no_such_node():
     with pytest.raises(Exception, match="ConvLSTM is to be exported to ONNX"):
         torch.onnx.export(module("2d").eval(), (random(T, B, C, 4, 5),), dynamo=True, verbose=False)
@@ -241,6 +255,7 @@ USES = {
         {"bidirectional": True, "coupled": True},
         {"lengths": [3, 2], "reset": torch.tensor([[False, True], [True, False], [False, True]])},
     ),
+    "the last step alone": ({"bidirectional": True}, {"return_sequence": False, "lengths": [3, 2]}),
     "checkpoint": ({"checkpoint": True}, {"reset": torch.tensor([[False, True], [True, False], [False, True]])}),
 }
 each_use = pytest.mark.parametrize(("options", "use"), USES.values(), ids=USES)
