@@ -42,11 +42,15 @@ def step(
     """The states after one step of a cell, h first, or None: see `fastlstm.functional.driver.step`."""
     w_ih, w_hh, b_ih, b_hh, w_peephole = weights
     try:
-        for t in (x, *states, *weights):
+        if not (x.is_cpu and x.dim() == 2 and w_ih.is_cpu and w_hh.is_cpu):
+            return None
+        for s in states:
+            if not s.is_cpu or s.dim() != 2:
+                return None
+        for t in (b_ih, b_hh, w_peephole):
             if t is not None and not t.is_cpu:
                 return None
-        rows = x.dim() == 2 and states[0].dim() == 2
-        if not rows or (b_ih is None) != (b_hh is None) or not _by_kernels(variant, x, backend):
+        if (b_ih is None) != (b_hh is None) or not _by_kernels(variant, x, backend):
             return None
         return _op(variant, x, states, w_ih, w_hh, b_ih, b_hh, None, w_peephole)[1:]
     except WRONG:

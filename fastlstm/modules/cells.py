@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fastlstm.backends import check_backend
 from fastlstm.checks import check_hx
+from fastlstm.functional import quick
 from fastlstm.functional.driver import step
 from fastlstm.kernels import gru, lstm
 from fastlstm.kernels.variant import Variant
@@ -50,6 +51,13 @@ class Cell(Ours, nn.RNNCellBase):
         super().reset_parameters()
         add_forget_bias(self, self.variant, ["bias_ih"], self._forget_bias)
 
+    def _quick(self, x: Any, states: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
+        """The states after a step on matrices, which most calls are, or None: then all is asked that may be."""
+        if not quick.is_usual():
+            return None
+        weights = weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        return quick.step(self.variant, x, states, (*weights, self.weight_peephole), self.backend)
+
     def _step(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         weights = weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         return step(self.variant, x, states, (*weights, self.weight_peephole), self.backend)
@@ -72,8 +80,8 @@ class LSTMCell(Cell):
     variant = lstm.LSTM
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        if type(hx) is tuple and len(hx) == 2 and _are_rows(input, *hx):
-            return self._step(input, hx)  # type: ignore[return-value]
+        if type(hx) is tuple and len(hx) == 2 and (states := self._quick(input, hx)) is not None:
+            return states  # type: ignore[return-value]
         x, hx = _pair(self, input, hx)
         check_hx(self.variant, hx, "lstm_cell")
         h, c = self._step(x, hx)
@@ -133,8 +141,8 @@ class GRUCell(Cell):
     variant = gru.GRU
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if _are_rows(input, hx):
-            return self._step(input, (hx,))[0]  # type: ignore[arg-type]
+        if hx is not None and (states := self._quick(input, (hx,))) is not None:
+            return states[0]
         batched = _is_batched(self, input)
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
@@ -145,11 +153,6 @@ class GRUCell(Cell):
             hx = hx.unsqueeze(0)
         (h,) = self._step(x, (hx,))
         return h if batched else h.squeeze(0)
-
-
-def _are_rows(*tensors: Any) -> bool:
-    """Whether input and states are matrices: what most calls are, of which no more needs to be asked here."""
-    return all([isinstance(t, Tensor) and t.dim() == 2 for t in tensors])  # noqa: C419  (a generator takes longer)
 
 
 def _is_batched(cell: Cell, input: Tensor) -> bool:
