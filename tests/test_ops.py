@@ -196,6 +196,38 @@ def test_pool_gives_back(module):
         assert torch.equal(first, second)
 
 
+def test_chunks_of_steps_that_empty_sequences_lack():
+    """200 of 256 sequences in each step: a chunk has 400 rows."""
+    lengths = [4] * 200 + [0] * 56
+    module, x = fastlstm.LSTM(3, 20), torch.randn(4, 256, 3, requires_grad=True)
+    results = []
+    for of, lengths_of in ((x, lengths), (x[:, :200], None)):
+        y, _ = module(of, lengths=lengths_of)
+        results.append([y[:, :200], *torch.autograd.grad(y.square().sum(), [x, *module.parameters()])])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_pool_gives_parts_of_blocks():
+    """Gradients that are held take parts of what the first calls have left; none has been written over when all are done."""
+    sizes = [(300, 40, 90), (20, 300, 60), (60, 8, 200), (100, 30, 100), (2, 500, 30)]
+    modules = [fastlstm.GRU(H, H) for _, _, H in sizes]
+    inputs = [torch.randn(T, B, H, requires_grad=True) for T, B, H in sizes]
+
+    def gradients(k: int) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(modules[k](inputs[k])[0].sum(), [inputs[k], *modules[k].parameters()])
+
+    expected = []
+    for k in range(len(sizes)):
+        backends.empty_pool()
+        expected.append([g.clone() for g in gradients(k)])
+    held = []
+    for k in (0, 1, 2, 3, 4, 2, 1, 3, 0, 4, 2, 3):
+        held = [*held[-3:], (k, gradients(k))]
+        for j, found in held:
+            assert all(torch.equal(*pair) for pair in zip(found, expected[j], strict=True)), (j, k)
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="sets the thresholds of glibc's malloc")
 def test_memory_of_earlier_calls_is_used_again():
     """What the forward saves is 1.2 to 5 MB here: were it new at every call, the system would have to clear it first."""

@@ -41,6 +41,7 @@ void* allocate(size_t bytes) {
 // Blocks of the pool, of whole pages. From the system itself: malloc would keep what lies between them when they are returned. Where
 // there are huge pages for them, they begin with one.
 #if defined(__linux__)
+constexpr bool kParts = true;  // a part of a block can be returned alone
 void* map(size_t bytes) {
   const size_t more = bytes >= 2 * kHugePage ? kHugePage - kPage : 0;
   void* const p = mmap(nullptr, bytes + more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -54,6 +55,7 @@ void* map(size_t bytes) {
 }
 void unmap(void* p, size_t bytes) { munmap(p, bytes); }
 #else
+constexpr bool kParts = false;
 void* map(size_t bytes) { return allocate(bytes); }
 void unmap(void* p, size_t) { std::free(p); }
 #endif
@@ -67,23 +69,29 @@ class Pool {
  public:
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    Kept block{nullptr, round_up(bytes, kPage)};
-    auto best = smallest(block.bytes, block.bytes + block.bytes / 4);
-    // Rather than return some to the system and ask it for another
-    if (best == kept_.end() && used_bytes_ + kept_bytes_ + block.bytes > limit()) best = smallest(block.bytes, 2 * block.bytes);
+    bytes = round_up(bytes, kPage);
+    Part block{nullptr, bytes, nullptr};
+    auto best = smallest(bytes, bytes + bytes / 4);
+    // Rather than return some to the system and ask it for another: a part of a larger one
+    if (best == kept_.end() && used_bytes_ + kept_bytes_ + bytes > limit()) best = smallest(bytes, kParts ? SIZE_MAX : 2 * bytes);
     if (best != kept_.end()) {
       block = *best;
-      kept_.erase(best);
+      if (kParts && block.bytes > bytes + bytes / 4) {
+        *best = {block.p + bytes, block.bytes - bytes, block.mapped};
+        block.bytes = bytes;
+      } else {
+        kept_.erase(best);
+      }
       kept_bytes_ -= block.bytes;
     }
     most_ = std::max(most_, used_bytes_ + block.bytes);
     if (!block.p) {
       trim(block.bytes);
-      block.p = map(block.bytes);
+      block.p = block.mapped = static_cast<char*>(map(block.bytes));
       advise_huge(block.p, block.bytes);
     }
     used_bytes_ += block.bytes;
-    used_[block.p] = block.bytes;
+    used_[block.p] = block;
     return block.p;
   }
 
@@ -92,9 +100,9 @@ class Pool {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto it = used_.find(p);
     if (it == used_.end()) return false;
-    kept_.push_back({p, it->second});
-    kept_bytes_ += it->second;
-    used_bytes_ -= it->second;
+    kept_bytes_ += it->second.bytes;
+    used_bytes_ -= it->second.bytes;
+    keep(it->second);
     used_.erase(it);
     if (++returns_ % kMemory == 0) most_before_ = std::exchange(most_, used_bytes_);
     trim(0);
@@ -110,13 +118,27 @@ class Pool {
   std::mutex mutex_;  // held over fork(), so that the child finds it free
 
  private:
-  struct Kept {
-    void* p;
+  // A block, or a part of one that was mapped as a whole, `mapped` being where that began.
+  struct Part {
+    char* p;
     size_t bytes;
+    char* mapped;
   };
 
+  // Together with what is kept of the same block beside it.
+  void keep(Part part) {
+    for (auto it = kept_.begin(); it != kept_.end();)
+      if (it->mapped == part.mapped && (it->p + it->bytes == part.p || part.p + part.bytes == it->p)) {
+        part = {std::min(it->p, part.p), it->bytes + part.bytes, part.mapped};
+        it = kept_.erase(it);
+      } else {
+        ++it;
+      }
+    kept_.push_back(part);
+  }
+
   // Of the blocks that are kept, the smallest between two sizes, or the end.
-  std::vector<Kept>::iterator smallest(size_t least, size_t most) {
+  std::vector<Part>::iterator smallest(size_t least, size_t most) {
     auto best = kept_.end();
     for (auto it = kept_.begin(); it != kept_.end(); ++it)
       if (it->bytes >= least && it->bytes <= most && (best == kept_.end() || it->bytes < best->bytes)) best = it;
@@ -136,8 +158,8 @@ class Pool {
     }
   }
 
-  std::vector<Kept> kept_;  // oldest first
-  std::unordered_map<void*, size_t> used_;
+  std::vector<Part> kept_;  // oldest first
+  std::unordered_map<void*, Part> used_;
   size_t kept_bytes_ = 0, used_bytes_ = 0, most_ = 0, most_before_ = 0;
   int64_t returns_ = 0;
 };

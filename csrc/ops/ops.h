@@ -232,10 +232,10 @@ Rows<const S> rows_of(const Optional& t) {
   return t ? rows_of<S>(*t) : Rows<const S>{};
 }
 
-constexpr size_t kPooledGradient = 1 << 20;
+constexpr size_t kPooledGradient = 1 << 16;
 
-// A gradient of the shape of `t`, or nothing (zero elements) where it is not wanted. Large ones are as costly to get from the system
-// at every call as what is saved.
+// A gradient of the shape of `t`, or nothing (zero elements) where it is not wanted. Those that are large enough for the pool
+// take what the call is done with.
 inline Tensor gradient_of(const Tensor& like, const Optional& t, bool wanted) {
   if (!wanted || !t) return new_tensor(like, {0});
   const std::vector<int64_t> shape(t->sizes().begin(), t->sizes().end());
