@@ -1,4 +1,4 @@
-"""A decoder's backward takes its steps in chunks of about 256 rows: these cases have two, and sequences that end within."""
+"""A decoder's backward takes its steps in chunks of about 128 rows: these cases have several, and sequences that end within."""
 
 import pytest
 import torch
@@ -35,5 +35,5 @@ def test_several_chunks(kind: str) -> None:
         fed = 0 if state.fed is None else state.fed.sum()
         of = [x, memory, *module.parameters()]
         found[backend] = [y, *torch.autograd.grad((y * dy).sum() + state.h.sum() + state.c.sum() + fed, of)]
-    assert sum(lengths) > 256 + T  # rows: two chunks and more steps than one holds
+    assert sum(lengths) > 256 + T  # rows: several chunks and more steps than one holds
     torch.testing.assert_close(found["kernels"], found["reference"], rtol=1e-9, atol=1e-11)

@@ -8,6 +8,9 @@
 
 namespace fastlstm {
 
+// Of a decoder fewer than of other layers: what is kept of a chunk's rows is a tenth of its memory, and more take no less time.
+constexpr int64_t kDecoderChunkRows = 128;
+
 enum class Feed : int64_t { none, attentional, context };
 
 // What the attention LSTM is made of. F: columns of layer 0's inputs beyond x: what is fed, or the context of the same step.

@@ -70,7 +70,7 @@ int64_t useful_workers(const Sequence& seq, const Work& work, int64_t available)
 
 Chunk next_chunk(const Sequence& seq, int64_t begin, bool backward) {
   Chunk chunk{begin, begin, 0};
-  while (chunk.end < seq.T && chunk.rows < kChunkRows) {
+  while (chunk.end < seq.T && chunk.rows < seq.chunk_rows) {
     const int64_t s = chunk.end++;
     chunk.rows += seq.size[seq.step(backward ? seq.T - 1 - s : s)];
   }
@@ -78,7 +78,11 @@ Chunk next_chunk(const Sequence& seq, int64_t begin, bool backward) {
 }
 
 int64_t max_chunk_rows(const Sequence& seq) {
-  if (seq.pixels == 1) return std::min(seq.rows(), kChunkRows + seq.B);
+  if (seq.pixels == 1 && sizes_vary(seq)) return std::min(seq.rows(), seq.chunk_rows + seq.B);
+  if (seq.pixels == 1) {
+    const int64_t rows = seq.size.empty() ? 0 : seq.size[0];  // of each step; B counts empty sequences too
+    return rows ? std::min(seq.rows(), rows * ceil_div(seq.chunk_rows, rows)) : 0;
+  }
   int64_t most = 0;  // what is kept of a pixel is more
   for (const bool backward : {false, true})
     for (Chunk chunk{0, 0, 0}; chunk.end < seq.T; most = std::max(most, chunk.rows)) chunk = next_chunk(seq, chunk.end, backward);

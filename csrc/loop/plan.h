@@ -41,8 +41,7 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers);
 // The number of workers worth waking for this much work.
 int64_t useful_workers(const Sequence& seq, const Work& work, int64_t available);
 
-// Steps [begin, end) in running order, so many that they have about kChunkRows rows.
-constexpr int64_t kChunkRows = 256;
+// Steps [begin, end) in running order, so many that they have about seq.chunk_rows rows.
 struct Chunk {
   int64_t begin, end, rows;
 };

@@ -6,6 +6,8 @@
 
 namespace fastlstm {
 
+constexpr int64_t kChunkRows = 256;
+
 struct Sequence {
   int64_t T, B;  // B rows: of a batch of images, all their pixels
   bool packed, reverse;
@@ -14,6 +16,7 @@ struct Sequence {
   const bool* reset = nullptr;  // of each step and sequence: it is cut before it; null where none is
   int64_t pixels = 1;           // rows of a sequence in each step
   int64_t together = 1;         // rows side by side that no share of the work and no tile may part
+  int64_t chunk_rows = kChunkRows;  // about as many rows are in a chunk of steps
 
   int64_t rows() const { return std::accumulate(size.begin(), size.end(), int64_t{0}); }
   int64_t step(int64_t s) const { return reverse ? T - 1 - s : s; }  // the s-th step to be run

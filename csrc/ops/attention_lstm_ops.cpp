@@ -28,7 +28,7 @@ Arguments make_arguments(const Tensor& x, const Optional& batch_sizes, const Ten
   Arguments a{lstm_variant(coupled, w_peephole.has_value()), {}, {.L = L, .I = I, .H = H, .F = F, .M = M, .A = A, .S = S, .before = before,
               .feed = static_cast<Feed>(feed), .query_layer = query_layer, .projects_query = additive, .has_output = w_out.has_value(),
               .tanh = tanh, .scale = scale}};
-  a.seq.T = T, a.seq.B = B, a.seq.packed = false, a.seq.reverse = false;
+  a.seq.T = T, a.seq.B = B, a.seq.packed = false, a.seq.reverse = false, a.seq.chunk_rows = kDecoderChunkRows;
   check(x.is_cpu() && x.size(1) == B, "x must be on the CPU, and x and h0 have the same batch size");
   check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "dtype must be float32 or float64");
   read_batch_sizes(a.seq, batch_sizes);
