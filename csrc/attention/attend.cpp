@@ -83,7 +83,10 @@ void AttendBackwardCall<T>::run() {
   if (steps > 1 && ManyQueries<T>::serve(memory)) many.emplace(memory, true);
   const MicroKernels<T>& micro = micro_kernels<T>();
   const int64_t B = memory.B, S = memory.S, A = memory.A, M = memory.M;
-  Buffer<T> dcontext(steps * B * M + kPanel), dscores(steps * B * S + kPanel), scratch;
+  // As they are, where what reads whole panels stays within them
+  const bool given = dcontexts.p && M % kPanel == 0 && dcontexts.b_stride == M && dcontexts.t_stride == B * M;
+  Buffer<T> copied(given ? 0 : steps * B * M + kPanel), dscores(steps * B * S + kPanel), scratch;
+  const T* const dcontext = given ? dcontexts.p : copied;
   std::optional<Team> team;
   std::optional<MemoryGradients<T>> gradients;
   int64_t size = 0;
@@ -101,8 +104,8 @@ void AttendBackwardCall<T>::run() {
         thread.barrier_all();
         T* const own = scratch + worker * size;
         for_steps(thread, memory, steps, [&](int64_t b, int64_t first, int64_t n) {
-          for (int64_t t = first; t < first + n; t++) {
-            T* const dc = dcontext + (t * B + b) * M;
+          for (int64_t t = first; t < first + n && !given; t++) {
+            T* const dc = copied + (t * B + b) * M;
             if (dcontexts.p) std::copy_n(dcontexts.p + t * dcontexts.t_stride + b * dcontexts.b_stride, M, dc);
             else std::fill_n(dc, M, T(0));
           }
