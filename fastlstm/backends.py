@@ -192,7 +192,10 @@ def extension_status() -> str:
 
 
 def gemm_path() -> str:
-    """The micro-kernels in use: "avx512+bf16", "avx512", "avx2" or "portable"; "none" without the extension."""
+    """The micro-kernels in use: "avx512+amx", "avx512+bf16", "avx512", "avx2" or "portable"; "none" without the extension.
+
+    Each has all that those after it have. The first two differ from "avx512" in bfloat16 alone.
+    """
     return _C.gemm_path() if _C is not None else "none"
 
 
@@ -218,13 +221,13 @@ def empty_pool() -> None:
 
 
 # What LLVM calls the CPUs that gate kernels are compiled for where a path is forced
-_CPUS = {"avx512": "skylake-avx512", "avx2": "haswell", "portable": "x86-64"}
+_CPUS = {"avx512+bf16": "cooperlake", "avx512": "skylake-avx512", "avx2": "haswell", "portable": "x86-64"}
 
 
 def force_path(path: str | None) -> None:
-    """Run the CPU kernels of this process as a lesser CPU would, from now on: "avx512" (without the instructions for bfloat16),
-    "avx2" or "portable"; None is what this CPU has. For tests and measurements: a call that runs meanwhile, in another thread,
-    may take some of its kernels from either path.
+    """Run the CPU kernels of this process as a lesser CPU would, from now on: "avx512+bf16" (without AMX), "avx512"
+    (without the instructions for bfloat16), "avx2" or "portable"; None is what this CPU has. For tests and measurements: a call
+    that runs meanwhile, in another thread, may take some of its kernels from either path.
 
     It is ours alone: PyTorch and oneDNN have `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, read when they start.
     Raises RuntimeError where this CPU can't, or without the C++ extension, and ValueError for another name.

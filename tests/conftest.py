@@ -23,7 +23,7 @@ settings.load_profile("fastlstm")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--path", help="run the CPU kernels as a lesser CPU would: avx512, avx2 or portable")
+    parser.addoption("--path", help="run the CPU kernels as a lesser CPU would: avx512+bf16, avx512, avx2 or portable")
 
 
 def pytest_configure(config: pytest.Config) -> None:

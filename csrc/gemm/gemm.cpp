@@ -10,11 +10,20 @@
 namespace fastlstm {
 namespace {
 
+bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  static const bool found = amx::supported();
+  return found;
+#else
+  return false;
+#endif
+}
+
 Isa detect() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw"))
-    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
+    return !__builtin_cpu_supports("avx512bf16") ? Isa::avx512 : has_amx() ? Isa::amx : Isa::avx512_bf16;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
 #endif
   return Isa::portable;
@@ -30,19 +39,19 @@ std::atomic<Isa>& current() {
 Isa isa() { return current().load(std::memory_order_relaxed); }
 
 const char* isa_name(Isa isa) {
-  static constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512+bf16"};
+  static constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512+bf16", "avx512+amx"};
   return kNames[static_cast<int>(isa)];
 }
 
 void force_isa(const std::optional<std::string>& name) {
   const Isa best = detect();
   if (!name) return current().store(best);
-  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512})
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16})
     if (*name == isa_name(isa)) {
       if (isa > best) throw std::runtime_error("path '" + *name + "' can't run here: this CPU is one of '" + isa_name(best) + "'");
       return current().store(isa);
     }
-  throw std::invalid_argument("path is '" + *name + "', expected 'avx512', 'avx2' or 'portable'");
+  throw std::invalid_argument("path is '" + *name + "', expected 'avx512+bf16', 'avx512', 'avx2' or 'portable'");
 }
 
 // Each table is made where its instruction set was found only: making it may take such instructions.
@@ -85,6 +94,12 @@ template const WinogradKernels<double>& winograd_kernels<double>(int64_t);
 
 const Bf16Kernels* bf16_kernels() {
 #if defined(__x86_64__)
+#if defined(__linux__)
+  if (isa() == Isa::amx) {
+    static const Bf16Kernels path = amx::bf16_kernels();
+    return &path;
+  }
+#endif
   if (isa() == Isa::avx512_bf16) {
     static const Bf16Kernels path = avx512_bf16::bf16_kernels();
     return &path;

@@ -117,6 +117,8 @@ struct Bf16Kernels {
   void (*narrow)(int64_t rows, int64_t n, Block<const float> from, Block<uint16_t> to);
   // to[i] = (first[i], second[i]).
   void (*interleave)(int64_t n, const uint16_t* first, const uint16_t* second, Bf16Pair* to);
+  // Whether left factors are to have their terms side by side, and sums so many terms that whole registers are full.
+  bool terms_together = false;
 };
 
 // Null where the CPU has none.
@@ -127,6 +129,10 @@ template <class T>
 const MicroKernels<T>& micro_kernels();
 
 namespace avx512_bf16 { Bf16Kernels bf16_kernels(); }
+namespace amx {
+bool supported();  // by the CPU, and by the system, which is asked for it
+Bf16Kernels bf16_kernels();
+}
 namespace avx512 { template <class T> MicroKernels<T> path(); }
 namespace avx2 { template <class T> MicroKernels<T> path(); }
 namespace portable { template <class T> MicroKernels<T> path(); }

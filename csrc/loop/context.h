@@ -70,6 +70,10 @@ struct Context {
   // Terms of a step's products for one row.
   int64_t k_input() const { return images ? images->ih.taps() * I : I; }
   int64_t k_recurrent() const { return images ? images->hh.taps() * R : R; }
+  Work work() const {
+    const bool wide = bf16 && bf16->terms_together;
+    return {n_panels, v.hh.width(), k_input(), k_recurrent(), sizeof(T), wide ? kWideTileRows : kTileRows};
+  }
 
   // Elements of contiguous inputs before a row of their outputs.
   int64_t inputs_before(int64_t row) const { return images ? row / seq.pixels * images->ih.in() * I : row * I; }

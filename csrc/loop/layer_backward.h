@@ -19,14 +19,15 @@ class LayerBackward {
   using T = compute_t<S>;
 
  public:
-  explicit LayerBackward(const BackwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
+  explicit LayerBackward(const BackwardCall<S>& call) : f(call), seq(call.seq), o(call) {
+    if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() && o.v.peepholes.empty() ? bf16_kernels() : nullptr;
+  }
 
-  Work work() const { return {o.n_panels, o.v.hh.width(), o.k_input(), o.k_recurrent(), sizeof(T)}; }
+  Work work() const { return o.work(); }
 
   // By one thread, before the others begin.
   void set_up(Team& team) {
     o.team = &team;
-    if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() && o.v.peepholes.empty() ? bf16_kernels() : nullptr;
     o.chunk_rows = max_chunk_rows(seq);
     const int64_t of_product = o.images ? ImageBackward<S>::kTileSize : PackedBackward<S, T>::tile_size(o);
     o.make_tiles(std::max(team.plan.tile_rows * o.record.backward(), of_product), team.workers);

@@ -17,14 +17,15 @@ class LayerForward {
   // be a part of a sequence, or what a stream compares with
   static constexpr int64_t kUnpackedStepRows = 8;
 
-  explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
+  explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {
+    if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() ? bf16_kernels() : nullptr;
+  }
 
-  Work work() const { return {o.n_panels, o.v.hh.width(), o.k_input(), o.k_recurrent(), sizeof(T)}; }
+  Work work() const { return o.work(); }
 
   // By one thread, before the others begin.
   void set_up(Team& team) {
     o.team = &team;
-    if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() ? bf16_kernels() : nullptr;
     o.chunk_rows = max_chunk_rows(seq);
     make_tiles(team);
     products = make_products(team.plan);

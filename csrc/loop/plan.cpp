@@ -46,7 +46,7 @@ struct Step {
 Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
   Plan best{};
   double best_cycles = 0;
-  const int64_t tile_rows = seq.pixels > 1 ? kImageTileRows : kTileRows;
+  const int64_t tile_rows = seq.pixels > 1 ? kImageTileRows : work.tile_rows;
   for (int64_t unit_groups = 1; unit_groups <= std::min(workers, work.panels); unit_groups++) {
     const int64_t row_groups = std::min(workers / unit_groups, std::max<int64_t>(seq.B / seq.together, 1));
     if (row_groups * unit_groups < workers && unit_groups > 1 && workers % unit_groups) continue;

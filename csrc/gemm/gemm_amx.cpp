@@ -1,0 +1,187 @@
+// gemm.h for bfloat16 on CPUs with AMX, whose registers hold 16 x 16 sums, or 16 rows of up to 16 pairs of terms each. Where a
+// product suits none of them, it is taken by vectors.
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "gemm/gemm.h"
+
+namespace fastlstm::amx {
+namespace {
+
+constexpr int64_t kSide = 16;      // rows and columns of a register's sums, and the most pairs of terms
+constexpr int64_t kFewPairs = 8;   // with fewer at once, vectors are as fast
+constexpr int kLeft = 4;           // the first register of left factors; sums are before it, right factors behind
+
+// What the registers hold, as the instruction reads it.
+struct alignas(64) Config {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+[[gnu::always_inline]] inline void configure(const Config& config) { asm volatile("ldtilecfg %0" ::"m"(config) : "memory"); }
+[[gnu::always_inline]] inline void read_config(Config& config) { asm volatile("sttilecfg %0" : "=m"(config)); }
+[[gnu::always_inline]] inline void release() { asm volatile("tilerelease" ::: "memory"); }
+
+template <int TILE>
+[[gnu::always_inline]] inline void zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(TILE));
+}
+template <int TILE>
+[[gnu::always_inline]] inline void load(const void* from, int64_t row_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(TILE) : "memory");
+}
+template <int TILE>
+[[gnu::always_inline]] inline void store(void* to, int64_t row_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(row_bytes), "i"(TILE) : "memory");
+}
+template <int SUM, int LEFT, int RIGHT>
+[[gnu::always_inline]] inline void multiply_add() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(SUM), "i"(LEFT), "i"(RIGHT));
+}
+
+// Calls f with each of 0 to N - 1 as a type: the number of a register is part of an instruction.
+template <int I>
+struct Constant { static constexpr int value = I; };
+template <int N, int I = 0, class F>
+[[gnu::always_inline]] inline void each(const F& f) {
+  if constexpr (I < N) {
+    f(Constant<I>{});
+    each<N, I + 1>(f);
+  }
+}
+
+using Product = Gemm<float, Bf16Pair>;
+
+// How many pairs of terms are taken at once: as many as divide both sums. 0 where they are few.
+int64_t pairs_at_once(const Product& g) {
+  for (int64_t n = kSide; n >= kFewPairs; n--)
+    if (g.k % n == 0 && g.k2 % n == 0) return n;
+  return 0;
+}
+
+// Columns of the right factor: the first element and the distance between rows, in elements.
+struct Right {
+  const Bf16Pair* p;
+  int64_t row;
+};
+
+// ROWS x COLUMNS registers of sums from row m0 and column n0 on, as many rows as they are configured for.
+template <int ROWS, int COLUMNS>
+void tile(const Product& g, int64_t m0, int64_t n0, const Right* right, const Right* next, int64_t pairs) {
+  static_assert(ROWS <= 2 && ROWS * COLUMNS <= kLeft);
+  constexpr int kRight = kLeft + ROWS, kRights = 8 - kRight, kOfRows = kLeft / ROWS;
+  float* const c = g.c + m0 * g.c_m + n0;
+  const float* const from = g.accumulate ? c : g.init ? g.init + m0 * g.init_m + n0 : nullptr;
+  const int64_t from_m = g.accumulate ? g.c_m : g.init_m;
+  each<ROWS * COLUMNS>([&](auto i) {
+    constexpr int R = decltype(i)::value / COLUMNS, N = decltype(i)::value % COLUMNS;
+    if (from) load<R * kOfRows + N>(from + R * kSide * from_m + N * kSide, from_m * 4);
+    else zero<R * kOfRows + N>();
+  });
+  int64_t row = 0;  // of the right factor
+  const auto sum = [&](const Bf16Pair* a, int64_t a_m, int64_t k) {
+    for (int64_t i = 0; i < k; i += pairs, row += pairs) {
+      each<ROWS>([&](auto r) { load<kLeft + decltype(r)::value>(a + decltype(r)::value * kSide * a_m + i, a_m * 4); });
+      each<COLUMNS>([&](auto n) {
+        constexpr int N = decltype(n)::value, kRegister = kRight + N % kRights;
+        load<kRegister>(right[N].p + row * right[N].row, right[N].row * 4);
+        if (next)
+          for (int64_t j = 0; j < pairs; j++) __builtin_prefetch(next[N].p + (row + j) * next[N].row, 0, 2);
+        each<ROWS>([&](auto r) {
+          constexpr int R = decltype(r)::value;
+          multiply_add<R * kOfRows + N, kLeft + R, kRegister>();
+        });
+      });
+    }
+  };
+  for (int64_t s = 0; s < g.batch; s++) sum(g.a + m0 * g.a_m + (g.a_offsets ? g.a_offsets[s] : 0), g.a_m, g.k);
+  if (g.k2) sum(g.a2 + m0 * g.a2_m, g.a2_m, g.k2);
+  each<ROWS * COLUMNS>([&](auto i) {
+    constexpr int R = decltype(i)::value / COLUMNS, N = decltype(i)::value % COLUMNS;
+    store<R * kOfRows + N>(c + R * kSide * g.c_m + N * kSide, g.c_m * 4);
+  });
+}
+
+using Tile = void (*)(const Product&, int64_t m0, int64_t n0, const Right*, const Right*, int64_t pairs);
+// Two registers of rows and up to two of columns, or one and up to four: sums that don't wait for each other.
+constexpr Tile kTall[] = {tile<2, 1>, tile<2, 2>}, kWide[] = {tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>};
+
+Config config_for(int64_t rows, int64_t pairs) {
+  const int tall = rows > kSide;
+  const auto rows_of = [&](int part) { return static_cast<uint8_t>(part ? rows - kSide : tall ? kSide : rows); };
+  Config config;
+  for (int i = 0; i < 8; i++) {
+    const bool sums = i < kLeft, left = !sums && i <= kLeft + tall;
+    config.row_bytes[i] = static_cast<uint16_t>(left ? pairs * 4 : kSide * 4);
+    config.rows[i] = sums || left ? rows_of(!tall ? 0 : sums ? i >= 2 : i > kLeft) : static_cast<uint8_t>(pairs);
+  }
+  return config;
+}
+
+// Every element of c is one sum in the order of its terms, whatever the rows of a tile.
+void gemm(const Product& g) {
+  const int64_t pairs = g.a_k == 1 && !g.a_rows ? pairs_at_once(g) : 0;
+  if (!pairs) return avx512_bf16::bf16_kernels().gemm(g);
+  Config before;
+  read_config(before);
+  const Packed packed{g.b_rows ? g.b_rows : g.batch * g.k + g.k2, g.n, 2 * kSide};
+  const auto columns_of = [&](const Bf16Pair* b, int64_t n) {
+    return g.b_k ? Right{b + n, g.b_k} : Right{b + packed.at(g.b_first, n), packed.row(n)};
+  };
+  const int64_t whole = g.m / (2 * kSide) * (2 * kSide), left = g.m - whole;
+  const bool wide = g.m <= kSide;
+  if (whole) configure(config_for(2 * kSide, pairs));
+  else configure(config_for(left, pairs));
+  const int64_t at_once = wide ? 4 : 2;
+  const auto rows_of = [&](int64_t begin, int64_t end) {
+    for (int64_t n0 = 0, count; n0 < g.n; n0 += count * kSide) {
+      count = (g.n - n0) / kSide < at_once ? (g.n - n0) / kSide : at_once;
+      Right right[4], next[4];
+      for (int64_t i = 0; i < count; i++) {
+        right[i] = columns_of(g.b, n0 + i * kSide);
+        if (g.next) next[i] = columns_of(g.next, n0 + i * kSide);
+      }
+      for (int64_t m0 = begin; m0 < end; m0 += 2 * kSide)
+        (end - m0 > kSide ? kTall : kWide)[count - 1](g, m0, n0, right, g.next && m0 == 0 ? next : nullptr, pairs);
+    }
+  };
+  rows_of(0, whole);
+  if (left) {
+    if (whole) configure(config_for(left, pairs));
+    rows_of(whole, g.m);
+  }
+  // Others may count on what they found
+  if (before.palette) configure(before);
+  else release();
+}
+
+// Linux keeps the registers of those who have asked for them.
+bool permitted() {
+  constexpr long kAsk = 0x1023, kData = 18;
+  return syscall(SYS_arch_prctl, kAsk, kData) == 0;
+}
+
+}  // namespace
+
+bool supported() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  constexpr unsigned kState = 3u << 17, kTiles = 1u << 24, kBf16 = 1u << 22;
+  if ((low & kState) != kState || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  return (d & kTiles) && (d & kBf16) && permitted();
+}
+
+Bf16Kernels bf16_kernels() {
+  Bf16Kernels kernels = avx512_bf16::bf16_kernels();
+  kernels.gemm = gemm;
+  kernels.terms_together = true;
+  return kernels;
+}
+
+}  // namespace fastlstm::amx
+#endif
