@@ -56,11 +56,27 @@ void gemm_unpacked_t(const GemmUnpackedT<T>& d) {
     }
 }
 
-// TERMS rows of w, each read once, for all rows of c.
+// TERMS rows of w, each read once, for all rows of c; or where c has many, each of those from end to end.
 template <class T, int TERMS>
 void unpacked_terms(const GemmUnpacked<T>& g, const T* a, const T* w, bool add) {
   using S = Simd<T>;
   int64_t i = 0;
+  if (g.m >= 8) {
+    const int64_t whole = g.n / S::lanes * S::lanes;
+    for (int64_t m = 0; m < g.m; m++) {
+      T* const c = g.c + m * g.c_m;
+      T x[TERMS];
+#pragma GCC unroll 8
+      for (int k = 0; k < TERMS; k++) x[k] = a[m * g.a_m + k * g.a_k];
+      for (i = 0; i < whole; i += S::lanes) {
+        typename S::V sum{};
+#pragma GCC unroll 8
+        for (int k = 0; k < TERMS; k++) sum += x[k] * S::load(w + k * g.w_k + i);
+        S::store(c + i, add ? S::load(c + i) + sum : sum);
+      }
+    }
+    i = whole;
+  }
   for (; i + S::lanes <= g.n; i += S::lanes) {
     typename S::V row[TERMS];
 #pragma GCC unroll 8
