@@ -69,8 +69,8 @@ BENCH := $(BIN)/fastlstm bench --pairs 7 --json benchmarks/results
 OWN := --variant peephole_lstm --variant cifg_lstm
 SOME := $(patsubst %,--case %,darts deepar ppo codec translate square)
 bench: $(VENV)/dev.stamp  ## measure every case for the README, which is written anew (to measure your own: fastlstm bench)
-	$(BENCH) --variant lstm --variant gru --case square --case translate --dtype bf16 --against fp32 --against torch
-	$(BENCH) --resume --variant lstm --variant gru --case darts --case deepar --dtype bf16 --against torch
+	$(BENCH) --variant lstm $(SOME) --dtype bf16 --against torch --against fp32
+	$(BENCH) --resume --variant gru --case darts --case deepar --case square --dtype bf16 --against torch
 	$(BENCH) --variant lstm --variant gru --case darts --case deepar --dtype fp16 --against torch
 	$(BENCH) --isa avx2 --variant lstm --variant gru
 	$(BENCH) --variant lstm --variant gru

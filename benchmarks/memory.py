@@ -33,8 +33,8 @@ def peak_memory(case: Case, name: str, threads: int) -> int:
 def measure(case: Case, contender_name: str) -> int:
     # A small batch first: what is loaded or compiled once is not the step's.
     contender(contender_name, make_work(case.small())).step()
-    work = make_work(case)
-    # What that step freed goes back to the system, or the next would find it at hand, and seem to take nothing.
+    run = contender(contender_name, make_work(case)).step  # its weights are not the step's either
+    # What the small step freed goes back to the system, or the next would find it at hand, and seem to take nothing.
     gc.collect()
     empty_pool()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
@@ -43,7 +43,6 @@ def measure(case: Case, contender_name: str) -> int:
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5")
     before = peak()
-    run = contender(contender_name, work).step
     for _ in range(2):
         run()
     return peak() - before
