@@ -69,9 +69,9 @@ int64_t multiply_adds(bool is_double, int64_t times) {
 PYBIND11_MODULE(_C, m) {
   using namespace fastlstm;
   m.doc() = "The loops over time of fastlstm, and their gate kernels' addresses.";
-  m.def(
-      "gemm_path", [] { return isa_name(isa()); }, "The micro-kernels in use: 'avx512+amx', 'avx512+bf16', 'avx512', 'avx2' or 'portable'.");
-  m.def("force_path", &force_isa, "Use 'avx512', 'avx2' or 'portable' from now on; None: the best that this CPU has.");
+  m.def("gemm_path", [] { return isa_name(isa()); },
+        "The micro-kernels in use: 'avx512+amx', 'avx512+bf16', 'avx512', 'avx2' or 'portable'.");
+  m.def("force_path", &force_isa, "Use 'avx512+bf16', 'avx512', 'avx2' or 'portable' from now on; None: the best that this CPU has.");
   m.attr("PANEL") = kPanel;
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");
   m.def("poison", &set_poison, "For tests: whether fresh memory, scratch and results, is handed out full of NaN.");

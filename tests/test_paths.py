@@ -1,7 +1,10 @@
 """`backends.force_path`: micro-kernels and gate kernels of a lesser CPU."""
 
+import os
 import platform
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -167,3 +170,31 @@ def test_others_keep_their_registers():
         for _ in range(3):
             torch.testing.assert_close([theirs(a)[0], a[0] @ a[1].T], other, rtol=0, atol=0)
             torch.testing.assert_close(ours(x)[0], alone, rtol=0, atol=0)
+
+
+DENIED = """
+import ctypes, torch, fastlstm
+from fastlstm import backends
+module, x = fastlstm.LSTM(32, 32), torch.randn(3, 2, 32)
+with torch.no_grad():
+    expected = module(x)[0]
+    assert backends.gemm_path() == "avx512+amx"
+    memory = ctypes.create_string_buffer(8192)
+    stack = (ctypes.c_size_t * 3)(ctypes.addressof(memory), 0, 8192)
+    # too small for AMX's registers: refused where the system was asked for them
+    assert ctypes.CDLL(None).sigaltstack(stack, None) == 0
+    y = module.bfloat16()(x.bfloat16())[0]
+    assert backends.gemm_path() == "avx512+bf16"
+torch.testing.assert_close(y.float(), expected, rtol=0, atol=0.02)
+"""
+
+
+@needs_extension
+def test_the_system_is_asked_by_the_first_call_and_may_deny():
+    if here()[-1] != "avx512+amx":
+        pytest.skip("this CPU, or this run, has no avx512+amx")
+    # its own altstack, and no handler of faults that makes another
+    run = subprocess.run(
+        [sys.executable, "-c", DENIED], capture_output=True, text=True, env=os.environ | {"PYTHONFAULTHANDLER": ""}
+    )
+    assert run.returncode == 0, run.stderr

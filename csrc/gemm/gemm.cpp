@@ -10,10 +10,12 @@
 namespace fastlstm {
 namespace {
 
+std::atomic<bool> amx_denied{false};
+
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
   static const bool found = amx::supported();
-  return found;
+  return found && !amx_denied;
 #else
   return false;
 #endif
@@ -95,9 +97,12 @@ template const WinogradKernels<double>& winograd_kernels<double>(int64_t);
 const Bf16Kernels* bf16_kernels() {
 #if defined(__x86_64__)
 #if defined(__linux__)
-  if (isa() == Isa::amx) {
+  if (isa() == Isa::amx) {  // asked for when it is needed: a process that uses none is as it was
+    static const bool permitted = amx::permitted();
     static const Bf16Kernels path = amx::bf16_kernels();
-    return &path;
+    if (permitted) return &path;
+    amx_denied = true;
+    current().store(detect());
   }
 #endif
   if (isa() == Isa::avx512_bf16) {

@@ -1,7 +1,7 @@
 // Matrix products over small tiles, for the loops over time: one interface, one implementation per instruction set.
 //
 // `gemm` sums every element in the order of k, in blocks of fixed length, whatever the tile, the instruction set or the number of
-// threads; the unpacked products in an order of their own, of k and the vectors' length. So results don't depend on how work was split.
+// threads (by AMX in one chain, in which even and odd terms of 32 are apart); the unpacked products in an order of their own, of k and the vectors' length. So results don't depend on how work was split.
 #pragma once
 #include <cstdint>
 
@@ -130,7 +130,8 @@ const MicroKernels<T>& micro_kernels();
 
 namespace avx512_bf16 { Bf16Kernels bf16_kernels(); }
 namespace amx {
-bool supported();  // by the CPU, and by the system, which is asked for it
+bool supported();  // by the CPU and the system
+bool permitted();  // by the system to this process, which asks for it
 Bf16Kernels bf16_kernels();
 }
 namespace avx512 { template <class T> MicroKernels<T> path(); }

@@ -57,8 +57,9 @@ using Product = Gemm<float, Bf16Pair>;
 
 // How many pairs of terms are taken at once: as many as divide both sums. 0 where they are few.
 int64_t pairs_at_once(const Product& g) {
-  for (int64_t n = kSide; n >= kFewPairs; n--)
-    if (g.k % n == 0 && g.k2 % n == 0) return n;
+  const auto k = static_cast<uint32_t>(g.k), k2 = static_cast<uint32_t>(g.k2);
+  for (uint32_t n = kSide; n >= kFewPairs; n--)
+    if (k % n == 0 && k2 % n == 0) return n;
   return 0;
 }
 
@@ -123,6 +124,7 @@ Config config_for(int64_t rows, int64_t pairs) {
 
 // Every element of c is one sum in the order of its terms, whatever the rows of a tile.
 void gemm(const Product& g) {
+  if (g.m == 0) return;
   const int64_t pairs = g.a_k == 1 && !g.a_rows ? pairs_at_once(g) : 0;
   if (!pairs) return avx512_bf16::bf16_kernels().gemm(g);
   Config before;
@@ -158,11 +160,7 @@ void gemm(const Product& g) {
   else release();
 }
 
-// Linux keeps the registers of those who have asked for them.
-bool permitted() {
-  constexpr long kAsk = 0x1023, kData = 18;
-  return syscall(SYS_arch_prctl, kAsk, kData) == 0;
-}
+constexpr unsigned kConfigState = 17, kTileState = 18;  // parts of what the system keeps of a thread
 
 }  // namespace
 
@@ -171,9 +169,17 @@ bool supported() {
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return false;
   unsigned low, high;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  constexpr unsigned kState = 3u << 17, kTiles = 1u << 24, kBf16 = 1u << 22;
-  if ((low & kState) != kState || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  return (d & kTiles) && (d & kBf16) && permitted();
+  constexpr unsigned kState = 1u << kConfigState | 1u << kTileState, kTiles = 1u << 24, kBf16 = 1u << 22;
+  if ((low & kState) != kState || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kTiles) || !(d & kBf16)) return false;
+  constexpr long kWhatThereIs = 0x1021;
+  uint64_t states = 0;
+  return syscall(SYS_arch_prctl, kWhatThereIs, &states) == 0 && (states >> kTileState & 1);
+}
+
+// Linux keeps the registers of processes that have asked for them, whose signal stacks are to have room for them from then on.
+bool permitted() {
+  constexpr long kAsk = 0x1023;
+  return syscall(SYS_arch_prctl, kAsk, static_cast<long>(kTileState)) == 0;
 }
 
 Bf16Kernels bf16_kernels() {

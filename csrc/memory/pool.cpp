@@ -84,10 +84,15 @@ class Pool {
       }
       kept_bytes_ -= block.bytes;
     }
-    most_ = std::max(most_, used_bytes_ + block.bytes);
+    const size_t most = std::exchange(most_, std::max(most_, used_bytes_ + block.bytes));
     if (!block.p) {
       trim(block.bytes);
-      block.p = block.mapped = static_cast<char*>(map(block.bytes));
+      try {
+        block.p = block.mapped = static_cast<char*>(map(block.bytes));
+      } catch (...) {  // there is no such block, so nothing of its size is to be kept
+        most_ = most;
+        throw;
+      }
       advise_huge(block.p, block.bytes);
     }
     used_bytes_ += block.bytes;

@@ -175,7 +175,7 @@ class UnpackedBackward final : public BackwardProducts<S> {
     if (rest.n > 0) o.micro.gemm_unpacked(rest);
   }
 
-  static constexpr int64_t kManyTile = 120;  // rows of a product with a packed block, as many as PackedBackward's, which tiles are made for
+  static constexpr int64_t kManyTile = 120;  // rows of a product with a packed block; tiles are made for more
 
   const WeightGradients<S> gradients_;
   // Of so many rows a block of columns of the weights is packed before its product, and [x, h_prev] lie in strips of columns
