@@ -49,6 +49,7 @@ struct Pass {
 constexpr int64_t kLongSum = 512;
 // With more rows, or more terms of a matrix that is followed by another, it is taken in parts.
 constexpr int64_t kManyRows = 2 * MAX_ROWS, kManyTerms = 2048;
+constexpr int64_t kLeastPart = 128;          // terms of a part, at least, and at least a block
 constexpr int64_t kAhead = 2048;             // bytes
 
 template <class T, class A>
@@ -124,13 +125,19 @@ void run_passes(const Gemm<T, A>& g, Place<T, A> at, int64_t first, bool ask, co
   }
 }
 
-// For rows of several tiles, a block of terms at a time: the matrix' part of it is near for all of them, and rows' parts for all columns;
+// How many terms are taken of all rows: some blocks.
+template <class T, class A>
+int64_t part_terms(const Gemm<T, A>& g) {
+  return g.block < kLeastPart ? kLeastPart / g.block * g.block : g.block;
+}
+
+// For rows of several tiles, some terms at a time: the matrix' part of it is near for all of them, and rows' parts for all columns;
 // the first tiles ask for the next part meanwhile. Sums are those of one tile after another.
 template <class T, class A>
 void by_blocks(const Gemm<T, A>& g, Place<T, A> at, int64_t first, const A* next) {
   const Packed packed{g.b_rows, g.n, kWidth<T>};
   for (int64_t done = 0, all = g.batch * g.k; done < all; done += at.terms) {
-    at.terms = g.block < all - done ? g.block : all - done;
+    at.terms = part_terms(g) < all - done ? part_terms(g) : all - done;
     at.s = done / g.k, at.k = done % g.k;
     const int64_t after = first + done + at.terms;
     run_passes(g, at, first + done, g.b_k == 0, done + at.terms < all ? g.b + packed.at(g.b_first + after, 0) : next);
@@ -144,7 +151,7 @@ void gemm(const Gemm<T, A>& g) {
   const A* const next = g.next ? g.next + Packed{g.b_rows ? g.b_rows : terms + g.k2, g.n, kWidth<T>}.at(g.b_first, 0) : nullptr;
   Place<T, A> at{.a = g.a, .init = g.init, .begun = g.accumulate, .terms = terms};
   const bool parts = g.m > kManyRows || (g.next && g.m > MAX_ROWS && terms >= kManyTerms);
-  if (!parts || terms == 0 || terms + g.k2 <= g.block) return run_passes(g, at, 0, g.next != nullptr, next);
+  if (!parts || terms == 0 || terms + g.k2 <= part_terms(g)) return run_passes(g, at, 0, g.next != nullptr, next);
   Gemm<T, A> part = g;
   part.b_rows = g.b_rows ? g.b_rows : terms + g.k2, part.k2 = 0;
   by_blocks(part, at, 0, g.k2 ? nullptr : next);

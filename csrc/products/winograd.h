@@ -111,12 +111,14 @@ class Winograd {
     }
   }
 
-  // The products of tiles with K channels, or with the first `k`, and right factors of n columns; `bias` is added to all pixels.
-  void multiply(int64_t tiles, int64_t k, int64_t K, int64_t n, const TileMatrices& left, const T* a, const T* b, const T* bias,
-                const TileMatrices& right, T* c) const {
+  // The products of tiles with K channels, or with the first `k`, and right factors of n columns, after which those at `next` are read;
+  // `bias` is added to all pixels.
+  void multiply(int64_t tiles, int64_t k, int64_t K, int64_t n, const TileMatrices& left, const T* a, const T* b, const T* next,
+                const T* bias, const TileMatrices& right, T* c) const {
     for (int64_t i = 0; i < products; i++)
       o.gemm(Gemm<T>{.m = tiles, .n = n, .k = k, .a = a + i * left.matrix, .a_m = left.row, .b = b + i * K * n, .b_rows = K,
-                     .init = i == side + 1 ? bias : nullptr, .c = c + i * right.matrix, .c_m = right.row, .block = kBlock});
+                     .next = i + 1 < products ? b + (i + 1) * K * n : next, .init = i == side + 1 ? bias : nullptr,
+                     .c = c + i * right.matrix, .c_m = right.row, .block = kBlock});
   }
 
   // The pixels of rows [row, row + rows), n channels of each, from the products of tiles; those of line `first` come first.

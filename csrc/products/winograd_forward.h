@@ -55,7 +55,8 @@ class WinogradForward final : public ImageForward<S> {
 
   void multiply_span(const Thread& thread, int64_t s, int64_t p) override {
     winograd_.multiply(spans_[thread.worker].size() * grid_.columns(), is_fresh(s) ? x_rows_ : K_, K_, n_, left_, factors_of(thread),
-                       packed_ + p * panel(), bias_of(p), right_, results_of(thread));
+                       packed_ + p * panel(), packed_ + (p + 1 < o.n_panels ? p + 1 : 0) * panel(), bias_of(p), right_,
+                       results_of(thread));
   }
 
   void into_tile(const Thread& thread, const Tile& tile, T* records) const override {
