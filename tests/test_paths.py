@@ -98,8 +98,13 @@ def test_rows_of_a_large_layer_have_the_bits_they_have_alone(path, variant, H):
     if path not in here():
         pytest.skip(f"this CPU, or this run, has no {path}")
     backends.force_path(path)
-    ours, x, results = build(variant, 24, H), torch.randn(3, 45, 24), []
-    for parts in ([45], [7, 13, 25]):
+    assert_rows_have_the_bits_they_have_alone(build(variant, 24, H), torch.randn(3, 45, 24), [7, 13, 25])
+
+
+def assert_rows_have_the_bits_they_have_alone(ours: torch.nn.Module, x: torch.Tensor, some: list[int]) -> None:
+    """Outputs and gradients of `x` (T, B, I), whole and in parts of some rows."""
+    results = []
+    for parts in ([x.shape[1]], some):
         of_parts = []
         for rows in x.split(parts, dim=1):
             rows = rows.clone().requires_grad_()
@@ -149,15 +154,8 @@ def test_parity_by_instructions_for_bfloat16(path, case):
 def test_rows_of_bfloat16_have_the_bits_they_have_alone(path, variant, I, H):
     """However many of a register's rows there are."""
     of_bfloat16(path)
-    ours, x, results = build(variant, I, H).bfloat16(), torch.randn(3, 64, I).bfloat16(), []
-    for parts in ([64], [1, 16, 17, 30]):
-        of_parts = []
-        for rows in x.split(parts, dim=1):
-            rows = rows.clone().requires_grad_()
-            y = ours(rows)[0]
-            of_parts.append(torch.cat([y, *torch.autograd.grad(y.square().sum(), rows)], dim=-1))
-        results.append(torch.cat(of_parts, dim=1))
-    torch.testing.assert_close(*results, rtol=0, atol=0)
+    x = torch.randn(3, 64, I).bfloat16()
+    assert_rows_have_the_bits_they_have_alone(build(variant, I, H).bfloat16(), x, [1, 16, 17, 30])
 
 
 @needs_extension
