@@ -66,13 +66,16 @@ struct Context {
   int64_t tile_size = 0, chunk_rows = 0;
   Buffer<T> tiles;  // one of each worker
 
+  // Whether convolutions are products of unfolded pixels: by what multiplies so fast that fewer multiplications would not pay.
+  bool unfolds() const { return images && bf16 && bf16->terms_together; }
   bool fresh() const { return images && images->fresh; }
   // Terms of a step's products for one row.
   int64_t k_input() const { return images ? images->ih.taps() * I : I; }
   int64_t k_recurrent() const { return images ? images->hh.taps() * R : R; }
   Work work() const {
     const bool wide = bf16 && bf16->terms_together;
-    return {n_panels, v.hh.width(), k_input(), k_recurrent(), sizeof(T), wide ? kWideTileRows : kTileRows};
+    const int64_t tile_rows = wide ? kWideTileRows : seq.pixels > 1 ? kImageTileRows : kTileRows;
+    return {n_panels, v.hh.width(), k_input(), k_recurrent(), sizeof(T), tile_rows};
   }
 
   // Elements of contiguous inputs before a row of their outputs.
@@ -100,7 +103,9 @@ struct Context {
   void put_rows(int64_t row, int64_t rows, int64_t n, int64_t p, Block<const T> from, S* to) const {
     if (!images || !images->moved) return store(rows, units_of(n, p), from, {to + row * n + p * kPanel, n});
     maps.for_images(row, rows, [&](int64_t image, int64_t first, int64_t done, int64_t count) {
-      maps.put(first, count, p, Block<const T>{from.p + done * from.row, from.row}, to + image * maps.rows * n);
+      const Block<const T> part{from.p + done * from.row, from.row};
+      if constexpr (kBf16) maps.put(first, count, p, part, to + image * maps.rows * n, bf16);
+      else maps.put(first, count, p, part, to + image * maps.rows * n);
     });
   }
   // The same of all of a row, as it is.

@@ -4,6 +4,7 @@
 
 #include "cell/forward_stages.h"
 #include "products/conv_forward.h"
+#include "products/unfolded_forward.h"
 #include "products/winograd_forward.h"
 
 namespace fastlstm {
@@ -18,7 +19,7 @@ class LayerForward {
   static constexpr int64_t kUnpackedStepRows = 8;
 
   explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {
-    if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() ? bf16_kernels() : nullptr;
+    if constexpr (Context<S>::kBf16) o.bf16 = o.images || o.size.paired() ? bf16_kernels() : nullptr;
   }
 
   Work work() const { return o.work(); }
@@ -93,6 +94,8 @@ class LayerForward {
   }
 
   std::unique_ptr<ForwardProducts<S>> make_products(const Plan& plan) const {
+    if constexpr (Context<S>::kBf16)
+      if (o.unfolds()) return std::make_unique<UnfoldedForward<S>>(o);
     if (o.images && suits_winograd(*o.images, o.R)) return std::make_unique<WinogradForward<S>>(o);
     if (o.images) return std::make_unique<ConvForward<S>>(o);
     if constexpr (Context<S>::kSameType)

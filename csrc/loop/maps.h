@@ -42,10 +42,15 @@ struct Maps {
     }
   }
 
-  // Channels of panel p of `n` rows of an image = from.
+  // Channels of panel p of `n` rows of an image = from, by `bf16` where that is what they become.
   template <class T, class S>
-  void put(int64_t row, int64_t n, int64_t p, Block<const T> from, S* image) const {
+  void put(int64_t row, int64_t n, int64_t p, Block<const T> from, S* image, const Bf16Kernels* bf16 = nullptr) const {
     const int64_t units = units_of(channels, p);
+    if (bf16 && together == 1) {
+      T lines[kPanel * kMost];
+      transpose<T, T>(n, units, from, {lines, kMost});
+      if constexpr (std::is_same_v<T, float>) return bf16->narrow(units, n, {lines, kMost}, {reinterpret_cast<uint16_t*>(image + p * kPanel * rows + row), rows});
+    }
     if (together == 1) return transpose<T, S>(n, units, from, {image + p * kPanel * rows + row, rows});
     T lines[kPanel * kMost];
     transpose<T, T>(n, units, from, {lines, kMost});

@@ -46,7 +46,6 @@ struct Step {
 Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
   Plan best{};
   double best_cycles = 0;
-  const int64_t tile_rows = seq.pixels > 1 ? kImageTileRows : work.tile_rows;
   for (int64_t unit_groups = 1; unit_groups <= std::min(workers, work.panels); unit_groups++) {
     const int64_t row_groups = std::min(workers / unit_groups, std::max<int64_t>(seq.B / seq.together, 1));
     if (row_groups * unit_groups < workers && unit_groups > 1 && workers % unit_groups) continue;
@@ -57,7 +56,7 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
     if (best.row_groups && cycles >= best_cycles) continue;
     best_cycles = cycles;
     const bool cyclic = row_groups > 1 && sizes_vary(seq);
-    best = {row_groups, unit_groups, seq.B, cyclic ? tile_rows / 2 : tile_rows, seq.together, cyclic, precompute_input};
+    best = {row_groups, unit_groups, seq.B, cyclic ? work.tile_rows / 2 : work.tile_rows, seq.together, cyclic, precompute_input};
   }
   return best;
 }

@@ -35,7 +35,7 @@ struct Work {
   int64_t panels, width;         // width of a panel's products
   int64_t k_input, k_recurrent;  // row lengths of the products of a step
   int64_t bytes_per_value;
-  int64_t tile_rows;             // of a tile, unless rows are pixels
+  int64_t tile_rows;             // of a tile
 };
 
 // The fastest plan for at most `workers` workers, by a small model of the time of a step.

@@ -13,11 +13,11 @@ int64_t frame_row(int64_t channels) {
   return (channels * sizeof(T)) % 512 == 0 && channels > 0 ? channels + 64 / static_cast<int64_t>(sizeof(T)) : channels;
 }
 
-// Values of pixels in frames, one for each image of a chunk or of a batch.
-template <class S>
+// Values V of pixels in frames, one for each image of a chunk or of a batch.
+template <class S, class V = compute_t<S>>
 class Frames {
  public:
-  using T = compute_t<S>;
+  using T = V;
 
   // Those that a convolution reads, of `rows` rows at most.
   Frames(const Context<S>& context, const Convolution& conv, int64_t channels, int64_t rows)
@@ -48,6 +48,16 @@ class Frames {
     for (int64_t m = 0; m < rows; m++) {
       f(m, at(image) + pixels_[pixel]);
       if (++pixel == pixels) image++, pixel = 0;
+    }
+  }
+
+  // The same for runs of n pixels that lie side by side: f(m, n, pixel), pixel the first of them.
+  template <class F>
+  void for_runs(int64_t row, int64_t rows, const F& f) const {
+    const int64_t line = image_[2];
+    for (int64_t m = 0, n; m < rows; m += n) {
+      n = std::min(rows - m, line - (row + m) % line);
+      f(m, n, pixel(row + m));
     }
   }
 

@@ -5,7 +5,8 @@
 
 namespace fastlstm {
 
-template <class S>
+// Frames hold elements V.
+template <class S, class V = compute_t<S>>
 class ImageForward : public ForwardProducts<S> {
  protected:
   using ForwardProducts<S>::o;
@@ -19,7 +20,7 @@ class ImageForward : public ForwardProducts<S> {
 
   void set_up(const Thread& thread) override {
     x_.clear(thread);
-    for (const Frames<S>& h : h_) h.clear(thread);
+    for (const Frames<S, V>& h : h_) h.clear(thread);
     thread.barrier_all();
   }
 
@@ -40,28 +41,30 @@ class ImageForward : public ForwardProducts<S> {
     // sequences of different lengths may begin at any step
     const int64_t copies = o.seq.T < 2 || o.seq.size.front() == o.seq.size.back() ? 1 : 2;
     for (int64_t k = 0; k < copies; k++) {
-      T* const to = h_[k].pixel(b);
-      if (cut) std::fill_n(to, o.R, T(0));
-      else convert<S, T>(1, o.R, {h0, 0}, {to, 0});
+      V* const to = h_[k].pixel(b);
+      if (cut) std::fill_n(to, o.R, V(0));
+      else convert<S, V>(1, o.R, {h0, 0}, {to, 0});
     }
   }
 
   void set_h(const Tile& tile, Block<const T> from) override {
     if (tile.s + 1 == o.seq.T) return;
     const int64_t next = o.seq.step(tile.s + 1), units = units_of(o.R, tile.p);
-    h_[(tile.s + 1) % 2].for_pixels(tile.b, tile.rows, [&](int64_t m, T* pixel) {
-      T* const to = pixel + tile.p * kPanel;
-      const bool cut = o.seq.reset && tile.b + m < o.seq.size[next] && o.seq.resets_before(next, tile.b + m);
-      if (cut) std::fill_n(to, units, T(0));
-      else if (units == kPanel) std::copy_n(from.p + m * from.row, kPanel, to);
-      else std::copy_n(from.p + m * from.row, units, to);
+    const Frames<S, V>& frames = h_[(tile.s + 1) % 2];
+    frames.for_runs(tile.b, tile.rows, [&](int64_t m, int64_t n, V* pixel) {
+      const Block<const T> values{from.p + m * from.row, from.row};
+      const Block<V> to{pixel + tile.p * kPanel, frames.frame.row};
+      if constexpr (!std::is_same_v<V, T>) o.store(n, units, values, to);
+      else if (units == kPanel) o.micro.copy(n, kPanel, values, to);
+      else convert<T, V>(n, units, values, to);
+      o.apply_reset(next, tile.b + m, n, units, to);
     });
   }
 
  protected:
   bool multiplies_h() const { return !o.fresh() || o.seq.T > 1; }
 
-  const Frames<S> x_, h_[2];  // x: of a chunk's steps; h: what a step begins with, and what it makes, in turn
+  const Frames<S, V> x_, h_[2];  // x: of a chunk's steps; h: what a step begins with, and what it makes, in turn
 };
 
 }  // namespace fastlstm
