@@ -37,3 +37,16 @@ def test_several_chunks(kind: str) -> None:
         found[backend] = [y, *torch.autograd.grad((y * dy).sum() + state.h.sum() + state.c.sum() + fed, of)]
     assert sum(lengths) > 256 + T  # rows: several chunks and more steps than one holds
     torch.testing.assert_close(found["kernels"], found["reference"], rtol=1e-9, atol=1e-11)
+
+
+def test_a_single_step_of_many_rows() -> None:
+    """The last of several layers has x alone, of many rows: their gradients are products of packed strips."""
+    torch.manual_seed(0)
+    module = fastlstm.AttentionLSTM(I, 48, 48, L, attention="dot", dtype=torch.float64)
+    x, memory = torch.randn(1, 130, I, dtype=torch.float64), torch.randn(S, 130, 48, dtype=torch.float64)
+    dy = torch.randn(1, 130, 48, dtype=torch.float64)
+    found = []
+    for backend in ("auto", "reference"):
+        module.backend = backend
+        found.append(torch.autograd.grad((module(x, memory)[0] * dy).sum(), list(module.parameters())))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)

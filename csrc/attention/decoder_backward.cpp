@@ -32,7 +32,7 @@ class DecoderBackward {
       calls.push_back({.variant = f.variant, .seq = seq, .size = {I, d.H, d.H, false},
                        .w = {of_inputs(f.w.ih, f.w.ih_above), of(f.w.hh, gates * d.H), nullptr, nullptr, nullptr,
                              of(f.w.peephole, peepholes)},
-                       .x = {l ? kept.dropped[l - 1] : nullptr, seq.B * I, I}, .dy = {given.p, 0, given.row}, .dcells = {},
+                       .x = l ? Rows<const T>{kept.dropped[l - 1], seq.B * I, I} : f.x, .dy = {given.p, 0, given.row}, .dcells = {},
                        .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH, .h = kept.hidden[l], .dh_n = of(f.dh_n, BH), .dc_n = of(f.dc_n, BH),
                        .saved = kept.records[l], .dx = l ? nullptr : f.d.x, .dh0 = f.d.h0 + l * BH, .dc0 = f.d.c0 + l * BH,
                        .need_dw = f.need_dw, .stepwise_begin = l ? 0 : d.I, .stepwise_columns = l ? d.H : d.F,
@@ -42,10 +42,11 @@ class DecoderBackward {
                                  of(dw->peephole, peepholes)};
                        }});
     }
-    calls[0].inputs = [this](int64_t t, int64_t b, int64_t rows, Block<T> to) {
-      convert<T, T>(rows, d.I, {f.x.at(seq, t, b), f.x.b_stride}, to);
-      for (int64_t m = 0; m < rows && d.F; m++) put_fed(t, b + m, to.p + m * to.row + d.I);
-    };
+    if (d.F)
+      calls[0].inputs = [this](int64_t t, int64_t b, int64_t rows, Block<T> to) {
+        convert<T, T>(rows, d.I, {f.x.at(seq, t, b), f.x.b_stride}, to);
+        for (int64_t m = 0; m < rows; m++) put_fed(t, b + m, to.p + m * to.row + d.I);
+      };
     for (const BackwardCall<T>& layer : calls) layers.push_back(std::make_unique<LayerBackward<T>>(layer));
     if (d.has_output && d.tanh) tanh = reinterpret_cast<Tanh>(find_kernels("output").address(Pass::backward, sizeof(T) == 8));
   }
