@@ -53,14 +53,13 @@ class Cell(Ours, nn.RNNCellBase):
 
     def _quick(self, x: Any, states: tuple[Any, ...]) -> tuple[Tensor, ...] | None:
         """The states after a step on matrices, which most calls are, or None: then all is asked that may be."""
-        if not quick.is_usual():
-            return None
-        weights = weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        return quick.step(self.variant, x, states, (*weights, self.weight_peephole), self.backend)
+        return quick.step(self.variant, x, states, self._weights(), self.backend) if quick.is_usual() else None
 
     def _step(self, x: Tensor, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        weights = weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        return step(self.variant, x, states, (*weights, self.weight_peephole), self.backend)
+        return step(self.variant, x, states, self._weights(), self.backend)
+
+    def _weights(self) -> tuple[Tensor | None, ...]:
+        return (*weights_of(self, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), self.weight_peephole)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + own_repr(self._forget_bias, self.backend)
