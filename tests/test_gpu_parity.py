@@ -16,12 +16,11 @@ from fastlstm.parity import CASES
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
 
 OF_EACH_VARIANT = (
-    "h16", "packed", "padded_reverse", "stack_packed", "projection_stack", "reset_packed", "reset_reverse",
-    "cells_padded_reset", "step",
+    "h16", "packed", "padded_reverse", "reset_packed", "reset_reverse", "cells_padded_reset", "step",
 )  # fmt: skip
 OF_TWO = (
     "b33", "zero_state", "no_bias", "strided", "reverse", "padded_zeros", "only_h_n", "frozen_input", "frozen_weights",
-    "reset_stack", "cells",
+    "stack_packed", "projection_stack", "reset_stack", "cells",
 )  # fmt: skip
 OF_LSTM = ("three", "b65", "saturated", "projection_reverse", "projection_packed", "only_c_n", "frozen_recurrence")
 
