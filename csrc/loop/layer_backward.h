@@ -9,6 +9,7 @@
 #include "cell/backward_stages.h"
 #include "products/conv_backward.h"
 #include "products/packed_backward.h"
+#include "products/unfolded_backward.h"
 #include "products/unpacked_backward.h"
 #include "products/winograd_backward.h"
 
@@ -20,7 +21,7 @@ class LayerBackward {
 
  public:
   explicit LayerBackward(const BackwardCall<S>& call) : f(call), seq(call.seq), o(call) {
-    if constexpr (Context<S>::kBf16) o.bf16 = o.size.paired() && o.v.peepholes.empty() ? bf16_kernels() : nullptr;
+    if constexpr (Context<S>::kBf16) o.bf16 = o.images || (o.size.paired() && o.v.peepholes.empty()) ? bf16_kernels() : nullptr;
   }
 
   Work work() const { return o.work(); }
@@ -109,6 +110,8 @@ class LayerBackward {
 
  private:
   std::unique_ptr<BackwardProducts<S>> make_products() {
+    if constexpr (Context<S>::kBf16)
+      if (o.unfolds()) return std::make_unique<UnfoldedBackward<S>>(o, f);
     if (o.images && suits_winograd(*o.images, o.R)) return std::make_unique<WinogradBackward<S>>(o, f);
     if (o.images) return std::make_unique<ConvBackward<S>>(o, f);
     if constexpr (Context<S>::kSameType)

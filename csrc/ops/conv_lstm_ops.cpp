@@ -162,7 +162,9 @@ Rows<const S> rows_of_images(const Optional& t, const Sequence& seq, int64_t H) 
 }
 
 // Weights as they are, where they can be read so.
-void take_weights(Shapes& s, bool either_way, Tensor& w_ih, Tensor& w_hh) {
+void take_weights(Shapes& s, Tensor& w_ih, Tensor& w_hh) {
+  const Bf16Kernels* const bf16 = w_ih.scalar_type() == ScalarType::BFloat16 ? bf16_kernels() : nullptr;
+  const bool either_way = (bf16 && bf16->terms_together) || suits_winograd(s.images, s.size.R);
   const int64_t dims = static_cast<int64_t>(s.image.size());
   s.images.taps_inside = either_way && is_moved(w_ih, dims) && is_moved(w_hh, dims);
   if (!s.images.taps_inside) w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
@@ -188,8 +190,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
   const Tensor y = every(return_y), cells = every(return_cells);
   const Tensor h_n = new_images(x, s, {s.sequences}, moved), c_n = new_images(x, s, {s.sequences}, moved);
   std::optional<PixelPairs> pairs = make_pairs(s, x, w_peephole, variant);
-  const Bf16Kernels* const bf16 = x.scalar_type() == ScalarType::BFloat16 ? bf16_kernels() : nullptr;
-  take_weights(s, suits_winograd(s.images, s.size.R) || (bf16 && bf16->terms_together), w_ih, w_hh);
+  take_weights(s, w_ih, w_hh);
   const Tensor saved = new_saved(x, save ? s.rows() : 0, saved_row(variant, s.size), compute_type(x.scalar_type()));
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), nullptr, data<S>(w_peephole)};
@@ -221,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   dy = readable(dy, dims), dcells = readable(dcells, dims);
   dh_n = channels_last(dh_n, dims), dc_n = channels_last(dc_n, dims);
   h0 = channels_last(h0, dims), c0 = channels_last(c0, dims);
-  take_weights(s, suits_winograd(s.images, s.size.R), w_ih, w_hh);
+  take_weights(s, w_ih, w_hh);
   saved = as_contiguous(saved), w_peephole = as_contiguous(w_peephole);
   const Tensor dh0 = gradient_of(x, h0, !fresh), dc0 = gradient_of(x, c0, !fresh);
   Tensor dw_ih, dw_hh, db, dw_peephole;

@@ -8,11 +8,13 @@
 
 namespace fastlstm {
 
-template <class S>
+// Frames hold elements V.
+template <class S, class V = compute_t<S>>
 class ImageBackward : public BackwardProducts<S> {
  protected:
   using BackwardProducts<S>::o, BackwardProducts<S>::f, BackwardProducts<S>::db;
   static constexpr int64_t kBiasBlock = 16;
+  static constexpr bool kFew = std::is_same_v<V, compute_t<S>>;  // whether few inputs' gradients are taken in a way of their own
 
  public:
   using typename BackwardProducts<S>::T;
@@ -27,7 +29,8 @@ class ImageBackward : public BackwardProducts<S> {
         kept_{o.chunk_rows, o.gate_width, o.micro.width == kPanel ? kPanel : o.gate_width},
         dgates_(twice && f.need_dw ? o.chunk_rows * width_ : 0), dw_panel_((dw_rows + 1) * o.gate_width),
         dw_(f.need_dw ? o.n_panels * dw_panel_ : 0) {
-    if (f.dx && FewInputs<S>::suit(o.I)) few_.emplace(o, dg_, width_);
+    if constexpr (kFew)
+      if (f.dx && FewInputs<S>::suit(o.I)) few_.emplace(o, dg_, width_);
   }
 
   void pack(int64_t p) override {
@@ -47,8 +50,11 @@ class ImageBackward : public BackwardProducts<S> {
     const int64_t record = o.record.backward();
     for (int64_t column = 0; column < o.gate_width && dgates_; column += kept_.width)
       o.micro.copy(tile.rows, kept_.width, {records + column, record}, dgates_of(tile.p, tile.row, column));
-    dg_.for_pixels(tile.row, tile.rows, [&](int64_t m, T* pixel) {
-      std::copy_n(records + m * record, o.gate_width, pixel + tile.p * o.gate_width);
+    dg_.for_runs(tile.row, tile.rows, [&](int64_t m, int64_t n, V* pixel) {
+      const Block<const T> from{records + m * record, record};
+      const Block<V> to{pixel + tile.p * o.gate_width, dg_.frame.row};
+      if constexpr (kFew) o.micro.copy(n, o.gate_width, from, to);
+      else o.store(n, o.gate_width, from, to);
     });
   }
 
@@ -64,13 +70,13 @@ class ImageBackward : public BackwardProducts<S> {
     const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - begin, 0, end - begin);
     if (known > 0)
       this->hidden(thread, o.seq.before(t), begin, known, [&](int64_t first, int64_t n, int64_t p, Block<const T> h) {
-        h_.for_pixels(row + begin + first, n, [&](int64_t m, T* pixel) {
-          this->round_to(1, units_of(o.R, p), {h.p + m * h.row, 0}, Block<T>{pixel + p * kPanel, 0});
+        h_.for_runs(row + begin + first, n, [&](int64_t m, int64_t count, V* pixel) {
+          this->round_to(count, units_of(o.R, p), {h.p + m * h.row, h.row}, Block<V>{pixel + p * kPanel, h_.frame.row});
         });
       });
     for (int64_t b = begin; b < end; b++) {
-      if (o.seq.resets_before(t, b)) std::fill_n(h_.pixel(row + b), o.R, T(0));
-      else if (b >= begin + known) convert<S, T>(1, o.R, {f.h0 + b * o.R, 0}, {h_.pixel(row + b), 0});
+      if (o.seq.resets_before(t, b)) std::fill_n(h_.pixel(row + b), o.R, V(0));
+      else if (b >= begin + known) convert<S, V>(1, o.R, {f.h0 + b * o.R, 0}, {h_.pixel(row + b), 0});
     }
   }
 
@@ -86,7 +92,7 @@ class ImageBackward : public BackwardProducts<S> {
 
  protected:
   // Whether inputs' gradients are to be taken column by column.
-  static bool wants_columns(const Context<S>& o, const BackwardCall<S>& f) { return f.dx && !FewInputs<S>::suit(o.I); }
+  static bool wants_columns(const Context<S>& o, const BackwardCall<S>& f) { return f.dx && !(kFew && FewInputs<S>::suit(o.I)); }
   bool wants_columns() const { return f.dx && !few_; }
 
   // Where the gradient of an image's inputs goes, by its place in the chunk.
@@ -129,7 +135,7 @@ class ImageBackward : public BackwardProducts<S> {
 
   const Convolution &ih, &hh;
   const int64_t width_;  // of dG, of all panels
-  const Frames<S> dg_, x_, h_;
+  const Frames<S, V> dg_, x_, h_;
   const Packed kept_;  // where a panel's dG of a chunk's rows is: slot by slot where products take single panels of columns
   Buffer<T> dgates_;
   const int64_t dw_panel_;  // of accumulators: dw_ih.T, dw_hh.T, and the biases' of a line in one

@@ -61,18 +61,24 @@ void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H
     }
 }
 
-// The same for bfloat16, as pairs of neighbouring units.
+// The same for bfloat16, as pairs of neighbouring units; `before` counts pairs.
 template <class S>
 void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first,
-                       const Packed& packed, Bf16Pair* to) {
+                       const Packed& packed, Bf16Pair* to, int64_t before = 0, int64_t stride_k = 1) {
   const uint16_t* const bits = reinterpret_cast<const uint16_t*>(w);
   for (int64_t slot = 0; slot < map.gates; slot++)
     for (int64_t u = 0; u < kPanel; u += 2) {
-      const int64_t unit = panel * kPanel + u, row = ((panel * map.gates + slot) * kPanel + u) / 2;
-      const uint16_t* const from = bits + (map.gate[slot] * H + unit) * stride + first;
-      for (int64_t i = 0; i < packed.n; i++) {
-        const bool exists = first + i < K;
-        to[packed.at(row, i)] = {exists && unit < H ? from[i] : uint16_t{0}, exists && unit + 1 < H ? from[stride + i] : uint16_t{0}};
+      const int64_t unit = panel * kPanel + u, row = before + ((panel * map.gates + slot) * kPanel + u) / 2;
+      const uint16_t* const from = bits + (map.gate[slot] * H + unit) * stride + first * stride_k;
+      for (int64_t i = 0; i < packed.n; i += packed.row(i)) {
+        Bf16Pair* const out = to + packed.at(row, i);
+        const int64_t n = packed.row(i), exist = unit < H ? std::clamp<int64_t>(K - first - i, 0, n) : 0;
+        const uint16_t *const one = from + i * stride_k, *const two = one + stride;
+        if (unit + 1 < H)
+          for (int64_t j = 0; j < exist; j++) out[j] = {one[j * stride_k], two[j * stride_k]};
+        else
+          for (int64_t j = 0; j < exist; j++) out[j] = {one[j * stride_k], 0};
+        std::fill_n(out + exist, n - exist, Bf16Pair{});
       }
     }
 }

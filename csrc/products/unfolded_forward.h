@@ -1,9 +1,8 @@
 // Pre-activations of pixels in bfloat16, where the CPU multiplies whole registers of it: all that a pixel's taps meet is copied into one
 // row, of x and then of h, some pixels at a time. Their products are those of plain matrices, whatever the kernel, stride or channels.
 #pragma once
-#include <cstring>
-
 #include "products/image_forward.h"
+#include "products/unfolded.h"
 
 namespace fastlstm {
 
@@ -18,7 +17,7 @@ class UnfoldedForward final : public ImageForward<S, S> {
   explicit UnfoldedForward(const Context<S>& context)
       : Base(context, frame_of_inputs(context.images->ih, context.I), frame_of_inputs(context.images->hh, context.R)),
         of_x_(taps_of_outputs(o.images->ih, x_.frame, o.I)), of_h_(taps_of_outputs(o.images->hh, h_[0].frame, o.R)),
-        x_terms_(whole(o.I > 0 ? o.k_input() : 0)), terms_(x_terms_ + (multiplies_h() ? whole(o.k_recurrent()) : 0)),
+        x_terms_(whole_terms(o.I > 0 ? o.k_input() : 0)), terms_(x_terms_ + (multiplies_h() ? whole_terms(o.k_recurrent()) : 0)),
         row_(padded_row<S>(terms_)), packed_(o.n_panels * panel()), rows_(o.team->workers * span_rows() * row_), spans_(o.team->workers) {}
 
   void pack(int64_t p) override {
@@ -40,8 +39,8 @@ class UnfoldedForward final : public ImageForward<S, S> {
     span.end = std::min(mine.end, span.begin + span_rows());
     if (span.size() <= 0) return false;
     spans_[thread.worker] = span;
-    if (o.I > 0) unfold(x_, of_x_, row + span.begin, span.size(), rows_of(thread));
-    if (!is_fresh(s)) unfold(h_[s % 2], of_h_, span.begin, span.size(), rows_of(thread) + x_terms_);
+    if (o.I > 0) unfold(x_, of_x_, all_segments(of_x_), row + span.begin, span.size(), {rows_of(thread), row_});
+    if (!is_fresh(s)) unfold(h_[s % 2], of_h_, all_segments(of_h_), span.begin, span.size(), {rows_of(thread) + x_terms_, row_});
     return true;
   }
 
@@ -53,13 +52,11 @@ class UnfoldedForward final : public ImageForward<S, S> {
   }
 
  private:
-  static constexpr int64_t kWhole = 32;  // terms that a register holds
-  static constexpr int64_t kSpanBytes = 1 << 20, kMostRows = 128;
+  static constexpr int64_t kSpanBytes = 1 << 20;
 
-  static int64_t whole(int64_t terms) { return (terms + kWhole - 1) / kWhole * kWhole; }
   int64_t span_rows() const {
     const int64_t of_cache = kSpanBytes / (std::max<int64_t>(row_, 1) * 2) / kWideTileRows * kWideTileRows;
-    return std::clamp(of_cache, kWideTileRows, kMostRows);
+    return std::clamp(of_cache, kWideTileRows, kMostUnfolded);
   }
   bool is_fresh(int64_t s) const { return s == 0 && o.fresh(); }
   int64_t panel() const { return terms_ / 2 * o.v.ih.width(); }
@@ -67,7 +64,7 @@ class UnfoldedForward final : public ImageForward<S, S> {
 
   // Panel p of w, with taps before channels, as rows from the term `first` on.
   void pack_weights(const S* w, const GateMap& map, int64_t taps, int64_t channels, int64_t p, int64_t first) {
-    const int64_t all = taps * channels, terms = whole(all);
+    const int64_t all = taps * channels, terms = whole_terms(all);
     const Packed packed{terms_ / 2, map.width(), o.micro.width};
     const Buffer<S> units(kPanel * terms);
     std::fill_n(units + 0, kPanel * terms, S(0));
@@ -80,18 +77,6 @@ class UnfoldedForward final : public ImageForward<S, S> {
       // pairs of terms, as numbers of as many bytes
       o.micro.transpose(kPanel, terms / 2, {reinterpret_cast<const T*>(units + 0), terms / 2},
                         {reinterpret_cast<T*>(packed_ + p * panel() + packed.at(first / 2, i * kPanel)), packed.row(i * kPanel)});
-    }
-  }
-
-  void unfold(const Frames<S, S>& frames, const Taps& taps, int64_t row, int64_t rows, S* to) const {
-    int64_t at[kMostRows];
-    find_rows(taps.rows, frames.frame.elements(), row, rows, at);
-    for (int64_t m = 0; m < rows; m++, to += row_) {
-      S* segment = to;
-      for (const int64_t distance : taps.segments) {
-        std::memcpy(segment, frames.at(0) + at[m] + distance, taps.run * sizeof(S));
-        segment += taps.run;
-      }
     }
   }
 
