@@ -45,11 +45,12 @@ struct Dropped {
 };
 
 // What the forward keeps, side by side in one block of memory: of all steps, rows of (T, B, ...); where no backward follows, some
-// of it of two steps in turn. What layer 0 sees is not: x is the caller's, and what stands beside it is an output or a context.
+// of it of two steps in turn. What layer 0 sees is not: x is the caller's, and what stands beside it is an output or a context. Nor
+// is h of the last layer: its records yield it.
 template <class T>
 struct Kept {
   T *queries, *weights, *contexts, *outputs;
-  std::vector<T*> hidden, dropped, records;  // of each layer; dropped: as the layer above sees it
+  std::vector<T*> hidden, dropped, records;  // of each layer; dropped: as the layer above sees it; null where it is not here
   int64_t size;                              // elements
 
   // Rows are read in whole panels: the last ones may end beyond.
@@ -60,7 +61,7 @@ struct Kept {
     queries = take(d.own_queries() ? steps_ : 0, d.A), weights = take(steps_, d.S), contexts = take(steps_, d.M);
     outputs = take(save && d.has_output ? seq.T : 0, d.H);
     for (int64_t l = 0; l < d.L; l++) {
-      hidden.push_back(take(seq.T, d.H));
+      hidden.push_back(save && l + 1 == d.L ? nullptr : take(seq.T, d.H));
       dropped.push_back(drops_layers && l + 1 < d.L ? take(seq.T, d.H) : hidden.back());
       records.push_back(save ? take(seq.T, record) : nullptr);
     }

@@ -21,6 +21,8 @@ class DecoderBackward {
       most = std::max(most, chunk.end - chunk.begin);
     }
     dz = rows_of(most, d.has_output ? d.H : 0), dqueries = rows_of(most, d.A);
+    if (f.need_dw && d.has_output) hidden = rows_of(most, d.H);
+    if (f.need_dw && own_states()) states = rows_of(most, d.H);
     dcontexts = rows_of(seq.T, d.M), dscores = rows_of(seq.T, d.S);
     output_bias.assign(d.H, 0.0), query_bias.assign(d.A, 0.0);
     for (int64_t l = 0; l < d.L; l++) dy.push_back(States<T>::by_rows(seq.B, panels_of(d.H)));
@@ -33,9 +35,10 @@ class DecoderBackward {
                        .w = {of_inputs(f.w.ih, f.w.ih_above), of(f.w.hh, gates * d.H), nullptr, nullptr, nullptr,
                              of(f.w.peephole, peepholes)},
                        .x = l ? Rows<const T>{kept.dropped[l - 1], seq.B * I, I} : f.x, .dy = {given.p, 0, given.row}, .dcells = {},
-                       .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH, .h = kept.hidden[l], .dh_n = of(f.dh_n, BH), .dc_n = of(f.dc_n, BH),
-                       .saved = kept.records[l], .dx = l ? nullptr : f.d.x, .dh0 = f.d.h0 + l * BH, .dc0 = f.d.c0 + l * BH,
-                       .need_dw = f.need_dw, .stepwise_begin = l ? 0 : d.I, .stepwise_columns = l ? d.H : d.F,
+                       .h0 = f.h0 + l * BH, .c0 = f.c0 + l * BH, .h = kept.hidden[l], .gives_hidden = l == top,
+                       .dh_n = of(f.dh_n, BH), .dc_n = of(f.dc_n, BH), .saved = kept.records[l], .dx = l ? nullptr : f.d.x,
+                       .dh0 = f.d.h0 + l * BH, .dc0 = f.d.c0 + l * BH, .need_dw = f.need_dw,
+                       .stepwise_begin = l ? 0 : d.I, .stepwise_columns = l ? d.H : d.F,
                        .make_dw = [this, of, of_inputs, gates, peepholes]() -> WeightGradients<T> {
                          make_dw();
                          return {of_inputs(dw->ih, dw->ih_above), of(dw->hh, gates * d.H), of(dw->b, gates), nullptr, nullptr,
@@ -182,7 +185,8 @@ class DecoderBackward {
       T* const dcontext = row(dcontexts, d.M, t, b);
       if (d.before)
         for (int64_t i = 0; i < d.M; i++) dcontext[i] += dinputs.at(0, b).p[i];
-      reader.read_backward(b, row(queries(), d.A, t, b), mine, row(kept.weights, d.S, t, b), row(kept.contexts, d.M, t, b), dcontext,
+      const T* const q = d.own_queries() ? row(kept.queries, d.A, t, b) : nullptr;  // products need none
+      reader.read_backward(b, q, mine, row(kept.weights, d.S, t, b), row(kept.contexts, d.M, t, b), dcontext,
                            f.dalignments.p ? f.dalignments.at(seq, t, b) : nullptr, row(dscores, d.S, t, b),
                            chunk_row(dqueries, d.A, t, b));
     });
@@ -229,17 +233,31 @@ class DecoderBackward {
     });
   }
 
-  // Those of all steps.
-  T* queries() const { return d.own_queries() ? kept.queries : kept.hidden[d.query_layer]; }
+  // Whether queries are made of other states than those that the output is made of.
+  bool own_states() const { return d.projects_query && (d.before || d.query_layer != top || !d.has_output); }
+
+  // h of a layer after step t, of some rows.
+  void put_hidden(const Thread& thread, int64_t l, int64_t t, Range rows, T* to) const {
+    if (l == top) return layers[l]->hidden(thread, t, rows.begin, rows.size(), to);
+    std::copy_n(row(kept.hidden[l], d.H, t, rows.begin), rows.size() * d.H, to);
+  }
 
   // What the gradients of weights are made of beside what the step left, which is zero where a sequence has ended.
   void keep_factors(const Thread& thread, int64_t t, int64_t first) {
     for (const auto& layer : layers) layer->keep_factors(thread, t, first);
     if (!f.need_dw) return;
-    const Range ended = thread.mine(seq.B - seq.size[t]);
+    const Range ended = thread.mine(seq.B - seq.size[t]), mine = thread.mine(seq.size[t]);
     const auto clear = [&](T* rows, int64_t n) { std::fill_n(chunk_row(rows, n, t, seq.size[t] + ended.begin), ended.size() * n, T(0)); };
-    if (d.has_output) clear(dz, d.H);
+    if (d.has_output) {
+      clear(dz, d.H), clear(hidden, d.H);
+      put_hidden(thread, top, t, mine, chunk_row(hidden, d.H, t, mine.begin));
+    }
     clear(dqueries, d.A);
+    if (!own_states()) return;
+    clear(states, d.H);
+    T* const to = chunk_row(states, d.H, t, mine.begin);
+    if (t > 0 || !d.before) put_hidden(thread, d.query_layer, t - d.before, mine, to);
+    else std::copy_n(f.h0 + (d.query_layer * seq.B + mine.begin) * d.H, mine.size() * d.H, to);
   }
 
   // What stood beside x.
@@ -271,37 +289,30 @@ class DecoderBackward {
     using Product = WeightProduct<T>;
     if (d.has_output) {
       Product::run(thread, micro, rows, d.H, dz, d.M, row(kept.contexts, d.M, t, 0), tile, f.d.output, d.M + d.H, 0, add);
-      Product::run(thread, micro, rows, d.H, dz, d.H, row(kept.hidden[top], d.H, t, 0), tile, f.d.output, d.M + d.H, d.M, add);
+      Product::run(thread, micro, rows, d.H, dz, d.H, hidden, tile, f.d.output, d.M + d.H, d.M, add);
       Product::bias(thread, rows, d.H, dz, output_bias);
     }
     if (!d.projects_query) return;
     Product::bias(thread, rows, d.A, dqueries, query_bias);
-    T* const h = kept.hidden[d.query_layer];
-    if (!d.before) return Product::run(thread, micro, rows, d.A, dqueries, d.H, row(h, d.H, t, 0), tile, f.d.query, d.H, 0, add);
-    // The first step's query is of the initial state, those of others of the step before
-    const int64_t of_h0 = t == 0 ? std::min(seq.B, rows) : 0;
-    if (rows > of_h0)
-      Product::run(thread, micro, rows - of_h0, d.A, dqueries + of_h0 * d.A, d.H, row(h, d.H, std::max<int64_t>(t - 1, 0), 0), tile,
-                   f.d.query, d.H, 0, add);
-    if (t > 0) return;
-    std::vector<T> h0(seq.B * d.H + kPanel);
-    std::copy_n(f.h0 + d.query_layer * seq.B * d.H, seq.B * d.H, h0.begin());
-    Product::run(thread, micro, of_h0, d.A, dqueries, d.H, h0.data(), tile, f.d.query, d.H, 0, add || rows > of_h0);
+    Product::run(thread, micro, rows, d.A, dqueries, d.H, own_states() ? states : hidden, tile, f.d.query, d.H, 0, add);
   }
 
   // What is summed over all steps. Each gradient takes the memory of what is done with.
   void finish(const Thread& thread) {
     const bool made = alone(thread, [&] {
       for (const auto& layer : layers) layer->release();
-      dz = {}, dqueries = {};
+      dz = {}, dqueries = {}, hidden = {}, states = {};
+      if (!d.own_queries()) queries = rows_of(seq.T, d.H);
       dmemory = f.make_dmemory();
     });
     if (!made) return;
-    memory_gradients->run(thread, {queries(), kept.weights, dcontexts, dscores}, dmemory.memory, dmemory.keys);
+    if (!d.own_queries()) put_queries(thread);
+    const T* const asked = d.own_queries() ? kept.queries : queries;
+    memory_gradients->run(thread, {asked, kept.weights, dcontexts, dscores}, dmemory.memory, dmemory.keys);
     const Range mine = thread.mine(seq.B);
     for (int64_t b = mine.begin; b < mine.end && f.d.fed0; b++) std::copy_n(dinputs.at(0, b).p, d.F, f.d.fed0 + b * d.F);
     const bool ready = alone(thread, [&] {
-      dcontexts = {}, dscores = {};
+      dcontexts = {}, dscores = {}, queries = {};
       if (f.need_dw) make_dw();
     });
     if (!ready) return;
@@ -309,6 +320,16 @@ class DecoderBackward {
     if (!f.need_dw) return;
     if (dw->b_output) WeightProduct<T>::write_bias(thread, d.H, output_bias, dw->b_output);
     if (dw->b_query) WeightProduct<T>::write_bias(thread, d.A, query_bias, dw->b_query);
+  }
+
+  // Those of products, where they are h.
+  void put_queries(const Thread& thread) {
+    for (int64_t t = 0; t < seq.T; t++) {
+      const Range mine = thread.mine(seq.size[t]), ended = thread.mine(seq.B - seq.size[t]);
+      put_hidden(thread, d.query_layer, t, mine, row(queries, d.H, t, mine.begin));
+      std::fill_n(row(queries, d.H, t, seq.size[t] + ended.begin), ended.size() * d.H, T(0));
+    }
+    thread.barrier_all();
   }
 
   // By one worker, while all wait for it: whether it went well.
@@ -339,8 +360,8 @@ class DecoderBackward {
   Reader<T> reader;
   const int64_t top;
   std::vector<int64_t> chunk_first;            // of each step: the first of its chunk
-  Buffer<T> dz, dqueries;                      // of a chunk of steps
-  Buffer<T> dcontexts, dscores;                // of all steps
+  Buffer<T> dz, dqueries, hidden, states;      // of a chunk of steps; states: that queries were made of
+  Buffer<T> dcontexts, dscores, queries;       // of all steps; queries: at the end, where they are h
   std::vector<double> output_bias, query_bias;  // sums over all steps
   std::vector<States<T>> dy;                   // of a step, of each layer
   States<T> dinputs;                           // of a step: of what layer 0 sees beside x

@@ -13,7 +13,9 @@ class DecoderForward {
       : f(call), d(call.shape), seq(call.seq), micro(micro_kernels<T>()),
         own_memory(call.saved ? 0 : Kept<T>(nullptr, d, seq, 0, call.dropped.layers, false).size),
         kept(call.saved ? call.saved : own_memory + 0, d, seq, record_size(), call.dropped.layers, call.saved),
-        inputs(call.seq.B * (call.shape.I + call.shape.F)), reader(call.memory, call.seq.T, false) {
+        hidden(call.saved ? seq.T * seq.B * d.H : 0), inputs(call.seq.B * (call.shape.I + call.shape.F)),
+        reader(call.memory, call.seq.T, false) {
+    if (f.saved) kept.hidden.back() = kept.dropped.back() = hidden;
     const int64_t BH = seq.B * d.H, gates = f.variant.ih.gates * d.H, peepholes = f.variant.peepholes.size() * d.H;
     for (int64_t l = 0; l < d.L; l++) {
       const auto of = [&](const T* p, int64_t n) { return p ? p + l * n : nullptr; };
@@ -196,6 +198,7 @@ class DecoderForward {
   const MicroKernels<T>& micro;
   Buffer<T> own_memory;
   Kept<T> kept;
+  Buffer<T> hidden;  // of the last layer, where a backward follows: that makes it again
   Buffer<T> inputs;  // of a step: x, and what is fed or the context
   Reader<T> reader;
   std::vector<ForwardCall<T>> calls;

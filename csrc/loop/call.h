@@ -61,6 +61,7 @@ struct BackwardCall {
   const Images* images = nullptr;
   const S *h0, *c0;
   const S* h = nullptr;  // of every row, in order; null: what is saved yields it, as no projection made it
+  bool gives_hidden = false;  // whether others ask for h, which is not there
   const S *dh_n, *dc_n;  // null: zero
   const T* saved;
   S *dx;  // null where not wanted; rows of I in the order of y's

@@ -66,6 +66,13 @@ class LayerBackward {
     if (f.need_dw) products->concat_xh(thread, seq.step(s), row);
   }
 
+  // h of `rows` sequences from b on after step t, from the records: into rows of H. (Where a call gives it.)
+  void hidden(const Thread& thread, int64_t t, int64_t b, int64_t rows, S* to) const {
+    products->hidden(thread, t, b, rows, [&](int64_t row, int64_t n, int64_t p, Block<const T> h) {
+      o.store(n, units_of(o.H, p), h, {to + row * o.H + p * kPanel, o.H});
+    });
+  }
+
   // After the steps of a chunk, between barriers.
   void end_chunk(const Thread& thread, const Chunk& chunk) {
     if (f.need_dw) weight_gradients(thread, chunk);

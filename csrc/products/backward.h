@@ -27,7 +27,7 @@ class BackwardProducts {
   using T = compute_t<S>;
 
   BackwardProducts(const Context<S>& context, const BackwardCall<S>& call)
-      : o(context), f(call), hidden_(f.need_dw && o.v.cell && !f.h && o.seq.T > 1 ? o.v.kernel(Pass::hidden, sizeof(T) == 8) : nullptr),
+      : o(context), f(call), hidden_(makes_hidden() ? o.v.kernel(Pass::hidden, sizeof(T) == 8) : nullptr),
         db_(f.need_dw ? o.n_panels * o.gate_width : 0) {}
   virtual ~BackwardProducts() = default;
 
@@ -52,6 +52,26 @@ class BackwardProducts {
   virtual void release() = 0;
   // Panel p of the gradients of weights and biases.
   virtual void write(int64_t p, const WeightGradients<S>& to) const = 0;
+
+  // h of `rows` sequences from b on after step t, from what is saved: put(row, n, p, h) gets panel p of n of them, from `row` on.
+  template <class F>
+  void hidden(const Thread& thread, int64_t t, int64_t b, int64_t rows, const F& put) const {
+    const int64_t most = o.team->plan.tile_rows;
+    T* const tile = o.tile_of(thread);
+    for (int64_t row = 0; row < rows; row += most)
+      for (int64_t p = 0; p < o.n_panels; p++) {
+        const int64_t n = std::min(most, rows - row);
+        const T* const record = f.saved + o.saved_at(t, p, b + row);
+        if (!o.v.cell) {
+          put(row, n, p, Block<const T>{record + o.record.c(), o.record.saved()});
+          continue;
+        }
+        o.micro.copy(n, kPanel, {record + o.record.c(), o.record.saved()}, {tile, kPanel});
+        o.micro.copy(n, kPanel, {record + o.record.o(), o.record.saved()}, {tile + n * kPanel, kPanel});
+        hidden_(tile, n);
+        put(row, n, p, Block<const T>{tile, kPanel});
+      }
+  }
 
  protected:
   // Columns of h begin with `h_column`, where a strip begins or all are in one.
@@ -78,26 +98,6 @@ class BackwardProducts {
       });
     put_h(known, rows.size() - known, f.h0 + (rows.begin + known) * o.R);
     xh.for_parts(row, h_column, o.R, [&](int64_t, int64_t n, Block<J> to) { o.apply_reset(t, rows.begin, rows.size(), n, to); });
-  }
-
-  // h of `rows` sequences from b on after step t, from what is saved: put(row, n, p, h) gets panel p of n of them, from `row` on.
-  template <class F>
-  void hidden(const Thread& thread, int64_t t, int64_t b, int64_t rows, const F& put) const {
-    const int64_t most = o.team->plan.tile_rows;
-    T* const tile = o.tile_of(thread);
-    for (int64_t row = 0; row < rows; row += most)
-      for (int64_t p = 0; p < o.n_panels; p++) {
-        const int64_t n = std::min(most, rows - row);
-        const T* const record = f.saved + o.saved_at(t, p, b + row);
-        if (!o.v.cell) {
-          put(row, n, p, Block<const T>{record + o.record.c(), o.record.saved()});
-          continue;
-        }
-        o.micro.copy(n, kPanel, {record + o.record.c(), o.record.saved()}, {tile, kPanel});
-        o.micro.copy(n, kPanel, {record + o.record.o(), o.record.saved()}, {tile + n * kPanel, kPanel});
-        hidden_(tile, n);
-        put(row, n, p, Block<const T>{tile, kPanel});
-      }
   }
 
   // Some units of a panel, rounded as the outputs were.
@@ -136,6 +136,8 @@ class BackwardProducts {
     for (int64_t i = 0; i < map.gates; i++)
       convert<double, S>(1, units_of(o.H, p), {db(p) + map.offset() + i * kPanel, 0}, {to + map.gate[i] * o.H + p * kPanel, 0});
   }
+
+  bool makes_hidden() const { return o.v.cell && !f.h && (f.gives_hidden || (f.need_dw && o.seq.T > 1)); }
 
   const GateKernel hidden_;
   // Sums over all rows, of either sign and any size, to little in the end: by chunks, and over chunks in float64

@@ -147,7 +147,7 @@ def _fake_fwd(
         panel = backends.panel()
         A = H if w_query is None else w_query.shape[0]
         record = (H + panel - 1) // panel * panel * (5 - coupled)
-        layers = L * (H + record) + (0 if dropped_layers is None else (L - 1) * H)
+        layers = L * record + (L - 1) * H * (1 if dropped_layers is None else 2)  # the last layer's h is made again
         own_queries = w_query is not None or before or scale != 1
         row = (A if own_queries else 0) + S + M + (0 if w_out is None else H) + layers
         saved = x.new_empty(1 if save else 0, T * B * row + panel)
