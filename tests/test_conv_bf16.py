@@ -20,6 +20,7 @@ CASES: dict[str, tuple[int, int, object, tuple[int, ...], dict]] = {
     "few channels": (1, 8, 3, (6, 8), {"coupled": True, "peephole": "hadamard"}),
     "even kernel": (3, 7, (2, 4), (5, 6), {"bias": False}),
     "strided": (4, 20, 3, (9, 8), {"stride": (2, 1), "padding": ((1, 0), (2, 1))}),
+    "other images": (3, 33, 3, (9, 8), {"padding": "valid", "coupled": True}),
     "dilated": (4, 20, 3, (9, 8), {"dilation": (1, 2), "padding": "same"}),
     "256 channels": (2, 256, 3, (3, 4), {}),
     "a line": (3, 17, 5, (37,), {"peephole": "channel"}),

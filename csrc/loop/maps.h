@@ -49,7 +49,8 @@ struct Maps {
     if (bf16 && together == 1) {
       T lines[kPanel * kMost];
       transpose<T, T>(n, units, from, {lines, kMost});
-      if constexpr (std::is_same_v<T, float>) return bf16->narrow(units, n, {lines, kMost}, {reinterpret_cast<uint16_t*>(image + p * kPanel * rows + row), rows});
+      if constexpr (std::is_same_v<T, float>)
+        return bf16->narrow(units, n, {lines, kMost}, {reinterpret_cast<uint16_t*>(image + p * kPanel * rows + row), rows});
     }
     if (together == 1) return transpose<T, S>(n, units, from, {image + p * kPanel * rows + row, rows});
     T lines[kPanel * kMost];

@@ -24,8 +24,7 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
         packed_hh_(packed_size(hh.taps(), o.R)), packed_ih_(f.dx ? packed_size(ih.taps(), o.I) : 0),
         of_x_(taps_of_outputs(ih, x_.frame, o.I)), of_h_(taps_of_outputs(hh, h_.frame, o.R)), x_terms_(o.I > 0 ? o.k_input() : 0),
         one_(x_terms_ + o.k_recurrent()), terms_(whole_terms(one_ + 1)), blocks_((terms_ + kMaxBlock - 1) / kMaxBlock),
-        pixels_(std::min(whole_terms(o.chunk_rows), std::clamp(kPartBytes / (terms_ * 2) / kWholeTerms * kWholeTerms, kLeastPixels, kMostPixels))),
-        dg_row_(padded_row<Pair>(pixels_ / 2)) {
+        pixels_(pixels_at_once()), dg_row_(padded_row<Pair>(pixels_ / 2)) {
     if (!f.need_dw) return;
     rows_ = Buffer<S>(o.team->workers * 2 * blocks_ * kMaxBlock);
     xh_ = Buffer<Pair>(blocks_ * kMaxBlock * pixels_ / 2);
@@ -50,13 +49,15 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
   }
 
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
-    if (o.fresh() && t == o.seq.step(0)) return;
+    const bool of_states = !o.fresh() || t != o.seq.step(0);
+    if (!of_states && !joined_) return;
     const Range mine = thread.of_plan(o.seq.size[t]);
     for (int64_t b = mine.begin; b < mine.end; b += kFrameRows) {
       const int64_t rows = std::min(kFrameRows, mine.end - b);
-      const Block<T> to = dh.at(0, b);
-      multiply(thread, of_dh_[0], packed_hh_, o.r_panels, row + b, rows, to);
-      o.apply_reset(t, b, rows, o.r_panels * kPanel, to);
+      const Block<T> to = dh.at(0, b), dx = dx_tile(thread);
+      multiply(thread, of_dh_[0], row + b, rows, {packed_hh_, of_states ? o.r_panels : 0, to}, {packed_ih_, joined_ ? o.i_panels : 0, dx});
+      if (of_states) o.apply_reset(t, b, rows, o.r_panels * kPanel, to);
+      if (joined_) o.store(rows, o.I, constant(dx), {f.dx + o.inputs_before(o.seq.first[t]) + b * o.I, o.I});
     }
     thread.barrier_group();  // rows are others' than those of the gates
   }
@@ -88,14 +89,15 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
 
   // dx: each phase of the strides writes pixels of its own.
   void input_gradients(const Thread& thread, const Chunk& chunk) const override {
-    const Block<T> dx{dx_ + thread.worker * kFrameRows * o.i_panels * kPanel, o.i_panels * kPanel};
+    if (joined_) return;
+    const Block<T> dx = dx_tile(thread);
     const Pair* packed = packed_ih_;
     for (const Taps& taps : of_dx_) {
       const int64_t pixels = taps.pixels.size();
       const Range mine = thread.mine(chunk.rows / o.seq.pixels * pixels);
       for (int64_t row = mine.begin; row < mine.end; row += kFrameRows) {
         const int64_t rows = std::min(kFrameRows, mine.end - row);
-        multiply(thread, taps, packed, o.i_panels, row, rows, dx);
+        multiply(thread, taps, row, rows, {packed, o.i_panels, dx});
         S* image = nullptr;
         for (int64_t m = 0; m < rows; m++) {
           const int64_t pixel = (row + m) % pixels;
@@ -137,6 +139,10 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
     return frame;
   }
 
+  int64_t pixels_at_once() const {
+    const int64_t of_part = kPartBytes / (terms_ * static_cast<int64_t>(sizeof(S))) / kWholeTerms * kWholeTerms;
+    return std::min(whole_terms(o.chunk_rows), std::clamp(of_part, kLeastPixels, kMostPixels));
+  }
   int64_t packed_size(int64_t taps, int64_t channels) const { return taps * width_ / 2 * panels_of(channels) * kPanel; }
 
   // Blocks of columns, each with its rows in the order of taps: phase by phase.
@@ -166,19 +172,28 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
     return padded_row<S>(whole_terms(most));
   }
 
-  // to = a sum over taps of dG @ w, in `panels` panels of columns, for rows [row, row + rows) of the pixels that `taps` writes.
-  void multiply(const Thread& thread, const Taps& taps, const Pair* packed, int64_t panels, int64_t row, int64_t rows, Block<T> to) const {
+  // What dG is multiplied with, and where to: some panels of columns.
+  struct Factor {
+    const Pair* packed = nullptr;
+    int64_t panels = 0;
+    Block<T> to{};
+  };
+
+  // Sums over taps of dG @ w, for rows [row, row + rows) of the pixels that `taps` writes.
+  void multiply(const Thread& thread, const Taps& taps, int64_t row, int64_t rows, const Factor& one, const Factor& two = {}) const {
     const int64_t segments = taps.segments.size(), group = segments_at_once(taps), all = segments * taps.run / 2;
     const Block<S> left{left_ + thread.worker * kFrameRows * left_row_, left_row_};
-    if (segments == 0) return fill_rows(rows, panels * kPanel, T(0), to);
+    if (segments == 0) fill_rows(rows, one.panels * kPanel, T(0), one.to);
     for (int64_t first = 0; first < segments; first += group) {
       const Range some{first, std::min(segments, first + group)};
       unfold(dg_, taps, some, row, rows, left);
-      for_column_blocks(0, panels, [&](int64_t panel, int64_t count) {
-        o.gemm(Gemm<T, Pair>{.m = rows, .n = count * kPanel, .k = some.size() * taps.run / 2, .a = factors<Pair>(left.p),
-                             .a_m = left.row / 2, .b = packed + panel * kPanel * all, .b_rows = all, .b_first = first * taps.run / 2,
-                             .c = to.p + panel * kPanel, .c_m = to.row, .accumulate = first > 0});
-      });
+      for (const Factor* factor : {&one, &two})
+        for_column_blocks(0, factor->panels, [&](int64_t panel, int64_t count) {
+          o.gemm(Gemm<T, Pair>{.m = rows, .n = count * kPanel, .k = some.size() * taps.run / 2, .a = factors<Pair>(left.p),
+                               .a_m = left.row / 2, .b = factor->packed + panel * kPanel * all, .b_rows = all,
+                               .b_first = first * taps.run / 2, .c = factor->to.p + panel * kPanel, .c_m = factor->to.row,
+                               .accumulate = first > 0});
+        });
     }
   }
 
@@ -223,6 +238,15 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
     }
   }
 
+  // Whether both convolutions' inputs have the same pixels and taps: dG is then unfolded once, and dx taken with dh.
+  bool joins() const {
+    const auto alike = [](const Taps& a, const Taps& b) {
+      return a.rows == b.rows && a.pixels == b.pixels && a.segments == b.segments && a.taps == b.taps;
+    };
+    return of_dx_.size() == 1 && alike(of_dx_[0], of_dh_[0]);
+  }
+  Block<T> dx_tile(const Thread& thread) const { return {dx_ + thread.worker * kFrameRows * o.i_panels * kPanel, o.i_panels * kPanel}; }
+
   S* rows_of(const Thread& thread) const { return rows_ + thread.worker * 2 * blocks_ * kMaxBlock; }
   Pair* xh_of(int64_t block, int64_t pair) const { return xh_ + (block * pixels_ / 2 + pair) * kMaxBlock; }
   T* dw_of(int64_t p, int64_t column) const { return dw_ + p * o.gate_width * terms_ + column; }
@@ -230,6 +254,7 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
   static inline const S kZeros[4 * kMaxBlock] = {};
 
   const std::vector<Taps> of_dh_, of_dx_;
+  const bool joined_ = joins();
   const int64_t left_row_;
   Buffer<S> left_;  // of each worker: unfolded dG
   Buffer<T> dx_;
@@ -238,8 +263,9 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
   const int64_t x_terms_, one_, terms_;  // of a row: those of x, of x and h, behind which is a one, and all
   const int64_t blocks_, pixels_;        // of kMaxBlock columns; that weights' gradients take at a time
   const int64_t dg_row_;
-  Buffer<S> rows_;                              // of each worker, of two pixels: x and h
-  Buffer<Pair> xh_, dg_pairs_, dg_terms_;
+  Buffer<S> rows_;                  // of each worker, of two pixels: x and h, and one
+  Buffer<Pair> xh_, dg_pairs_;      // with pixels in pairs; dg_pairs_: of each worker, some of a panel
+  Buffer<Pair> dg_terms_;           // transposed
   Buffer<T> dw_;  // rows of dG by unfolded columns
 };
 
