@@ -107,9 +107,12 @@ def like_pytorchs(results: Sequence[dict], halves: Sequence[dict]) -> Tables:
     return Tables(HEADERS, [line for line in lines if line])
 
 
-def beyond_pytorch(results: Sequence[dict]) -> Tables:
-    """What it has none for, beside what people write instead."""
+def beyond_pytorch(results: Sequence[dict], halves: Sequence[dict]) -> Tables:
+    """What it has none for, beside what people write instead, and the same in half precision."""
     lines = [answer(question, rows_of(results, question)) for question in BEYOND_PYTORCH]
+    for half, question in product(halves, BEYOND_PYTORCH):
+        words = f"{question.model}, in {half['dtype']}"
+        lines.append(answer(question._replace(model=words), rows_of([half], question)))
     return Tables(HEADERS, [line for line in lines if line])
 
 

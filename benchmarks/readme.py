@@ -121,7 +121,7 @@ def variants(machines: Sequence[Machine]) -> str:
         f"{machines[0].where}; – is not measured. k: a kernel's taps. A: the width in which an attention is scored.",
     ]
     for m in machines:
-        tables = beyond_pytorch(m.results)
+        tables = beyond_pytorch(m.results, m.halves)
         if tables.rows:
             words = "What PyTorch has no module for, how many times as fast as what people write instead, on"
             parts += [f"{words} {m.where}:", table(tables)]

@@ -78,11 +78,13 @@ def test_what_pytorch_lacks_stands_beside_what_people_write():
         row("decode-unfed", "attention_lstm", "train", "cell", 5.0),
         row("decode-unfed", "attention_lstm", "train", "sdpa", 1.0),
     )
-    assert [[line[0], *line[2:]] for line in answers.beyond_pytorch([some]).rows] == [
+    half = result(row("radar", "conv_lstm", "infer", "cell", 1.5), dtype="bf16")
+    assert [[line[0], *line[2:]] for line in answers.beyond_pytorch([some], [half]).rows] == [
         ["a ConvLSTM over images", "0.90", "–", "0.70", "**no**, slower"],
         ["a ConvLSTM over volumes", "–", "2.00", "–", "**yes**"],
         ["a decoder with attention, fed back", "3.00", "–", "–", "**yes**"],
         ["a decoder with attention, nothing fed back", "1.00", "–", "–", "**no**, as fast"],
+        ["a ConvLSTM over images, in bf16", "–", "1.50", "–", "**yes**"],
     ]
 
 
