@@ -89,9 +89,9 @@ class GateBackward final : public BackwardStage<S> {
       peepholes_.pack(p);
       std::fill_n(dpeepholes_of(p), o.size.peephole_rows * o.v.peephole_width(), 0.0);
     }
-    for (int64_t b = rows.begin; b < rows.end; b++) {
-      dc_.put(b, o.H, f.dc_n ? f.dc_n + b * o.H : nullptr);
-      c0_.put(b, o.H, f.c0 + b * o.H);
+    for (int64_t p = 0; p < o.n_panels; p++) {
+      o.take_rows(f.dc_n, rows.begin, rows.size(), o.H, p, dc_.at(p, rows.begin));
+      o.take_rows(f.c0, rows.begin, rows.size(), o.H, p, c0_.at(p, rows.begin));
     }
   }
 

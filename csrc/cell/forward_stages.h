@@ -50,13 +50,10 @@ class GateForward final : public Stage {
     for (int64_t p = panels.begin; p < panels.end; p++) peepholes_.pack(p);
   }
 
-  void init_state(int64_t b) override {
-    const bool cut = o.cut_at_start(b);
+  void init_state(Range rows) override {
     for (int64_t p = 0; p < o.n_panels; p++) {
-      const int64_t n = cut ? 0 : units_of(o.H, p);
-      const Block<T> c = c_.at(p, b);
-      convert<S, T>(1, n, {f.c0 + b * o.H + p * kPanel, 0}, c);
-      std::fill(c.p + n, c.p + kPanel, T(0));
+      o.take_rows(f.c0, rows.begin, rows.size(), o.H, p, c_.at(p, rows.begin));
+      if (o.seq.T > 0) o.apply_reset(o.seq.step(0), rows.begin, rows.size(), kPanel, c_.at(p, rows.begin));
     }
   }
 

@@ -26,6 +26,15 @@ struct Weights {
   const S *ih, *hh, *b_ih, *b_hh, *hr, *peephole;
 };
 
+// States of all sequences, (B, n), contiguous; `moved`: of images, channels come before the pixels. Null: zero.
+template <class S>
+struct State {
+  const S* p;
+  bool moved;
+
+  State(const S* from = nullptr, bool has_moved = false) : p(from), moved(has_moved) {}
+};
+
 template <class S>
 struct ForwardCall {
   using T = compute_t<S>;
@@ -35,7 +44,7 @@ struct ForwardCall {
   Weights<S> w;
   Rows<const S> x;
   const Images* images = nullptr;  // null where a row is a sequence
-  const S *h0, *c0;      // (B, R), (B, H), contiguous
+  State<S> h0, c0;       // (B, R), (B, H)
   S *y, *h_n, *c_n;      // y: one row of R per row of the sequence, in order, or null; c_n: null where c is h
   S* cells;              // c of every row, or null
   T* saved;              // null where no backward follows
@@ -59,10 +68,10 @@ struct BackwardCall {
   Weights<S> w;
   Rows<const S> x, dy, dcells;  // dy.p and dcells.p may be null: zero
   const Images* images = nullptr;
-  const S *h0, *c0;
+  State<S> h0, c0;
   const S* h = nullptr;  // of every row, in order; null: what is saved yields it, as no projection made it
   bool gives_hidden = false;  // whether others ask for h, which is not there
-  const S *dh_n, *dc_n;  // null: zero
+  State<S> dh_n, dc_n;
   const T* saved;
   S *dx;  // null where not wanted; rows of I in the order of y's
   S *dh0, *dc0;  // null where not wanted; dc0 also where c is h

@@ -108,10 +108,32 @@ struct Context {
       else maps.put(first, count, p, part, to + image * maps.rows * n);
     });
   }
-  // The same of all of a row, as it is.
-  void put_row(int64_t row, int64_t n, const S* from, S* to) const {
-    if (!images || !images->moved) return void(std::copy_n(from, n, to + row * n));
-    for (int64_t i = 0; i < n; i++) to[row / maps.rows * maps.rows * n + maps.at(row % maps.rows, i)] = from[i];
+  // to = panel p of rows [row, row + rows) of states of n units; what pads the last panel is zero.
+  void take_rows(const State<S>& from, int64_t row, int64_t rows, int64_t n, int64_t p, Block<T> to) const {
+    const int64_t units = from.p ? units_of(n, p) : 0;
+    for (int64_t m = 0; m < rows && units < kPanel; m++) std::fill_n(to.p + m * to.row + units, kPanel - units, T(0));
+    if (units == 0) return;
+    if (!from.moved) {
+      const Block<const S> block{from.p + row * n + p * kPanel, n};
+      if constexpr (kSameType)
+        if (units == kPanel) return micro.copy(rows, kPanel, block, to);
+      return convert<S, T>(rows, units, block, to);
+    }
+    maps.for_images(row, rows, [&](int64_t image, int64_t first, int64_t done, int64_t count) {
+      maps.get(first, count, p, from.p + image * maps.rows * n, Block<T>{to.p + done * to.row, to.row});
+    });
+  }
+  // Calls put(row, count, p, values) for parts of rows [row, row + rows), panel by panel.
+  template <class F>
+  void take_rows(const State<S>& from, int64_t row, int64_t rows, int64_t n, const F& put) const {
+    T values[Maps::kMost * kPanel];
+    for (int64_t end = row + rows, count; row < end; row += count) {
+      count = std::min(Maps::kMost, end - row);
+      for (int64_t p = 0; p < panels_of(n); p++) {
+        take_rows(from, row, count, n, p, {values, kPanel});
+        put(row, count, p, Block<const T>{values, kPanel});
+      }
+    }
   }
 
   // to += from; any n.
@@ -144,7 +166,7 @@ struct Context {
 
   // Whether sequence b is cut off before the first step that is run. (Those of later steps are cut as those are reached.)
   bool cut_at_start(int64_t b) const {
-    if (seq.T == 0) return false;
+    if (seq.T == 0 || !seq.reset) return false;
     const int64_t t = seq.step(0);
     return b < seq.size[t] && seq.resets_before(t, b);
   }
@@ -164,8 +186,8 @@ class Stage {
   virtual ~Stage() = default;
   // Once, before the first step: this thread's share of what is made of weights.
   virtual void set_up(const Thread&) {}
-  // The state of sequence b that the first step begins with.
-  virtual void init_state(int64_t) {}
+  // The states of some sequences that the first step begins with.
+  virtual void init_state(Range) {}
   // The s-th step to be run; `row` is that of its first row within the chunk of steps.
   virtual void run(const Thread&, int64_t s, int64_t row) = 0;
 };

@@ -48,7 +48,7 @@ class LayerBackward {
     for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
     for (BackwardStage<S>* stage : stages) stage->set_up(thread);
     products->set_up(thread);
-    for (int64_t b = rows.begin; b < rows.end; b++) dh.put(b, o.R, f.dh_n ? f.dh_n + b * o.R : nullptr);
+    for (int64_t p = 0; p < o.r_panels; p++) o.take_rows(f.dh_n, rows.begin, rows.size(), o.R, p, dh.at(p, rows.begin));
   }
 
   // The s-th step; `row` is its first one within the chunk.
@@ -87,11 +87,10 @@ class LayerBackward {
       if (error) return;
     }
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(seq.B);
-    for (int64_t b = rows.begin; b < rows.end; b++) {
-      if (!o.v.cell)
-        for (int64_t p = 0; p < o.n_panels; p++) o.micro.add(1, kPanel, constant(gates->dc().at(p, b)), dh.at(p, b));
-      if (f.dh0) dh.get(b, o.R, f.dh0 + b * o.R);
-      if (f.dc0) gates->dc().get(b, o.H, f.dc0 + b * o.H);
+    for (int64_t p = 0, n = rows.size(); p < std::max(o.n_panels, o.r_panels); p++) {
+      if (!o.v.cell) o.micro.add(n, kPanel, constant(gates->dc().at(p, rows.begin)), dh.at(p, rows.begin));
+      if (f.dh0 && p < o.r_panels) o.put_rows(rows.begin, n, o.R, p, constant(dh.at(p, rows.begin)), f.dh0);
+      if (f.dc0 && p < o.n_panels) o.put_rows(rows.begin, n, o.H, p, constant(gates->dc().at(p, rows.begin)), f.dc0);
     }
     const Range steps = thread.mine(seq.packed || !f.dx ? 0 : seq.T);
     const auto before = [&](int64_t row) { return o.images ? o.inputs_before(row) : row * f.dx_columns(); };

@@ -40,7 +40,7 @@ class LayerForward {
   void begin(const Thread& thread) {
     pack(thread);
     const Range rows = thread.mine(seq.B);
-    for (int64_t b = rows.begin; b < rows.end; b++) init_state(b);
+    init_state(rows);
     if (!seq.packed) clear_skipped_rows(thread);
   }
 
@@ -52,14 +52,15 @@ class LayerForward {
     products->set_up(thread);
   }
 
-  // Sequence b begins with what is given. A state that no step changes is final at once: that of a sequence of length zero.
-  void init_state(int64_t b) {
-    if (seq.T == 0 || b >= seq.size[0]) {
-      o.put_row(b, o.R, f.h0 + b * o.R, f.h_n);
-      if (f.c_n) o.put_row(b, o.H, f.c0 + b * o.H, f.c_n);
+  // Some sequences begin with what is given. A state that no step changes is final at once: that of a sequence of length zero.
+  void init_state(Range rows) {
+    const int64_t idle = std::max(rows.begin, seq.T == 0 ? 0 : seq.size[0]);
+    if (idle < rows.end) {
+      finish_at_once(f.h0, idle, rows.end - idle, o.R, f.h_n);
+      if (f.c_n) finish_at_once(f.c0, idle, rows.end - idle, o.H, f.c_n);
     }
-    for (const auto& stage : stages) stage->init_state(b);
-    products->init_h(b, f.h0 + b * o.R, o.cut_at_start(b));
+    for (const auto& stage : stages) stage->init_state(rows);
+    products->init_h(rows, f.h0);
   }
 
   void run_chunk(const Thread& thread, const Chunk& chunk) {
@@ -104,6 +105,12 @@ class LayerForward {
       if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false, f.streams);
     if (f.stepwise) return std::make_unique<PackedForward<S, T>>(o, false, false, kStepwiseBlock);
     return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input, f.streams);
+  }
+
+  void finish_at_once(const State<S>& from, int64_t row, int64_t rows, int64_t n, S* to) const {
+    o.take_rows(from, row, rows, n, [&](int64_t first, int64_t count, int64_t p, Block<const T> values) {
+      o.put_rows(first, count, n, p, values, to);
+    });
   }
 
   void clear_skipped_rows(const Thread& thread) {

@@ -27,12 +27,6 @@ struct Maps {
 
   static constexpr int64_t kMost = kImageTileRows;  // rows at once
 
-  // Of an image, the first value of a row's channel.
-  int64_t at(int64_t row, int64_t channel) const {
-    const int64_t of_pixel = channels / together;
-    return (channel % of_pixel * rows + row) * together + channel / of_pixel;
-  }
-
   // Calls f(image, row, done, n) for the parts of rows [row, row + all) that lie in one image each: `done` come before.
   template <class F>
   void for_images(int64_t row, int64_t all, const F& f) const {

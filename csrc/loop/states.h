@@ -30,15 +30,6 @@ class States {
       std::fill(to + count, to + kPanel, V(0));
     }
   }
-  // The `n` units of sequence b, rounded.
-  template <class To>
-  void get(int64_t b, int64_t n, To* to) const {
-    for (int64_t p = 0; p < panels_; p++) {
-      const V* const from = at(p, b).p;
-      const int64_t count = units_of(n, p);
-      for (int64_t i = 0; i < count; i++) to[p * kPanel + i] = static_cast<To>(from[i]);
-    }
-  }
 
  private:
   States(Buffer<V> p, int64_t panels, int64_t panel, int64_t row) : p_(std::move(p)), panels_(panels), panel_(panel), row_(row) {}

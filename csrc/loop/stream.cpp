@@ -72,7 +72,7 @@ class StreamOf final : public Stream {
 
   void load(int64_t b) override {
     const Use use(*this);
-    for (const auto& of : layers_) of->layer.init_state(b);
+    for (const auto& of : layers_) of->layer.init_state({b, b + 1});
   }
 
   void run(uint64_t x, uint64_t y, int64_t T, int64_t t_stride, int64_t b_stride) override {

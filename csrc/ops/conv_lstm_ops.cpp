@@ -1,7 +1,4 @@
 // The ops fastlstm::conv_lstm_fwd and conv_lstm_bwd: the LSTM family whose products are convolutions. Images are channels-last.
-#include <functional>
-#include <numeric>
-
 #include "ops/ops.h"
 #include "ops/pixel_pairs.h"
 #include "products/winograd.h"
@@ -127,39 +124,20 @@ bool is_moved(const Tensor& t, int64_t dims) {
   return maps_are_moved(t, dims);
 }
 
-// The same, contiguous: what PyTorch does too, several times slower.
-Tensor channels_last(const Tensor& t, int64_t dims) {
-  const auto type = t.scalar_type();
-  if (t.is_contiguous() || !is_moved(t, dims) || (type != ScalarType::Float && type != ScalarType::Double)) return as_contiguous(t);
-  const Ints shape = shape_of(t);
-  const Tensor to = new_pooled(t, type, shape, std::max<size_t>(1, t.numel() * t.element_size()));
-  const int64_t C = shape.back(), image = std::accumulate(shape.end() - 1 - dims, shape.end() - 1, int64_t{1}, std::multiplies<>());
-  const int64_t pixels = t.numel() == 0 ? 0 : image, maps = pixels * C == 0 ? 0 : t.numel() / (pixels * C);
-  const int64_t strip = kPanel, strips = (pixels + strip - 1) / strip, together = (1 << 15) / (strip * std::max<int64_t>(C, 1));
-  for_storage_type(type, [&]<class S>(S) {
-    if constexpr (std::is_floating_point_v<S>) {
-      const S* const from = data<S>(t);
-      S* const moved = out<S>(to);
-      torch::stable::parallel_for(0, maps * strips, std::max<int64_t>(1, together), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i++) {
-          const int64_t at = i / strips * pixels * C, pixel = i % strips * strip;
-          micro_kernels<S>().transpose(C, std::min(strip, pixels - pixel), {from + at + pixel, pixels}, {moved + at + pixel * C, C});
-        }
-      });
-    }
-  });
-  return to;
-}
-Optional channels_last(const Optional& t, int64_t dims) { return t ? Optional(channels_last(*t, dims)) : std::nullopt; }
-
 // What came for each step, as it is where it can be read so.
-Optional readable(const Optional& t, int64_t dims) { return t && maps_are_moved(*t, dims) ? t : channels_last(t, dims); }
+Optional readable(const Optional& t, int64_t dims) { return t && maps_are_moved(*t, dims) ? t : as_contiguous(t); }
 template <class S>
 Rows<const S> rows_of_images(const Optional& t, const Sequence& seq, int64_t H) {
   if (!t) return {};
   if (!t->is_contiguous()) return {data<S>(*t), t->stride(0), t->stride(1), true};
   return {data<S>(*t), seq.B * H, H};
 }
+
+// States in the same way.
+Tensor readable_state(const Tensor& t, int64_t dims) { return is_moved(t, dims) ? t : as_contiguous(t); }
+Optional readable_state(const Optional& t, int64_t dims) { return t ? Optional(readable_state(*t, dims)) : std::nullopt; }
+template <class S>
+State<S> state_of(const Optional& t) { return t ? State<S>(data<S>(*t), !t->is_contiguous()) : State<S>(); }
 
 // Weights as they are, where they can be read so.
 void take_weights(Shapes& s, Tensor& w_ih, Tensor& w_hh) {
@@ -182,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
   Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh, reverse,
                          variant);
   const int64_t dims = static_cast<int64_t>(s.image.size());
-  h0 = channels_last(h0, dims), c0 = channels_last(c0, dims);
+  h0 = readable_state(h0, dims), c0 = readable_state(c0, dims);
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh), w_peephole = as_contiguous(w_peephole);
   s.images.moved = moved;
   const Ints steps{s.seq.T, s.sequences};
@@ -195,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), nullptr, data<S>(w_peephole)};
     ForwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w,
-                   .x = {data<S>(x)}, .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0), .y = return_y ? out<S>(y) : nullptr, .h_n = out<S>(h_n),
+                   .x = {data<S>(x)}, .images = &s.images, .h0 = state_of<S>(h0), .c0 = state_of<S>(c0), .y = return_y ? out<S>(y) : nullptr, .h_n = out<S>(h_n),
                    .c_n = out<S>(c_n), .cells = return_cells ? out<S>(cells) : nullptr,
                    .saved = save ? out<compute_t<S>>(saved) : nullptr}
         .run();
@@ -220,8 +198,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   check_saved(saved, x.scalar_type(), s.rows(), saved_row(variant, s.size), "conv_lstm_fwd");
   const int64_t dims = static_cast<int64_t>(s.image.size());
   dy = readable(dy, dims), dcells = readable(dcells, dims);
-  dh_n = channels_last(dh_n, dims), dc_n = channels_last(dc_n, dims);
-  h0 = channels_last(h0, dims), c0 = channels_last(c0, dims);
+  dh_n = readable_state(dh_n, dims), dc_n = readable_state(dc_n, dims);
+  h0 = readable_state(h0, dims), c0 = readable_state(c0, dims);
   take_weights(s, w_ih, w_hh);
   saved = as_contiguous(saved), w_peephole = as_contiguous(w_peephole);
   const Tensor dh0 = gradient_of(x, h0, !fresh), dc0 = gradient_of(x, c0, !fresh);
@@ -236,8 +214,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, data<S>(w_peephole)};
     WeightGradients<S> of_pixels{}, of_pairs{};
     BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w, .x = x_rows,
-                    .dy = rows_of_images<S>(dy, s.seq, s.size.H), .dcells = rows_of_images<S>(dcells, s.seq, s.size.H), .images = &s.images, .h0 = data<S>(h0), .c0 = data<S>(c0),
-                    .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .saved = data<compute_t<S>>(saved),
+                    .dy = rows_of_images<S>(dy, s.seq, s.size.H), .dcells = rows_of_images<S>(dcells, s.seq, s.size.H), .images = &s.images, .h0 = state_of<S>(h0), .c0 = state_of<S>(c0),
+                    .dh_n = state_of<S>(dh_n), .dc_n = state_of<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = fresh ? nullptr : out<S>(dh0), .dc0 = fresh ? nullptr : out<S>(dc0),
                     .need_dw = need_dw, .make_dw = [&] {
                       make_dw();

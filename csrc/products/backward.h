@@ -96,7 +96,7 @@ class BackwardProducts {
       hidden(thread, o.seq.before(t), rows.begin, known, [&](int64_t first, int64_t n, int64_t p, Block<const T> h) {
         round_to(n, units_of(o.R, p), h, xh.at(row + first, h_column + p * kPanel));
       });
-    put_h(known, rows.size() - known, f.h0 + (rows.begin + known) * o.R);
+    put_h(known, rows.size() - known, f.h0.p + (rows.begin + known) * o.R);
     xh.for_parts(row, h_column, o.R, [&](int64_t, int64_t n, Block<J> to) { o.apply_reset(t, rows.begin, rows.size(), n, to); });
   }
 

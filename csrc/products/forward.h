@@ -39,8 +39,8 @@ class ForwardProducts {
   virtual void multiply_span(const Thread&, [[maybe_unused]] int64_t s, [[maybe_unused]] int64_t p) {}
   // The pre-activations of a tile into the slots of its records.
   virtual void into_tile(const Thread&, const Tile&, T* records) const = 0;
-  // The state that steps begin with: that of sequence b is zero where it is cut off before the first.
-  virtual void init_h(int64_t b, const S* h0, bool cut) = 0;
+  // The states of some sequences that steps begin with: zero where one is cut off before the first.
+  virtual void init_h(Range rows, const State<S>& h0) = 0;
   // New values of h: what the tile's step gives to the next.
   virtual void set_h(const Tile&, Block<const T> from) = 0;
   // Of a stream, before and after some steps: how they are run, and that the next ones go on from the last.
@@ -66,8 +66,9 @@ class ForwardProductsOf : public ForwardProducts<S> {
       : ForwardProducts<S>(context),
         h_{States<V>::by_rows(o.seq.B, o.r_panels), States<V>::by_rows(o.seq.B, o.r_panels)} {}
 
-  void init_h(int64_t b, const S* h0, bool cut) override {
-    for (const States<V>& h : h_) h.put(b, o.R, cut ? nullptr : h0);
+  void init_h(Range rows, const State<S>& h0) override {
+    for (int64_t b = rows.begin; b < rows.end; b++)
+      for (const States<V>& h : h_) h.put(b, o.R, o.cut_at_start(b) ? nullptr : h0.p + b * o.R);
   }
 
   void set_h(const Tile& tile, Block<const T> from) override {

@@ -23,14 +23,17 @@ class Frames {
   Frames(const Context<S>& context, const Convolution& conv, int64_t channels, int64_t rows)
       : Frames(context, conv, frame_of_inputs(conv, frame_row<T>(channels)), rows) {}
   Frames(const Context<S>& context, const Convolution& conv, const Frame& f, int64_t rows)
-      : frame(f), o(context), image_{conv.axes[0].in, conv.axes[1].in, conv.axes[2].in}, pixels_(pixels_of(image_, frame)),
+      : frame(f), o(context), image_{conv.axes[0].in, conv.axes[1].in, conv.axes[2].in},
+        pixels_(rows ? pixels_of(image_, frame) : std::vector<int64_t>{}),
         images_((rows + o.seq.pixels - 1) / o.seq.pixels), p_(images_ * frame.elements()) {}
 
   const Frame frame;
 
-  void clear(const Thread& thread) const {
-    const Range mine = thread.mine(images_ * frame.size[0]);
-    std::fill(p_ + mine.begin * frame.pitch(0), p_ + mine.end * frame.pitch(0), T(0));
+  // This thread's share of all frames, or of `images` from `first` on.
+  void clear(const Thread& thread) const { clear(thread, 0, images_); }
+  void clear(const Thread& thread, int64_t first, int64_t images) const {
+    const Range mine = thread.mine(images * frame.size[0] * frame.size[1]);
+    std::fill_n(at(first) + mine.begin * frame.pitch(1), mine.size() * frame.pitch(1), T(0));
   }
 
   T* at(int64_t image) const { return p_ + image * frame.elements(); }
@@ -61,24 +64,38 @@ class Frames {
     }
   }
 
-  // Image = the inputs of sequence b in step t. Pixels that no tap meets may lie outside.
-  void put_input(int64_t image, int64_t t, int64_t b) const {
-    const Images& images = *o.images;
-    put(image, o.x.p + t * images.x_t + b * images.x_b, images.x_pixel, images.x_c);
+  // Panel p of `n` channels of `rows` pixels of all images, from `row` on.
+  template <class From>
+  void put_panel(int64_t row, int64_t rows, int64_t p, int64_t n, Block<const From> from) const {
+    const int64_t units = units_of(n, p);
+    for_runs(row, rows, [&](int64_t m, int64_t count, V* pixel) {
+      const Block<const From> values{from.p + m * from.row, from.row};
+      const Block<V> to{pixel + p * kPanel, frame.row};
+      if constexpr (!std::is_same_v<V, From>) o.store(count, units, values, to);
+      else if (units == kPanel) o.micro.copy(count, kPanel, values, to);
+      else convert<From, V>(count, units, values, to);
+    });
   }
-  void put(int64_t image, const S* from, const std::array<int64_t, kAxes>& strides, int64_t stride_c) const {
-    const int64_t width = inside(2), channels = o.I;
-    for (int64_t z = 0; z < inside(0); z++)
-      for (int64_t y = 0; y < inside(1); y++) {
-        const std::array<int64_t, kAxes> pixel{z + frame.before[0], y + frame.before[1], frame.before[2]};
-        T* const to = at(image) + pixel[0] * frame.pitch(0) + pixel[1] * frame.pitch(1) + pixel[2] * frame.row;
-        const S* const line = from + z * strides[0] + y * strides[1];
-        if (stride_c == 1) convert<S, T>(width, channels, {line, strides[2]}, {to, frame.row});
-        else if (strides[2] == 1) transpose<S, T>(channels, width, {line, stride_c}, {to, frame.row});
-        else
-          for (int64_t x = 0; x < width; x++)
-            for (int64_t i = 0; i < channels; i++) to[x * frame.row + i] = static_cast<T>(line[x * strides[2] + i * stride_c]);
-      }
+
+  // Images = the inputs of the first `n` sequences in step t: this thread's lines of them. Pixels that no tap meets may lie outside.
+  void put_inputs(const Thread& thread, int64_t image, int64_t t, int64_t n) const {
+    const int64_t lines = inside(0) * inside(1);
+    const Range mine = thread.mine(o.I > 0 ? n * lines : 0);
+    for (int64_t line = mine.begin; line < mine.end; line++)
+      put_line(image + line / lines, line % lines / inside(1), line % lines % inside(1),
+               o.x.p + t * o.images->x_t + line / lines * o.images->x_b);
+  }
+  void put_line(int64_t image, int64_t z, int64_t y, const S* from) const {
+    const int64_t width = inside(2), channels = o.I, stride_c = o.images->x_c;
+    const std::array<int64_t, kAxes>& strides = o.images->x_pixel;
+    const std::array<int64_t, kAxes> pixel{z + frame.before[0], y + frame.before[1], frame.before[2]};
+    T* const to = at(image) + pixel[0] * frame.pitch(0) + pixel[1] * frame.pitch(1) + pixel[2] * frame.row;
+    const S* const line = from + z * strides[0] + y * strides[1];
+    if (stride_c == 1) convert<S, T>(width, channels, {line, strides[2]}, {to, frame.row});
+    else if (strides[2] == 1) transpose<S, T>(channels, width, {line, stride_c}, {to, frame.row});
+    else
+      for (int64_t x = 0; x < width; x++)
+        for (int64_t i = 0; i < channels; i++) to[x * frame.row + i] = static_cast<T>(line[x * strides[2] + i * stride_c]);
   }
 
   // The sum over taps, for rows [row, row + rows) of the pixels that `taps` writes; `g` says where to. All rows take a part of the

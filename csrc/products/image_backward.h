@@ -63,21 +63,21 @@ class ImageBackward : public BackwardProducts<S> {
   // The inputs and states that a step began with, in frames.
   void concat_xh(const Thread& thread, int64_t t, int64_t row) override {
     const int64_t pixels = o.seq.pixels, first = row / pixels;
-    const Range images = thread.mine(o.seq.size[t] / pixels);
-    for (int64_t b = images.begin; b < images.end && o.I > 0; b++) x_.put_input(first + b, t, b);
+    x_.put_inputs(thread, first, t, o.seq.size[t] / pixels);
     if (o.fresh() && t == o.seq.step(0)) return;
-    const int64_t begin = images.begin * pixels, end = images.end * pixels;
-    const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - begin, 0, end - begin);
+    const Range mine = thread.mine(o.seq.size[t]);
+    const int64_t known = std::clamp<int64_t>(o.seq.size_before(t) - mine.begin, 0, mine.size());
     if (known > 0)
-      this->hidden(thread, o.seq.before(t), begin, known, [&](int64_t first, int64_t n, int64_t p, Block<const T> h) {
-        h_.for_runs(row + begin + first, n, [&](int64_t m, int64_t count, V* pixel) {
+      this->hidden(thread, o.seq.before(t), mine.begin, known, [&](int64_t first, int64_t n, int64_t p, Block<const T> h) {
+        h_.for_runs(row + mine.begin + first, n, [&](int64_t m, int64_t count, V* pixel) {
           this->round_to(count, units_of(o.R, p), {h.p + m * h.row, h.row}, Block<V>{pixel + p * kPanel, h_.frame.row});
         });
       });
-    for (int64_t b = begin; b < end; b++) {
+    o.take_rows(f.h0, mine.begin + known, mine.size() - known, o.R, [&](int64_t b, int64_t n, int64_t p, Block<const T> h) {
+      h_.put_panel(row + b, n, p, o.R, h);
+    });
+    for (int64_t b = mine.begin; b < mine.end && o.seq.reset; b++)
       if (o.seq.resets_before(t, b)) std::fill_n(h_.pixel(row + b), o.R, V(0));
-      else if (b >= begin + known) convert<S, V>(1, o.R, {f.h0 + b * o.R, 0}, {h_.pixel(row + b), 0});
-    }
   }
 
   // Where inputs have few channels.

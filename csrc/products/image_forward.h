@@ -16,7 +16,7 @@ class ImageForward : public ForwardProducts<S> {
 
   ImageForward(const Context<S>& context, const Frame& x, const Frame& h)
       : ForwardProducts<S>(context), x_(o, o.images->ih, x, o.chunk_rows),
-        h_{{o, o.images->hh, h, o.seq.B}, {o, o.images->hh, h, o.seq.T > 1 ? o.seq.B : 0}} {}
+        h_{{o, o.images->hh, h, multiplies_h() ? o.seq.B : 0}, {o, o.images->hh, h, o.seq.T > 1 ? o.seq.B : 0}} {}
 
   void set_up(const Thread& thread) override {
     x_.clear(thread);
@@ -29,40 +29,37 @@ class ImageForward : public ForwardProducts<S> {
     int64_t image = 0;
     for (int64_t s = chunk.begin; s < chunk.end; s++) {
       const int64_t t = o.seq.step(s), n = o.seq.size[t] / o.seq.pixels;
-      const Range mine = thread.mine(n);
-      for (int64_t b = mine.begin; b < mine.end && o.I > 0; b++) x_.put_input(image + b, t, b);
+      x_.put_inputs(thread, image, t, n);
       image += n;
     }
     thread.barrier_all();
   }
   void end_chunk(const Thread& thread) override { thread.barrier_all(); }
 
-  void init_h(int64_t b, const S* h0, bool cut) override {
+  void init_h(Range rows, const State<S>& h0) override {
+    if (o.fresh() || o.seq.T == 0) return;  // frames are zero
     // sequences of different lengths may begin at any step
     const int64_t copies = o.seq.T < 2 || o.seq.size.front() == o.seq.size.back() ? 1 : 2;
-    for (int64_t k = 0; k < copies; k++) {
-      V* const to = h_[k].pixel(b);
-      if (cut) std::fill_n(to, o.R, V(0));
-      else convert<S, V>(1, o.R, {h0, 0}, {to, 0});
-    }
+    o.take_rows(h0, rows.begin, rows.size(), o.R, [&](int64_t row, int64_t n, int64_t p, Block<const T> values) {
+      for (int64_t k = 0; k < copies; k++) put_h(h_[k], o.seq.step(0), row, n, p, values);
+    });
   }
 
   void set_h(const Tile& tile, Block<const T> from) override {
-    if (tile.s + 1 == o.seq.T) return;
-    const int64_t next = o.seq.step(tile.s + 1), units = units_of(o.R, tile.p);
-    const Frames<S, V>& frames = h_[(tile.s + 1) % 2];
-    frames.for_runs(tile.b, tile.rows, [&](int64_t m, int64_t n, V* pixel) {
-      const Block<const T> values{from.p + m * from.row, from.row};
-      const Block<V> to{pixel + tile.p * kPanel, frames.frame.row};
-      if constexpr (!std::is_same_v<V, T>) o.store(n, units, values, to);
-      else if (units == kPanel) o.micro.copy(n, kPanel, values, to);
-      else convert<T, V>(n, units, values, to);
-      o.apply_reset(next, tile.b + m, n, units, to);
-    });
+    if (tile.s + 1 < o.seq.T) put_h(h_[(tile.s + 1) % 2], o.seq.step(tile.s + 1), tile.b, tile.rows, tile.p, from);
   }
 
  protected:
   bool multiplies_h() const { return !o.fresh() || o.seq.T > 1; }
+
+  // Panel p of rows of h, as the step `next` begins with them.
+  void put_h(const Frames<S, V>& frames, int64_t next, int64_t b, int64_t rows, int64_t p, Block<const T> from) const {
+    frames.put_panel(b, rows, p, o.R, from);
+    if (!o.seq.reset) return;
+    frames.for_runs(b, rows, [&](int64_t m, int64_t n, V* pixel) {
+      o.apply_reset(next, b + m, n, units_of(o.R, p), Block<V>{pixel + p * kPanel, frames.frame.row});
+    });
+  }
 
   const Frames<S, V> x_, h_[2];  // x: of a chunk's steps; h: what a step begins with, and what it makes, in turn
 };

@@ -90,6 +90,8 @@ inline void widen(Frame& frame, const Convolution& conv) {
 inline Taps combine(const std::array<AxisTaps, kAxes>& axes, const Frame& frame, int64_t channels, const std::array<int64_t, 2>& image,
                     const std::array<int64_t, 2>& kernel) {
   Taps found;
+  const size_t pixels = axes[0].at.size() * axes[1].at.size() * axes[2].at.size();
+  found.pixels.reserve(pixels), found.rows.reserve(pixels);
   for (size_t z = 0; z < axes[0].at.size(); z++)
     for (size_t y = 0; y < axes[1].at.size(); y++)
       for (size_t x = 0; x < axes[2].at.size(); x++) {
@@ -136,6 +138,7 @@ inline std::vector<Taps> taps_of_inputs(const Convolution& conv, const Frame& fr
 // Where the pixels of an image without borders are in its frame.
 inline std::vector<int64_t> pixels_of(const std::array<int64_t, kAxes>& image, const Frame& frame) {
   std::vector<int64_t> found;
+  found.reserve(image[0] * image[1] * image[2]);
   for (int64_t z = 0; z < image[0]; z++)
     for (int64_t y = 0; y < image[1]; y++)
       for (int64_t x = 0; x < image[2]; x++)

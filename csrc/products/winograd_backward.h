@@ -53,9 +53,7 @@ class WinogradBackward final : public ImageBackward<S> {
   void concat_xh(const Thread& thread, int64_t t, int64_t row) override {
     Base::concat_xh(thread, t, row);
     if (!o.fresh() || t != o.seq.step(0)) return;
-    const Range images = thread.mine(o.seq.size[t] / o.seq.pixels);
-    T* const from = h_.at(row / o.seq.pixels + images.begin);
-    std::fill_n(from, images.size() * h_.frame.elements(), T(0));
+    h_.clear(thread, row / o.seq.pixels, o.seq.size[t] / o.seq.pixels);
   }
 
   // Sums over tiles, some lines of them at once: all threads make the factors of x and h, then each takes panels of dG, or where there

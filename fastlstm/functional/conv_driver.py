@@ -107,7 +107,8 @@ def _single(right: Checked, leading: tuple[int, ...], call: Call, conv: ConvCall
         h0, c0 = _zeros(batch.x, (batch.B, *right.image, H))
     else:
         checks.check_conv_pair(states, batch.x, leading, (batch.B,) if batch.batched else (), H, right.image)
-        h0, c0 = [(s[0] if leading else s).movedim(-n - 1, -1) for s in states]
+        # squeezed, not indexed: a gradient is a view then
+        h0, c0 = [(s.squeeze(0) if leading else s).movedim(-n - 1, -1) for s in states]
         h0, c0 = (h0, c0) if batch.batched else (h0[None], c0[None])
     (y,), ends = conv_layer(
         right.variant, batch.x, None, batch.reset, (h0, c0), weights, geometry, states is None,
