@@ -7,16 +7,16 @@
 
 namespace fastlstm {
 
-// Values of pixels, taps or products, `n` channels of each side by side: strides of lines and columns, in elements.
+// Values of pixels, taps or products, `n` channels of each side by side: strides of lines and columns, and of tiles, in elements.
 template <class T>
 struct Grid {
   T* p;
-  int64_t line, column;
+  int64_t line, column, tile = 0;
 };
 
 template <class T>
 struct WinogradKernels {
-  using Map = void (*)(int64_t n, Grid<const T> from, Grid<T> to);
+  using Map = void (*)(int64_t tiles, int64_t n, Grid<const T> from, Grid<T> to);
 
   Map inputs;            // (taps + 1)^2 pixels to the left factors of the products
   Map weights;           // taps^2 to the right factors

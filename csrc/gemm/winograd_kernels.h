@@ -102,12 +102,14 @@ template <class Y, class X, class V, class T>
 }
 
 template <class Y, class X, class T>
-void map_channels(int64_t n, Grid<const T> from, Grid<T> to) {
+void map_tiles(int64_t tiles, int64_t n, Grid<const T> from, Grid<T> to) {
   using S = Simd<T>;
-  int64_t i = 0;
-  for (; i + S::lanes <= n; i += S::lanes)
-    map_grid<Y, X, typename S::V, T>({from.p + i, from.line, from.column}, {to.p + i, to.line, to.column});
-  for (; i < n; i++) map_grid<Y, X, T, T>({from.p + i, from.line, from.column}, {to.p + i, to.line, to.column});
+  for (int64_t tile = 0; tile < tiles; tile++, from.p += from.tile, to.p += to.tile) {
+    int64_t i = 0;
+    for (; i + S::lanes <= n; i += S::lanes)
+      map_grid<Y, X, typename S::V, T>({from.p + i, from.line, from.column}, {to.p + i, to.line, to.column});
+    for (; i < n; i++) map_grid<Y, X, T, T>({from.p + i, from.line, from.column}, {to.p + i, to.line, to.column});
+  }
 }
 
 template <class A, class T>
@@ -115,9 +117,9 @@ WinogradKernels<T> of_taps() {
   using Inputs = OfInputs<A>;
   using Weights = OfWeights<A>;
   using Outputs = OfOutputs<A>;
-  return {map_channels<Inputs, Inputs, T>, map_channels<Weights, Weights, T>,
-          {map_channels<Only<Outputs, 0>, Outputs, T>, map_channels<Only<Outputs, 1>, Outputs, T>},
-          map_channels<Transposed<Outputs>, Transposed<Outputs>, T>, map_channels<Transposed<Weights>, Transposed<Weights>, T>};
+  return {map_tiles<Inputs, Inputs, T>, map_tiles<Weights, Weights, T>,
+          {map_tiles<Only<Outputs, 0>, Outputs, T>, map_tiles<Only<Outputs, 1>, Outputs, T>},
+          map_tiles<Transposed<Outputs>, Transposed<Outputs>, T>, map_tiles<Transposed<Weights>, Transposed<Weights>, T>};
 }
 
 }  // namespace

@@ -94,9 +94,8 @@ class Winograd {
     for (int64_t column = 0; column < n; column += factor.row(column)) {
       const int64_t width = factor.row(column), tap = (taps_inside ? 1 : channels) * width;
       const int64_t at_once = taps_inside ? 1 : channels;
-      for (int64_t c = 0; c < channels; c += at_once)
-        kernels.weights(at_once * width, {weights + from.at(taps_inside ? c * taps * taps : 0, column), taps * tap, tap},
-                        {to + factor.at(first + c, column), side * K * n, K * n});
+      kernels.weights(channels / at_once, at_once * width, {weights + from.at(0, column), taps * tap, tap, taps * taps * width},
+                      {to + factor.at(first, column), side * K * n, K * n, width});
     }
   }
 
@@ -104,10 +103,9 @@ class Winograd {
   void from_frames(Map map, const Frames<S>& frames, int64_t origin, const TileGrid& grid, Range lines, int64_t n,
                    const TileMatrices& m, T* to) const {
     const Frame& frame = frames.frame;
-    for (int64_t line = lines.begin; line < lines.end && n > 0; line++) {
+    for (int64_t line = lines.begin; line < lines.end && n > 0; line++, to += grid.columns() * m.row) {
       const T* const from = frames.at(line / grid.lines()) + origin + line % grid.lines() * 2 * frame.pitch(1);
-      for (int64_t column = 0; column < grid.columns(); column++, to += m.row)
-        map(n, {from + 2 * column * frame.row, frame.pitch(1), frame.row}, {to, side * m.matrix, m.matrix});
+      map(grid.columns(), n, {from, frame.pitch(1), frame.row, 2 * frame.row}, {to, side * m.matrix, m.matrix, m.row});
     }
   }
 
@@ -131,14 +129,14 @@ class Winograd {
       const T* const tiles = from + line * grid.columns() * m.row;
       const Map map = kernels.outputs[y % 2];
       for (int64_t i = x; i < end;) {
-        const Grid<const T> tile{tiles + i / 2 * m.row, side * m.matrix, m.matrix};
+        const Grid<const T> tile{tiles + i / 2 * m.row, side * m.matrix, m.matrix, m.row};
         T* const pixels = to.p + (done + i - x) * to.row;
-        if (i % 2 == 0 && i + 1 < end) {
-          map(n, tile, {pixels, 0, to.row});
-          i += 2;
+        if (const int64_t whole = i % 2 == 0 ? (end - i) / 2 : 0) {
+          map(whole, n, tile, {pixels, 0, to.row, 2 * to.row});
+          i += 2 * whole;
         } else {
           T pair[2 * kMaxBlock];
-          map(n, tile, {pair, 0, kMaxBlock});
+          map(1, n, tile, {pair, 0, kMaxBlock});
           std::copy_n(pair + i % 2 * kMaxBlock, n, pixels);
           i++;
         }

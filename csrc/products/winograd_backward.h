@@ -184,7 +184,7 @@ class WinogradBackward final : public ImageBackward<S> {
     if (channels == 0) return;
     const int64_t taps = winograd_.taps, n = channels * o.gate_width, K = K_ * o.gate_width;
     const Buffer<T> weights(taps * taps * n);
-    winograd_.kernels.weight_gradients(n, {dw(p) + first * o.gate_width, winograd_.side * K, K}, {weights + 0, taps * n, n});
+    winograd_.kernels.weight_gradients(1, n, {dw(p) + first * o.gate_width, winograd_.side * K, K}, {weights + 0, taps * n, n});
     this->write_transposed(weights, taps * taps * channels, p, to);
   }
 
