@@ -12,6 +12,7 @@ struct Axis {
   int64_t in = 1, out = 1;  // pixels
   int64_t kernel = 1, stride = 1, dilation = 1;
   int64_t before = 0;  // zeros before the first pixel; those after the last are as many as `out` needs
+  int64_t unmet_first = 0, unmet_last = 0;  // of pairs: how many pixels of the first tap, and of the last, no weight meets
 };
 
 struct Convolution {

@@ -63,8 +63,9 @@ class PixelPairs {
  private:
   // Pairs meet those pairs that any of their pixels meets.
   static Axis paired(const Axis& axis) {
-    const int64_t before = (axis.before + 1) / 2;
-    return {.in = axis.in / 2, .out = axis.out / 2, .kernel = (axis.kernel - axis.before) / 2 + before + 1, .before = before};
+    const int64_t before = (axis.before + 1) / 2, after = (axis.kernel - axis.before) / 2;
+    return {.in = axis.in / 2, .out = axis.out / 2, .kernel = after + before + 1, .before = before,
+            .unmet_first = 2 * before - axis.before, .unmet_last = 2 * after + 1 - (axis.kernel - axis.before)};
   }
   static int64_t lines_of_taps(const Convolution& conv) { return conv.axes[0].kernel * conv.axes[1].kernel; }
   int64_t elements(const Convolution& conv, int64_t channels) const {

@@ -132,8 +132,8 @@ class ConvBackward final : public ImageBackward<S> {
   static std::vector<Range> jobs(const Taps& taps) {
     std::vector<Range> found;
     for (int64_t first = 0, all = taps.segments.size() * taps.run; first < all; first += taps.run)
-      for (int64_t i = 0; i < taps.run; i += kWeightRows)
-        found.push_back({first + i, first + std::min(i + kWeightRows, taps.run)});
+      for (int64_t i = taps.begin; i < taps.end; i += kWeightRows)
+        found.push_back({first + i, first + std::min(i + kWeightRows, taps.end)});
     return found;
   }
 

@@ -20,9 +20,8 @@ class ConvForward final : public ImageForward<S> {
 
   void pack(int64_t p) override {
     Base::pack(p);
-    const int64_t x = o.k_input(), h = o.k_recurrent(), n = o.v.ih.width();
-    pack_gates(o.w.ih, o.v.ih, o.H, x, p, {x, n, o.micro.width}, 0, packed_ih(p));
-    if (multiplies_h()) pack_gates(o.w.hh, o.v.hh, o.H, h, p, {h, n, o.micro.width}, 0, packed_hh(p));
+    pack_met(o.w.ih, o.v.ih, of_x_, o.k_input(), p, packed_ih(p));
+    if (multiplies_h()) pack_met(o.w.hh, o.v.hh, of_h_, o.k_recurrent(), p, packed_hh(p));
   }
 
   void into_tile(const Thread&, const Tile& tile, T* records) const override {
@@ -35,9 +34,20 @@ class ConvForward final : public ImageForward<S> {
   }
 
  private:
-  int64_t panel() const { return (o.k_input() + (multiplies_h() ? o.k_recurrent() : 0)) * o.v.ih.width(); }
+  // Panel p of weights of K terms: the rows that are met.
+  void pack_met(const S* w, const GateMap& map, const Taps& taps, int64_t K, int64_t p, T* to) const {
+    const int64_t n = map.width(), run = taps.end - taps.begin;
+    const Packed all{K, n, o.micro.width}, met{taps.terms(), n, o.micro.width};
+    if (met.rows == K) return pack_gates(w, map, o.H, K, p, all, 0, to);
+    const Buffer<T> weights(K * n);
+    pack_gates(w, map, o.H, K, p, all, 0, weights + 0);
+    for (int64_t column = 0; column < n; column += all.row(column))
+      for (int64_t k = 0; k < met.rows / run; k++)
+        std::copy_n(weights + all.at(k * taps.run + taps.begin, column), run * all.row(column), to + met.at(k * run, column));
+  }
+  int64_t panel() const { return (of_x_.terms() + (multiplies_h() ? of_h_.terms() : 0)) * o.v.ih.width(); }
   T* packed_ih(int64_t p) const { return packed_ + p * panel(); }
-  T* packed_hh(int64_t p) const { return packed_ih(p) + o.k_input() * o.v.ih.width(); }
+  T* packed_hh(int64_t p) const { return packed_ih(p) + of_x_.terms() * o.v.ih.width(); }
 
   const Taps of_x_, of_h_;
   Buffer<T> packed_;

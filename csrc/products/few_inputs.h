@@ -18,7 +18,7 @@ class FewInputs {
         tap_(o.images->taps_inside ? 1 : o.I), channel_(o.images->taps_inside ? ih_.taps() : 1),
         packed_(width * panels_ * kPanel), products_(o.chunk_rows * panels_ * kPanel) {
     pixels_.rows = pixels_of({ih_.axes[0].out, ih_.axes[1].out, ih_.axes[2].out}, dg.frame);
-    pixels_.segments = {0}, pixels_.run = width;
+    pixels_.segments = {0}, pixels_.run = pixels_.end = width;
   }
 
   void pack(int64_t p) {

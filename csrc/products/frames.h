@@ -103,15 +103,15 @@ class Frames {
   void product(const Taps& taps, int64_t row, int64_t rows, Gemm<T> g) const {
     int64_t at[kFrameRows];
     find_rows(taps.rows, frame.elements(), row, rows, at);
-    const int64_t segments = taps.segments.size(), parts = (taps.run + kPartTerms - 1) / kPartTerms;
-    const int64_t group = std::max<int64_t>(1, kPartTerms / std::max<int64_t>(taps.run, 1));
-    g.m = rows, g.a_rows = at, g.b_rows = segments * taps.run;
+    const int64_t run = taps.end - taps.begin, segments = taps.segments.size(), parts = (run + kPartTerms - 1) / kPartTerms;
+    const int64_t group = std::max<int64_t>(1, kPartTerms / std::max<int64_t>(run, 1));
+    g.m = rows, g.a_rows = at, g.b_rows = taps.terms();
     if (g.b_rows == 0) g.k = 0, g.batch = 0, o.gemm(g);
     for (int64_t first = 0; first < segments; first += group)
       for (int64_t part = 0; part < parts; part++) {
-        const int64_t k = taps.run * part / parts;
-        g.k = taps.run * (part + 1) / parts - k, g.batch = std::min(group, segments - first);
-        g.a = p_ + k, g.a_offsets = taps.segments.data() + first, g.b_first = first * taps.run + k;
+        const int64_t k = run * part / parts;
+        g.k = run * (part + 1) / parts - k, g.batch = std::min(group, segments - first);
+        g.a = p_ + taps.begin + k, g.a_offsets = taps.segments.data() + first, g.b_first = first * run + k;
         o.gemm(g);
         g.init = nullptr, g.accumulate = true;
       }

@@ -31,6 +31,9 @@ struct Taps {
   std::vector<int64_t> taps;      // in the order of the sum
   std::vector<int64_t> segments;  // the distance of taps, or of runs of them that lie side by side
   int64_t run = 0;                // elements of a segment
+  int64_t begin = 0, end = 0;     // those of a segment that weights meet
+
+  int64_t terms() const { return static_cast<int64_t>(segments.size()) * (end - begin); }
 };
 
 // The outputs of a convolution, from the frame that it reads.
@@ -101,7 +104,7 @@ inline Taps combine(const std::array<AxisTaps, kAxes>& axes, const Frame& frame,
   const AxisTaps& last = axes[2];
   bool joined = frame.row == channels;
   for (size_t k = 1; k < last.shift.size(); k++) joined = joined && last.shift[k] == last.shift[k - 1] + 1;
-  found.run = joined ? channels * static_cast<int64_t>(last.tap.size()) : channels;
+  found.run = found.end = joined ? channels * static_cast<int64_t>(last.tap.size()) : channels;
   for (size_t z = 0; z < axes[0].tap.size(); z++)
     for (size_t y = 0; y < axes[1].tap.size(); y++)
       for (size_t x = 0; x < last.tap.size(); x++) {
@@ -115,7 +118,9 @@ inline Taps combine(const std::array<AxisTaps, kAxes>& axes, const Frame& frame,
 
 inline Taps taps_of_outputs(const Convolution& conv, const Frame& frame, int64_t channels) {
   const auto& a = conv.axes;
-  return combine({outputs(a[0]), outputs(a[1]), outputs(a[2])}, frame, channels, {a[1].out, a[2].out}, {a[1].kernel, a[2].kernel});
+  Taps found = combine({outputs(a[0]), outputs(a[1]), outputs(a[2])}, frame, channels, {a[1].out, a[2].out}, {a[1].kernel, a[2].kernel});
+  if (found.run == channels * a[2].kernel) found.begin += a[2].unmet_first * channels / 2, found.end -= a[2].unmet_last * channels / 2;
+  return found;
 }
 
 // One for each phase of the strides: together they write every pixel of the inputs once.
