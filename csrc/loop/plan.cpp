@@ -7,6 +7,8 @@ namespace {
 
 // With more rows per step, weights of the inputs that stay in the cache are well used step by step.
 constexpr int64_t kPrecomputeRows = 3;
+// Steps that pack the weights of h anew, where those are near and where they are far.
+constexpr int64_t kFewNear = 2, kFewFar = 4;
 constexpr double kBarrier = 750;           // cycles of each worker: they write one line in turn, and read another
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
 constexpr double kNear = 64, kFar = 20;    // bytes per cycle lost on weights from the second and the third level
@@ -32,12 +34,14 @@ struct Step {
     return compute + streamed / (streamed > kCacheBytes ? kFar : kNear);
   }
 
+  bool far() const { return bytes(k()) > kCacheBytes; }
+
   // Weights that stay in the cache from step to step are well used by a few rows; else those of the inputs are read once for a
   // chunk of steps of all `batch` rows, and their products written and read instead.
   bool precompute_input(double batch) const {
     if (rows <= kPrecomputeRows) return true;
     const double once = bytes(work.k_input) * std::min(batch / kChunkRows, 1.0), products = 2 * bytes(rows);
-    return bytes(k()) > kCacheBytes && cycles(true) + (once + products) / kFar < cycles(false);
+    return far() && cycles(true) + (once + products) / kFar < cycles(false);
   }
 };
 
@@ -56,7 +60,8 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
     if (best.row_groups && cycles >= best_cycles) continue;
     best_cycles = cycles;
     const bool cyclic = row_groups > 1 && sizes_vary(seq);
-    best = {row_groups, unit_groups, seq.B, cyclic ? work.tile_rows / 2 : work.tile_rows, seq.together, cyclic, precompute_input};
+    best = {row_groups, unit_groups, seq.B, cyclic ? work.tile_rows / 2 : work.tile_rows, seq.together, cyclic, precompute_input,
+            seq.T == 1 || (precompute_input && seq.T <= (step.far() ? kFewFar : kFewNear))};
   }
   return best;
 }

@@ -29,6 +29,7 @@ struct Plan {
   int64_t together;         // rows that stay together: those of a Sequence
   bool cyclic;              // tiles are dealt to the row groups in turn, or each row group has an equal range of rows
   bool precompute_input;    // products with the inputs are taken over many steps at once, not step by step
+  bool few_steps;           // so few that weights are packed once more by each of them, panel by panel, and not written to be read again
 };
 
 struct Work {

@@ -102,9 +102,12 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
  public:
   // `kept`: other steps follow in later calls. `block`: how many terms are summed up before they join the total.
   PackedForward(const Context<S>& context, bool precompute_input, bool kept = false, int64_t block = Gemm<T, A>{}.block)
-      : Base(context), block_(block),
-        single_(!kept && kReadsX && !precompute_input && o.seq.T == 1 && o.team->plan.row_groups == 1),
-        packed_((single_ ? o.team->plan.unit_groups : o.n_panels) * panel()) {
+      : Base(context), block_(block), apart_(!o.v.joint() || (precompute_input && !kPaired<A> && !kept)),
+        ih_by_panel_(!kept && kReadsX && o.team->plan.row_groups == 1 && o.seq.rows() <= o.chunk_rows &&
+                     (precompute_input ? !kPaired<A> : o.seq.T == 1)),
+        hh_by_panel_(ih_by_panel_ && o.team->plan.few_steps),
+        packed_ih_(panels(ih_by_panel_) * (apart_ ? ih_size() : ih_size() + hh_size())),
+        packed_hh_(apart_ ? panels(hh_by_panel_) * hh_size() : 0) {
     precompute(precompute_input);
   }
 
@@ -112,10 +115,12 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   void pack(int64_t p) override {
     Base::pack(p);
-    if (!single_) pack_weights(p);
+    if (!ih_by_panel_) pack_ih(p);
+    if (!hh_by_panel_) pack_hh(p);
   }
   void begin_panel(int64_t p) override {
-    if (single_) pack_weights(p);
+    if (ih_by_panel_ && !precompute_) pack_ih(p);
+    if (hh_by_panel_) pack_hh(p);
   }
 
   // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.
@@ -133,10 +138,13 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if constexpr (!kPaired<A>) {
       if (thread.in_plan()) {
         const Range panels = thread.of_unit_group(o.n_panels), rows = thread.of_row_group(chunk.rows);
-        for (int64_t p = panels.begin; p < panels.end; p++)
+        for (int64_t p = panels.begin; p < panels.end; p++) {
+          if (ih_by_panel_) pack_ih(p);
+          const bool next = p + 1 < panels.end && !ih_by_panel_;
           o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * inputs_row_, .a_m = inputs_row_,
-                         .b = packed_ih(p), .b_rows = packed(ih).rows, .next = p + 1 < panels.end ? packed_ih(p + 1) : nullptr,
+                         .b = packed_ih(p), .b_rows = packed(ih).rows, .next = next ? packed_ih(p + 1) : nullptr,
                          .init = bias_of(p) + ih.offset(), .c = product(p, rows.begin), .c_m = ih.width()});
+        }
       }
     }
     if (o.team->plan.row_groups > 1) thread.barrier_all();
@@ -149,7 +157,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     const Block<const kept_t<S, A>> h_rows = constant(h(tile.s).at(0, tile.b));
     const A* const h_factors = factors<A>(h_rows.p);
     const A *next_ih = nullptr, *next_hh = nullptr;
-    if (tile.next >= 0 && !single_) next_ih = packed_ih(tile.next), next_hh = packed_hh(tile.next);
+    if (tile.next >= 0 && !ih_by_panel_) next_ih = packed_ih(tile.next);
+    if (tile.next >= 0 && !hh_by_panel_) next_hh = packed_hh(tile.next);
     const int64_t h_m = h_rows.row / kTerms<A>, k = o.I / kTerms<A>, k2 = o.R / kTerms<A>, c_m = o.record.forward();
     if (o.v.joint()) {
       if (precompute_)
@@ -175,10 +184,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   }
 
  private:
-  void pack_weights(int64_t p) {
-    pack_gates(o.w.ih, ih, o.H, o.I, p, packed(ih), 0, packed_ih(p));
-    pack_gates(o.w.hh, hh, o.H, o.R, p, packed(hh), first_hh(), packed_hh(p));
-  }
+  void pack_ih(int64_t p) { pack_gates(o.w.ih, ih, o.H, o.I, p, packed(ih), 0, packed_ih(p)); }
+  void pack_hh(int64_t p) { pack_gates(o.w.hh, hh, o.H, o.R, p, packed(hh), first_hh(), packed_hh(p)); }
   // Whether inputs' products are taken for many steps at once, from now on.
   void precompute(bool wanted) {
     precompute_ = !kReadsX || (wanted && !kPaired<A>);
@@ -189,23 +196,27 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   const A* x_factors(const Tile& tile) const { return factors<A>(o.x.at(o.seq, tile.t, tile.b)); }
   int64_t x_m() const { return o.x.b_stride / kTerms<A>; }
-  // A panel of both weights: x's rows and then h's in one matrix where they feed the same slots, else two matrices.
-  int64_t panel() const { return (o.I * ih.width() + o.R * hh.width()) / kTerms<A>; }
-  // Of a single step's weights, each unit group has one panel at a time: it stays in the cache from packing to use.
-  A* packed_ih(int64_t p) const { return packed_ + (single_ ? ((p + 1) * o.team->plan.unit_groups - 1) / o.n_panels : p) * panel(); }
-  A* packed_hh(int64_t p) const { return packed_ih(p) + (o.v.joint() ? 0 : o.I * ih.width() / kTerms<A>); }
-  int64_t first_hh() const { return o.v.joint() ? o.I / kTerms<A> : 0; }
+  // Of a panel: x's rows and then h's in one matrix where they feed the same slots and are multiplied together, else two matrices.
+  int64_t ih_size() const { return o.I * ih.width() / kTerms<A>; }
+  int64_t hh_size() const { return o.R * hh.width() / kTerms<A>; }
+  // Of weights that are packed by panel, each unit group has one at a time: it stays in the cache from packing to use.
+  int64_t panels(bool by_panel) const { return by_panel ? o.team->plan.unit_groups : o.n_panels; }
+  int64_t place(bool by_panel, int64_t p) const { return by_panel ? ((p + 1) * o.team->plan.unit_groups - 1) / o.n_panels : p; }
+  A* packed_ih(int64_t p) const { return packed_ih_ + place(ih_by_panel_, p) * (apart_ ? ih_size() : ih_size() + hh_size()); }
+  A* packed_hh(int64_t p) const { return apart_ ? packed_hh_ + place(hh_by_panel_, p) * hh_size() : packed_ih(p); }
+  int64_t first_hh() const { return apart_ ? 0 : o.I / kTerms<A>; }
   Packed packed(const GateMap& map) const {
-    const int64_t rows = o.v.joint() ? o.I + o.R : &map == &ih ? o.I : o.R;
+    const int64_t rows = !apart_ ? o.I + o.R : &map == &ih ? o.I : o.R;
     return {rows / kTerms<A>, map.width(), o.micro.width};
   }
   T* product(int64_t p, int64_t row) const { return products_ + (p * o.chunk_rows + row) * ih.width(); }
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
   const int64_t block_, inputs_row_ = padded_row<T>(o.I);
-  const bool single_;
+  const bool apart_;
+  const bool ih_by_panel_, hh_by_panel_;  // packed just before they are used: in the one chunk that there is, and in each step
   bool precompute_ = false;
-  Buffer<A> packed_;
+  Buffer<A> packed_ih_, packed_hh_;
   Buffer<T> inputs_, products_;
 };
 
