@@ -33,10 +33,11 @@ def lstm_fwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):
     def kernel(records, rows):
         stamp  # noqa: B018 (part of the cache's key: see cpu_math)
         tile = carray(records, (rows, slots, PANEL), dtype)
+        # two loops: a CPU sees some records ahead, and less far in a chain from i to the tanh of c
         for row in range(rows):
             for u in range(PANEL):
                 c_prev = tile[row, C, u]
-                a_i, a_o = tile[row, 0, u], tile[row, O, u]
+                a_i = tile[row, 0, u]
                 if peephole:
                     a_i += tile[row, P, u] * c_prev
                 i, g = sigmoid(a_i), tanh(tile[row, G, u])
@@ -49,11 +50,14 @@ def lstm_fwd(dtype, coupled, peephole, stamp=SOURCE_STAMP):
                     f = sigmoid(a_f)
                     tile[row, 1, u] = f
                 c = f * c_prev + i * g
+                tile[row, 0, u], tile[row, G, u], tile[row, C, u] = i, g, c
+        for row in range(rows):
+            for u in range(PANEL):
+                a_o, c = tile[row, O, u], tile[row, C, u]
                 if peephole:
                     a_o += tile[row, P + G, u] * c
                 o = sigmoid(a_o)
-                tile[row, 0, u], tile[row, G, u], tile[row, O, u] = i, g, o
-                tile[row, C, u] = c
+                tile[row, O, u] = o
                 tile[row, M, u] = o * tanh(c)
 
     return kernel
