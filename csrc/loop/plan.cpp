@@ -7,8 +7,8 @@ namespace {
 
 // With more rows per step, weights of the inputs that stay in the cache are well used step by step.
 constexpr int64_t kPrecomputeRows = 3;
-// Steps that pack the weights of h anew, where those are near and where they are far.
-constexpr int64_t kFewNear = 2, kFewFar = 4;
+// Steps that pack the weights of h anew, where those are near and where they are far, and rows of all of them but the first.
+constexpr int64_t kFewNear = 2, kFewFar = 4, kFewRows = 8;
 constexpr double kBarrier = 750;           // cycles of each worker: they write one line in turn, and read another
 constexpr double kCacheBytes = 900e3;      // of the second-level cache, for weights
 constexpr double kNear = 64, kFar = 20;    // bytes per cycle lost on weights from the second and the third level
@@ -61,7 +61,7 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
     best_cycles = cycles;
     const bool cyclic = row_groups > 1 && sizes_vary(seq);
     best = {row_groups, unit_groups, seq.B, cyclic ? work.tile_rows / 2 : work.tile_rows, seq.together, cyclic, precompute_input,
-            seq.T == 1 || (precompute_input && seq.T <= (step.far() ? kFewFar : kFewNear))};
+            seq.T == 1 || (precompute_input && seq.B * (seq.T - 1) <= kFewRows && seq.T <= (step.far() ? kFewFar : kFewNear))};
   }
   return best;
 }
