@@ -1,7 +1,8 @@
 // Matrix products over small tiles, for the loops over time: one interface, one implementation per instruction set.
 //
 // `gemm` sums every element in the order of k, in blocks of fixed length, whatever the tile, the instruction set or the number of
-// threads (by AMX in one chain, in which even and odd terms of 32 are apart); the unpacked products in an order of their own, of k and the vectors' length. So results don't depend on how work was split.
+// threads (by AMX in one chain, in which even and odd terms of 32 are apart); the unpacked products in an order of their own, of k and
+// the vectors' length. So results don't depend on how work was split.
 #pragma once
 #include <cstdint>
 

@@ -18,7 +18,8 @@ Tensor with_room(const Tensor& t, int64_t rows, int64_t n) {
   return copy;
 }
 
-void check_arguments(const Tensor& query, const Tensor& memory, const Optional& keys, const Optional& memory_lengths, const Optional& w_score) {
+void check_arguments(
+    const Tensor& query, const Tensor& memory, const Optional& keys, const Optional& memory_lengths, const Optional& w_score) {
   check(query.dim() == 3 && memory.dim() == 3 && query.is_cpu(), "query must be (T, B, A) and memory (S, B, M), on the CPU");
   check(query.scalar_type() == ScalarType::Float || query.scalar_type() == ScalarType::Double, "dtype must be float32 or float64");
   check_memory(query, memory, keys, memory_lengths, w_score, query.size(1), query.size(2));

@@ -173,8 +173,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), nullptr, data<S>(w_peephole)};
     ForwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w,
-                   .x = {data<S>(x)}, .images = &s.images, .h0 = state_of<S>(h0), .c0 = state_of<S>(c0), .y = return_y ? out<S>(y) : nullptr, .h_n = out<S>(h_n),
-                   .c_n = out<S>(c_n), .cells = return_cells ? out<S>(cells) : nullptr,
+                   .x = {data<S>(x)}, .images = &s.images, .h0 = state_of<S>(h0), .c0 = state_of<S>(c0),
+                   .y = return_y ? out<S>(y) : nullptr, .h_n = out<S>(h_n), .c_n = out<S>(c_n),
+                   .cells = return_cells ? out<S>(cells) : nullptr,
                    .saved = save ? out<compute_t<S>>(saved) : nullptr}
         .run();
   });
@@ -214,7 +215,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, data<S>(w_peephole)};
     WeightGradients<S> of_pixels{}, of_pairs{};
     BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w, .x = x_rows,
-                    .dy = rows_of_images<S>(dy, s.seq, s.size.H), .dcells = rows_of_images<S>(dcells, s.seq, s.size.H), .images = &s.images, .h0 = state_of<S>(h0), .c0 = state_of<S>(c0),
+                    .dy = rows_of_images<S>(dy, s.seq, s.size.H), .dcells = rows_of_images<S>(dcells, s.seq, s.size.H),
+                    .images = &s.images, .h0 = state_of<S>(h0), .c0 = state_of<S>(c0),
                     .dh_n = state_of<S>(dh_n), .dc_n = state_of<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = fresh ? nullptr : out<S>(dh0), .dc0 = fresh ? nullptr : out<S>(dc0),
                     .need_dw = need_dw, .make_dw = [&] {
@@ -235,7 +237,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
   m.def(
       "conv_lstm_fwd(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
       "Tensor? b_hh, Tensor? w_peephole, int[] stride, int[] padding, int[] dilation, bool coupled, bool fresh, bool reverse, "
-      "bool return_cells, bool save, bool moved=False, bool return_y=True) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, Tensor saved)");
+      "bool return_cells, bool save, bool moved=False, bool return_y=True) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, "
+      "Tensor saved)");
   m.def(
       "conv_lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
       "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_peephole, Tensor saved, int[] stride, int[] padding, int[] dilation, "
