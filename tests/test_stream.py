@@ -21,6 +21,7 @@ CASES = {
     "lstm": ("lstm", 8, 32, 1, {}),
     "lstm, odd, layers": ("lstm", 7, 17, 3, {"num_layers": 3}),
     "lstm, projection": ("lstm", 12, 33, 2, {"num_layers": 2, "proj_size": 20}),
+    "lstm, projection of some blocks": ("lstm", 9, 70, 4, {"proj_size": 69}),
     "lstm, no bias, batch first": ("lstm", 16, 20, 5, {"bias": False, "batch_first": True}),
     "lstm, many rows": ("lstm", 6, 18, 300, {"num_layers": 2}),
     "gru": ("gru", 16, 48, 1, {"num_layers": 2}),
@@ -77,6 +78,12 @@ def test_large_weights_and_long_chunks_on_several_threads():
         torch.set_num_threads(threads)
         stream = Stream(module, 6)
         assert torch.equal(torch.cat([stream.run(x[:9]), stream.step(x[9])[None], stream.run(x[10:])]), whole)
+    projected, x = fastlstm.LSTM(96, 256, proj_size=96), torch.randn(6, 4, 96)
+    whole = projected(x)[0].detach()
+    for threads in (1, 2, 3, 4):
+        torch.set_num_threads(threads)
+        stream = Stream(projected, 4)
+        assert torch.equal(torch.cat([stream.run(x[:3]), stream.step(x[3])[None], stream.run(x[4:])]), whole)
     small = fastlstm.GRU(4, 4)
     x = torch.randn(700, 1, 4)
     assert torch.equal(Stream(small).run(x), small(x)[0])

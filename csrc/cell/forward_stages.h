@@ -127,22 +127,21 @@ class ProjectionForward final : public Stage {
  public:
   using T = compute_t<S>;
 
-  ProjectionForward(const Context<S>& context, const States<T>& m, const HiddenSink<S>& sink)
-      : o(context), m_(m), sink_(sink), packed_hr_(o.r_panels * kPanel * o.H) {}
+  // `kept`: later calls, of other plans, find the weights as they are packed.
+  ProjectionForward(const Context<S>& context, const States<T>& m, const HiddenSink<S>& sink, bool kept)
+      : o(context), m_(m), sink_(sink), together_(kept ? kMaxBlock / kPanel : 1), packed_hr_(o.r_panels * kPanel * o.H) {}
 
   void set_up(const Thread& thread) override {
     if (!thread.in_plan() || thread.row_group() > 0) return;
-    const Range mine = thread.of_unit_group(o.r_panels);
-    for_column_blocks(mine.begin, mine.end, [&](int64_t p, int64_t count) {
+    for_blocks(thread, [&](int64_t p, int64_t count) {
       pack_columns<true>(o.w.hr, o.H, o.R, p * kPanel, {o.H, count * kPanel, o.micro.width}, packed_hr_ + p * kPanel * o.H);
     });
   }
 
   void run(const Thread& thread, int64_t s, int64_t row) override {
     const int64_t t = o.seq.step(s);
-    const Range mine = thread.of_unit_group(o.r_panels);
     T* const h = o.tile_of(thread);
-    for_column_blocks(mine.begin, mine.end, [&](int64_t p, int64_t count) {
+    for_blocks(thread, [&](int64_t p, int64_t count) {
       thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
         const Block<T> m = m_.at(0, b);
         o.gemm(Gemm<T>{.m = rows, .n = count * kPanel, .k = o.H, .a = m.p, .a_m = m.row, .b = packed_hr_ + p * kPanel * o.H, .c = h,
@@ -154,9 +153,17 @@ class ProjectionForward final : public Stage {
   }
 
  private:
+  // The unit group's blocks of columns, as they are packed.
+  template <class F>
+  void for_blocks(const Thread& thread, const F& f) const {
+    const Range mine = thread.of_unit_group((o.r_panels + together_ - 1) / together_);
+    for_column_blocks(mine.begin * together_, std::min(mine.end * together_, o.r_panels), f);
+  }
+
   const Context<S>& o;
   const States<T>& m_;
   const HiddenSink<S>& sink_;
+  const int64_t together_;  // panels that unit groups don't part
   Buffer<T> packed_hr_;
 };
 

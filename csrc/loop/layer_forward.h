@@ -33,7 +33,7 @@ class LayerForward {
     sink.emplace(o, f, *products);
     if (o.size.project) m = States<T>::by_rows(seq.B, o.n_panels);
     stages.push_back(std::make_unique<GateForward<S>>(o, f, *products, *sink, o.size.project ? &m : nullptr));
-    if (o.size.project) stages.push_back(std::make_unique<ProjectionForward<S>>(o, m, *sink));
+    if (o.size.project) stages.push_back(std::make_unique<ProjectionForward<S>>(o, m, *sink, f.streams));
   }
 
   // By every thread, before the first step; a barrier must follow.
