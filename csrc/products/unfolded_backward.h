@@ -1,6 +1,8 @@
 // The backward's products of pixels in bfloat16, where the CPU multiplies whole registers of it: gradients of states and inputs are
 // products of unfolded pixels of dG with weights, gradients of weights those of dG with unfolded pixels of x and h.
 #pragma once
+#include <utility>
+
 #include "products/image_backward.h"
 #include "products/unfolded.h"
 
@@ -85,6 +87,11 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
       }
       thread.barrier_all();
     }
+    // a bias' sum is the chunk's alone: those of all join in float64
+    const Range panels = thread.mine(o.n_panels);
+    for (int64_t p = panels.begin; p < panels.end; p++)
+      for (int64_t column = 0; column < o.gate_width; column++)
+        db(p)[column] += std::exchange(dw_of(p, one_)[column * terms_], T(0));
   }
 
   // dx: each phase of the strides writes pixels of its own.
@@ -121,7 +128,6 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
         const T* const from = dw_of(p, 0) + column * terms_;
         o.store(1, x_terms_, {from, 0}, {to.ih + row * x_terms_, 0});
         o.store(1, one_ - x_terms_, {from + x_terms_, 0}, {to.hh + row * (one_ - x_terms_), 0});
-        db(p)[column] = from[one_];
       }
     this->write_biases(p, to);
   }
