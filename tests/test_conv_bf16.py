@@ -1,10 +1,8 @@
 """The ConvLSTM in bfloat16, whose convolutions AMX takes as products of unfolded pixels (products/unfolded_forward.h)."""
 
-from itertools import pairwise
-
 import pytest
 import torch
-from test_conv_winograd import results
+from test_conv_winograd import assert_threads_change_no_bit, results
 from test_paths import here, of_bfloat16
 
 import fastlstm
@@ -82,15 +80,7 @@ def test_a_step_that_rounds_nothing_has_the_bits_of_float32(case):
 
 @each_case
 def test_threads_change_no_bit(case):
-    ours, x, found = module(case), given(case), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(results(ours, x))
-    finally:
-        torch.set_num_threads(1)
-    for one, other in pairwise(found):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert_threads_change_no_bit(module(case), given(case))
 
 
 @pytest.mark.parametrize("case", ["three taps", "five taps, odd", "strided"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conv_oracle import oracle
 from helpers import assert_same, random
-from torch import Tensor
+from torch import Tensor, nn
 
 import fastlstm
 
@@ -48,6 +48,18 @@ def results(ours: fastlstm.ConvLSTM2d, x: Tensor) -> list[Tensor]:
     return [y, h_n, c_n, *torch.autograd.grad([y, h_n, c_n], [x, *ours.parameters()], upstream)]
 
 
+def assert_threads_change_no_bit(ours: nn.Module, x: Tensor) -> None:
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(ours, x))
+    finally:
+        torch.set_num_threads(1)
+    for one, other in pairwise(found):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
 @pytest.mark.cpu
 @each_case
 def test_values_and_gradients(case):
@@ -69,15 +81,7 @@ def test_values_and_gradients(case):
 @pytest.mark.cpu
 @each_case
 def test_threads_change_no_bit(case):
-    ours, x, found = module(case, torch.float32), given(case, B=2).float(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(results(ours, x))
-    finally:
-        torch.set_num_threads(1)
-    for one, other in pairwise(found):
-        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert_threads_change_no_bit(module(case, torch.float32), given(case, B=2).float())
 
 
 @pytest.mark.parametrize("case", ["three taps, odd", "five taps", "pairs of channels"])

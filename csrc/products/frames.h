@@ -43,18 +43,7 @@ class Frames {
     return at(row / pixels) + pixels_[row % pixels];
   }
 
-  // Calls f(m, pixel) for `rows` pixels of all images, from `row` on.
-  template <class F>
-  void for_pixels(int64_t row, int64_t rows, const F& f) const {
-    const int64_t pixels = pixels_.size();
-    int64_t image = row / pixels, pixel = row % pixels;
-    for (int64_t m = 0; m < rows; m++) {
-      f(m, at(image) + pixels_[pixel]);
-      if (++pixel == pixels) image++, pixel = 0;
-    }
-  }
-
-  // The same for runs of n pixels that lie side by side: f(m, n, pixel), pixel the first of them.
+  // Of `rows` pixels of all images, from `row` on, calls f(m, n, pixel) for runs of n that lie side by side, pixel being the first.
   template <class F>
   void for_runs(int64_t row, int64_t rows, const F& f) const {
     const int64_t line = image_[2];

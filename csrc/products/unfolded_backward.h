@@ -66,9 +66,7 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
 
   void concat_xh(const Thread& thread, int64_t t, int64_t row) override {
     Base::concat_xh(thread, t, row);
-    if (!o.fresh() || t != o.seq.step(0)) return;
-    const Range images = thread.mine(o.seq.size[t] / o.seq.pixels);
-    std::fill_n(h_.at(row / o.seq.pixels + images.begin), images.size() * h_.frame.elements(), S(0));
+    if (o.fresh() && t == o.seq.step(0)) h_.clear(thread, row / o.seq.pixels, o.seq.size[t] / o.seq.pixels);
   }
 
   // dw[p] += dG[p].T @ [x, h, 1], unfolded, some pixels at a time: pairs of them are terms.
