@@ -3,12 +3,15 @@
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import triton.language as tl
 from fake_cuda import FakeCuda, parameters
 from torch import Tensor
+from triton.runtime import interpreter as of_triton
 
 from fastlstm.gpu import attend as gpu_attend
 from fastlstm.gpu import attention_lstm as gpu_attention_lstm
@@ -98,9 +101,13 @@ def interpreted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterato
     ):
         monkeypatch.setattr(ops, "fwd", fwd)
         monkeypatch.setattr(ops, "bwd", bwd)
+    # Once: Triton itself puts its interpreter's functions into the language at every call of every function, a third of the time
+    language = of_triton._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    monkeypatch.setattr(of_triton, "_patch_lang", lambda fn: of_triton._LangPatchScope())
     torch.use_deterministic_algorithms(True)  # torch.empty hands out NaN then
     try:
         yield interpreter
     finally:
+        language.restore()
         torch.use_deterministic_algorithms(False)
         forget()
