@@ -101,7 +101,7 @@ def interpreted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterato
     ):
         monkeypatch.setattr(ops, "fwd", fwd)
         monkeypatch.setattr(ops, "bwd", bwd)
-    # Once: Triton itself puts its interpreter's functions into the language at every call of every function, a third of the time
+    # Once: Triton itself puts the interpreter into its language at every call of every function, which is half of the time
     language = of_triton._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     monkeypatch.setattr(of_triton, "_patch_lang", lambda fn: of_triton._LangPatchScope())
     torch.use_deterministic_algorithms(True)  # torch.empty hands out NaN then
