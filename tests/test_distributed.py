@@ -171,7 +171,7 @@ def as_torchrun(rank: int, port: int) -> dict[str, str]:
     return ALONE | places | {"TORCHELASTIC_RUN_ID": "test"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_to_one_ends_both(text: Path, tmp_path: Path, number: signal.Signals) -> None:
     port, folder = free_port(), tmp_path / "run"
     command = [sys.executable, "-m", "fastlstm", "train", "--text", str(text), *OPTIONS, "--steps", "100000"]
