@@ -37,7 +37,7 @@ AS_avx512 := ONEDNN_MAX_CPU_ISA=AVX512_CORE ATEN_CPU_CAPABILITY=avx512 MKL_ENABL
 AS_avx2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2
 AS_portable := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE
 # a process that dies ends the run: one that takes its place may wait for ever
-PROCESSES := -n logical --maxprocesses 4 --max-worker-restart 0 --dist loadfile
+PROCESSES := -n logical --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/dev.stamp  ## set up, then run every test
 	$(if $(CPU),$(AS_$(CPU)) TORCHINDUCTOR_CACHE_DIR=build/inductor-$(CPU)) $(BIN)/pytest --durations=12 $(PROCESSES) $(CPU:%=--path=%) $(ARGS)
 
