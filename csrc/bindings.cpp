@@ -75,6 +75,9 @@ PYBIND11_MODULE(_C, m) {
   m.attr("PANEL") = kPanel;
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");
   m.def("poison", &set_poison, "For tests: whether fresh memory, scratch and results, is handed out full of NaN.");
+  m.def("fail_after", &fail_after, 
+        "For tests: that so many blocks of memory from now on are there, and the next isn't; -1: all are. How many of the last such number "
+        "were left, -1 where the next had been asked for.");
   m.def("multiply_adds", &multiply_adds, py::arg("is_double"), py::arg("times"), py::call_guard<py::gil_scoped_release>(),
         "Runs nothing but multiply-adds on all of PyTorch's threads, `times` as many as there are in registers; how many those were.");
   m.def("crowd", &crowd, "For tests: whether a call may have more workers than there are CPUs.");

@@ -45,7 +45,7 @@ class LayerBackward {
   // By every thread, before the first step; a barrier must follow.
   void begin(const Thread& thread) {
     const Range panels = thread.mine(o.n_panels), rows = thread.mine(seq.B);
-    for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
+    for (int64_t p = panels.begin; p < panels.end; p++) products->pack(thread, p);
     for (BackwardStage<S>* stage : stages) stage->set_up(thread);
     products->set_up(thread);
     for (int64_t p = 0; p < o.r_panels; p++) o.take_rows(f.dh_n, rows.begin, rows.size(), o.R, p, dh.at(p, rows.begin));

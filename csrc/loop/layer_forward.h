@@ -47,7 +47,7 @@ class LayerForward {
   // What is made of the weights: this thread's share.
   void pack(const Thread& thread) {
     const Range panels = thread.mine(o.n_panels);
-    for (int64_t p = panels.begin; p < panels.end; p++) products->pack(p);
+    for (int64_t p = panels.begin; p < panels.end; p++) products->pack(thread, p);
     for (const auto& stage : stages) stage->set_up(thread);
     products->set_up(thread);
   }

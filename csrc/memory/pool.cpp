@@ -24,6 +24,7 @@ namespace {
 constexpr size_t kPooled = 1 << 16;  // smaller blocks are left to malloc, which keeps them itself
 constexpr size_t kPage = 4096;
 std::atomic<bool> poisons{false};
+std::atomic<int64_t> until_failure{-1};
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -184,6 +185,7 @@ Pool& pool() {
 }  // namespace
 
 void* take_block(size_t bytes) {
+  if (until_failure.load(std::memory_order_relaxed) >= 0 && until_failure.fetch_sub(1) == 0) fail(bytes);
   void* const block = bytes < kPooled ? allocate(bytes) : pool().take(bytes);
   poison_fresh(block, round_up(bytes, 64));
   return block;
@@ -196,6 +198,8 @@ void give_back_block(void* block) {
 void empty_pool() { pool().empty(); }
 
 void set_poison(bool on) { poisons = on; }
+
+int64_t fail_after(int64_t blocks) { return std::max<int64_t>(-1, until_failure.exchange(blocks)); }
 
 void poison_fresh(void* p, size_t bytes) {
   if (poisons.load(std::memory_order_relaxed)) std::memset(p, 0xFF, bytes);

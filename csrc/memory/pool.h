@@ -2,6 +2,7 @@
 // as long as computing what is written there.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 namespace fastlstm {
 
@@ -17,6 +18,9 @@ void empty_pool();
 // For tests: whether memory is handed out full of NaN, which in every dtype is all ones. poison_fresh does it where it is switched on.
 void set_poison(bool on);
 void poison_fresh(void* p, size_t bytes);
+// For tests: that so many blocks from now on are there, and the next isn't; -1: all are. Returns how many of the last such number
+// were left, -1 where the next had been asked for.
+int64_t fail_after(int64_t blocks);
 
 // Asks for huge pages, where the system has them, for a large block; it helps where the block was not touched yet.
 void advise_huge(void* p, size_t bytes);

@@ -31,8 +31,8 @@ class BackwardProducts {
         db_(f.need_dw ? o.n_panels * o.gate_width : 0) {}
   virtual ~BackwardProducts() = default;
 
-  // What is made of panel p of the weights before the first step.
-  virtual void pack(int64_t p) = 0;
+  // What is made of panel p of the weights before the first step. (No thread allocates: none may throw while others wait for it.)
+  virtual void pack(const Thread&, int64_t p) = 0;
   // This thread's share of what else there is to do before the first step.
   virtual void set_up(const Thread&) {}
   // Keeps the dG of a tile, from its records.

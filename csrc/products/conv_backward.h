@@ -24,8 +24,8 @@ class ConvBackward final : public ImageBackward<S> {
         of_x_(taps_of_outputs(ih, x_.frame, o.I)), of_h_(taps_of_outputs(hh, h_.frame, o.R)), x_jobs_(jobs(of_x_)), h_jobs_(jobs(of_h_)),
         packed_hh_(hh.taps() * width_ * o.r_panels * kPanel), packed_ih_(wants_columns() ? ih.taps() * width_ * o.i_panels * kPanel : 0) {}
 
-  void pack(int64_t p) override {
-    Base::pack(p);
+  void pack(const Thread& thread, int64_t p) override {
+    Base::pack(thread, p);
     for (int64_t group = 0; group < o.team->plan.unit_groups; group++)
       pack_taps(of_dh_, hh.taps(), o.w.hh, o.R, p, share(o.r_panels, group, o.team->plan.unit_groups), packed_hh_);
     pack_taps(of_dx_, ih.taps(), o.w.ih, o.I, p, {0, o.i_panels}, packed_ih_);
@@ -89,8 +89,8 @@ class ConvBackward final : public ImageBackward<S> {
   void release() override { packed_ih_ = {}, packed_hh_ = {}, Base::release(); }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
-    this->write_transposed(dw(p), o.k_input(), p, to.ih);
-    this->write_transposed(dw_hh(p), o.k_recurrent(), p, to.hh);
+    this->write_transposed(dw(p), o.k_input(), p, to.ih, o.k_input());
+    this->write_transposed(dw_hh(p), o.k_recurrent(), p, to.hh, o.k_recurrent());
     this->write_biases(p, to);
   }
 

@@ -18,8 +18,8 @@ class ConvForward final : public ImageForward<S> {
         of_x_(taps_of_outputs(o.images->ih, x_.frame, o.I)), of_h_(taps_of_outputs(o.images->hh, h_[0].frame, o.R)),
         packed_(o.n_panels * panel()) {}
 
-  void pack(int64_t p) override {
-    Base::pack(p);
+  void pack(const Thread& thread, int64_t p) override {
+    Base::pack(thread, p);
     pack_met(o.w.ih, o.v.ih, of_x_, o.k_input(), p, packed_ih(p));
     if (multiplies_h()) pack_met(o.w.hh, o.v.hh, of_h_, o.k_recurrent(), p, packed_hh(p));
   }
@@ -36,14 +36,10 @@ class ConvForward final : public ImageForward<S> {
  private:
   // Panel p of weights of K terms: the rows that are met.
   void pack_met(const S* w, const GateMap& map, const Taps& taps, int64_t K, int64_t p, T* to) const {
-    const int64_t n = map.width(), run = taps.end - taps.begin;
-    const Packed all{K, n, o.micro.width}, met{taps.terms(), n, o.micro.width};
-    if (met.rows == K) return pack_gates(w, map, o.H, K, p, all, 0, to);
-    const Buffer<T> weights(K * n);
-    pack_gates(w, map, o.H, K, p, all, 0, weights + 0);
-    for (int64_t column = 0; column < n; column += all.row(column))
-      for (int64_t k = 0; k < met.rows / run; k++)
-        std::copy_n(weights + all.at(k * taps.run + taps.begin, column), run * all.row(column), to + met.at(k * run, column));
+    const int64_t run = taps.end - taps.begin;
+    const Packed met{taps.terms(), map.width(), o.micro.width};
+    if (met.rows == K) return pack_gates(w, map, o.H, K, p, met, 0, to);
+    for (int64_t k = 0; k * run < met.rows; k++) pack_gates(w + k * taps.run + taps.begin, map, o.H, K, p, met, k * run, to, run);
   }
   int64_t panel() const { return (of_x_.terms() + (multiplies_h() ? of_h_.terms() : 0)) * o.v.ih.width(); }
   T* packed_ih(int64_t p) const { return packed_ + p * panel(); }

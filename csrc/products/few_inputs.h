@@ -16,7 +16,7 @@ class FewInputs {
   FewInputs(const Context<S>& context, const Frames<S>& dg, int64_t width)
       : o(context), ih_(o.images->ih), dg_(dg), width_(width), columns_(ih_.taps() * o.I), panels_(panels_of(columns_)),
         tap_(o.images->taps_inside ? 1 : o.I), channel_(o.images->taps_inside ? ih_.taps() : 1),
-        packed_(width * panels_ * kPanel), products_(o.chunk_rows * panels_ * kPanel) {
+        packed_(width * panels_ * kPanel), products_(o.chunk_rows * panels_ * kPanel), sums_(o.team->workers * line()) {
     pixels_.rows = pixels_of({ih_.axes[0].out, ih_.axes[1].out, ih_.axes[2].out}, dg.frame);
     pixels_.segments = {0}, pixels_.run = pixels_.end = width;
   }
@@ -33,16 +33,16 @@ class FewInputs {
   void run(const Thread& thread, int64_t rows, const F& to) const {
     multiply(thread, rows);
     thread.barrier_all();
-    const int64_t lines = ih_.axes[0].in * ih_.axes[1].in, width = ih_.axes[2].in * o.I;
+    const int64_t lines = ih_.axes[0].in * ih_.axes[1].in;
     const Range mine = thread.mine(rows / o.seq.pixels * lines);
-    const Buffer<T> sums(width);
+    T* const sums = sums_ + thread.worker * line();
     for (int64_t line = mine.begin; line < mine.end; line++) {
       add_up(line / lines, line % lines, sums);
-      convert<T, S>(1, width, {sums + 0, 0}, {to(line / lines) + line % lines * width, 0});
+      convert<T, S>(1, this->line(), {sums, 0}, {to(line / lines) + line % lines * this->line(), 0});
     }
   }
 
-  void release() { packed_ = {}, products_ = {}; }
+  void release() { packed_ = {}, products_ = {}, sums_ = {}; }
 
  private:
   void multiply(const Thread& thread, int64_t rows) const {
@@ -54,6 +54,7 @@ class FewInputs {
                      .c_m = panels_ * kPanel});
       });
   }
+  int64_t line() const { return ih_.axes[2].in * o.I; }
   T* products_of(int64_t row) const { return products_ + row * panels_ * kPanel; }
 
   // The output that tap k of an axis meets at pixel u of the input, or -1.
@@ -89,6 +90,7 @@ class FewInputs {
   const int64_t tap_, channel_;  // distances of columns, which are in the order of the weights
   Taps pixels_;
   Buffer<T> packed_, products_;  // right factors; of a chunk's pixels
+  Buffer<T> sums_;               // of a line of inputs, of each worker
 };
 
 }  // namespace fastlstm

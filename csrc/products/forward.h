@@ -17,8 +17,8 @@ class ForwardProducts {
   explicit ForwardProducts(const Context<S>& context) : o(context), bias_(o.n_panels * o.gate_width) {}
   virtual ~ForwardProducts() = default;
 
-  // What is made of panel p of the weights before the first step.
-  virtual void pack(int64_t p) {
+  // What is made of panel p of the weights before the first step. (No thread allocates: none may throw while others wait for it.)
+  virtual void pack(const Thread&, int64_t p) {
     T* const bias = bias_of(p);
     std::fill(bias, bias + o.gate_width, T(0));
     add_bias(o.w.b_ih, o.v.ih, o.H, p, bias);
@@ -113,8 +113,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   void plan(const Plan& plan) override { precompute(plan.precompute_input); }
 
-  void pack(int64_t p) override {
-    Base::pack(p);
+  void pack(const Thread& thread, int64_t p) override {
+    Base::pack(thread, p);
     if (!ih_by_panel_) pack_ih(p);
     if (!hh_by_panel_) pack_hh(p);
   }

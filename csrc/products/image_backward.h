@@ -33,7 +33,7 @@ class ImageBackward : public BackwardProducts<S> {
       if (f.dx && FewInputs<S>::suit(o.I)) few_.emplace(o, dg_, width_);
   }
 
-  void pack(int64_t p) override {
+  void pack(const Thread&, int64_t p) override {
     if (few_) few_->pack(p);
     if (!f.need_dw) return;
     std::fill_n(dw(p), dw_panel_, T(0));
@@ -121,10 +121,10 @@ class ImageBackward : public BackwardProducts<S> {
     }
   }
 
-  void write_transposed(const T* from, int64_t depth, int64_t p, S* to) const {
-    for (int64_t i = 0; i < o.v.ih.gates && depth > 0; i++)
-      transpose<T, S>(depth, units_of(o.H, p), {from + i * kPanel, o.gate_width},
-                      {to + (o.v.ih.gate[i] * o.H + p * kPanel) * depth, depth});
+  // Into `n` columns of the gradients of weights, which have rows of `row`.
+  void write_transposed(const T* from, int64_t n, int64_t p, S* to, int64_t row) const {
+    for (int64_t i = 0; i < o.v.ih.gates && n > 0; i++)
+      transpose<T, S>(n, units_of(o.H, p), {from + i * kPanel, o.gate_width}, {to + (o.v.ih.gate[i] * o.H + p * kPanel) * row, row});
   }
 
   T* dw(int64_t p) const { return dw_ + p * dw_panel_; }

@@ -12,16 +12,21 @@ void fill_rows(int64_t rows, int64_t n, T value, Block<T> to) {
   for (int64_t m = 0; m < rows; m++) std::fill_n(to.p + m * to.row, n, value);
 }
 
-// Panel p of w (gates * H, K) as the right-hand side of x @ w.T: rows [first, first + K) of a packed matrix, whose columns are the
-// map's slots x 16 units.
+// Panel p of w (gates * H, K), or of its first `terms` columns, as the right-hand side of x @ w.T: that many rows of a packed matrix
+// from `first` on, whose columns are the map's slots x 16 units.
 template <class S, class T>
-void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, const Packed& packed, int64_t first, T* to) {
+void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, const Packed& packed, int64_t first, T* to,
+                int64_t terms) {
   const int64_t units = units_of(H, p);
   for (int64_t i = 0; i < map.gates; i++) {
     const Block<T> block{to + packed.at(first, i * kPanel), packed.row(i * kPanel)};
-    if (units < kPanel) fill_rows(K, kPanel, T{}, block);
-    transpose<S, T>(units, K, {w + (map.gate[i] * H + p * kPanel) * K, K}, block);
+    if (units < kPanel) fill_rows(terms, kPanel, T{}, block);
+    transpose<S, T>(units, terms, {w + (map.gate[i] * H + p * kPanel) * K, K}, block);
   }
+}
+template <class S, class T>
+void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, const Packed& packed, int64_t first, T* to) {
+  pack_gates(w, map, H, K, p, packed, first, to, K);
 }
 
 // The same for bfloat16 and an even K, as pairs along K: K / 2 rows.

@@ -41,7 +41,7 @@ class PackedBackward final : public BackwardProducts<S> {
     }
   }
 
-  void pack(int64_t p) override {
+  void pack(const Thread&, int64_t p) override {
     if (f.dx) pack_blocks(o.w.ih, ih, o.I, p, {0, dx_panels_}, packed_ih_);
     const int64_t groups = o.team->plan.unit_groups, step_panels = panels_of(f.stepwise_columns);
     for (int64_t group = 0; group < groups; group++) {

@@ -35,8 +35,8 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
     dw_ = Buffer<T>(width_ * terms_);
   }
 
-  void pack(int64_t p) override {
-    Base::pack(p);
+  void pack(const Thread& thread, int64_t p) override {
+    Base::pack(thread, p);
     pack_taps(of_dh_, o.w.hh, hh.taps(), o.R, p, packed_hh_);
     pack_taps(of_dx_, o.w.ih, ih.taps(), o.I, p, packed_ih_);
     if (f.need_dw) std::fill_n(dw_of(p, 0), o.gate_width * terms_, T(0));

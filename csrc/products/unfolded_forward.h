@@ -20,10 +20,10 @@ class UnfoldedForward final : public ImageForward<S, S> {
         x_terms_(whole_terms(o.I > 0 ? o.k_input() : 0)), terms_(x_terms_ + (multiplies_h() ? whole_terms(o.k_recurrent()) : 0)),
         row_(padded_row<S>(terms_)), packed_(o.n_panels * panel()), rows_(o.team->workers * span_rows() * row_), spans_(o.team->workers) {}
 
-  void pack(int64_t p) override {
-    Base::pack(p);
-    if (o.I > 0) pack_weights(o.w.ih, o.v.ih, o.images->ih.taps(), o.I, p, 0);
-    if (multiplies_h()) pack_weights(o.w.hh, o.v.hh, o.images->hh.taps(), o.R, p, x_terms_);
+  void pack(const Thread& thread, int64_t p) override {
+    Base::pack(thread, p);
+    if (o.I > 0) pack_weights(o.w.ih, o.v.ih, o.images->ih.taps(), o.I, p, 0, rows_of(thread));
+    if (multiplies_h()) pack_weights(o.w.hh, o.v.hh, o.images->hh.taps(), o.R, p, x_terms_, rows_of(thread));
   }
 
   void set_up(const Thread& thread) override {
@@ -62,12 +62,11 @@ class UnfoldedForward final : public ImageForward<S, S> {
   int64_t panel() const { return terms_ / 2 * o.v.ih.width(); }
   S* rows_of(const Thread& thread) const { return rows_ + thread.worker * span_rows() * row_; }
 
-  // Panel p of w, with taps before channels, as rows from the term `first` on.
-  void pack_weights(const S* w, const GateMap& map, int64_t taps, int64_t channels, int64_t p, int64_t first) {
+  // Panel p of w, with taps before channels, as rows from the term `first` on; `units`: room for those of a slot.
+  void pack_weights(const S* w, const GateMap& map, int64_t taps, int64_t channels, int64_t p, int64_t first, S* units) {
     const int64_t all = taps * channels, terms = whole_terms(all);
     const Packed packed{terms_ / 2, map.width(), o.micro.width};
-    const Buffer<S> units(kPanel * terms);
-    std::fill_n(units + 0, kPanel * terms, S(0));
+    std::fill_n(units, kPanel * terms, S(0));
     for (int64_t i = 0; i < map.gates; i++) {
       for (int64_t u = 0; u < units_of(o.H, p); u++) {
         const S* const from = w + (map.gate[i] * o.H + p * kPanel + u) * all;
@@ -75,7 +74,7 @@ class UnfoldedForward final : public ImageForward<S, S> {
         else std::copy_n(from, all, units + u * terms);
       }
       // pairs of terms, as numbers of as many bytes
-      o.micro.transpose(kPanel, terms / 2, {reinterpret_cast<const T*>(units + 0), terms / 2},
+      o.micro.transpose(kPanel, terms / 2, {reinterpret_cast<const T*>(units), terms / 2},
                         {reinterpret_cast<T*>(packed_ + p * panel() + packed.at(first / 2, i * kPanel)), packed.row(i * kPanel)});
     }
   }

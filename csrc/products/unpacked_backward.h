@@ -23,7 +23,7 @@ class UnpackedBackward final : public BackwardProducts<S> {
     for (int64_t p = 0; p < o.n_panels; p++) offsets_[p] = p * o.chunk_rows * o.gate_width;
   }
 
-  void pack(int64_t) override {}
+  void pack(const Thread&, int64_t) override {}
 
   void keep(const Tile& tile, const S* records) override {
     o.micro.copy(tile.rows, o.gate_width, {records, o.record.backward()}, {dgates_of(tile.p, tile.row), o.gate_width});

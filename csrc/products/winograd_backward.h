@@ -25,13 +25,14 @@ class WinogradBackward final : public ImageBackward<S> {
         in_turn_(wants_columns() && next_chunk(o.seq, 0, true).end == o.seq.T),
         packed_hh_(factors(in_turn_ ? std::max(o.r_panels, o.i_panels) : o.r_panels)),
         packed_ih_(wants_columns() && !in_turn_ ? factors(o.i_panels) : 0),
-        dg_factors_(o.team->workers * winograd_.products * dg_m_.matrix),
+        of_worker_(std::max(winograd_.products * dg_m_.matrix, hh.taps() * o.gate_width * kMaxBlock)),
+        dg_factors_(o.team->workers * of_worker_),
         shared_(winograd_.products * std::max(o.team->workers * result_m_.matrix, f.need_dw ? xh_m_.matrix : 0)) {}
 
-  void pack(int64_t p) override {
-    Base::pack(p);
-    pack_flipped(o.w.hh, o.R, p, packed_hh_);
-    if (packed_ih_) pack_flipped(o.w.ih, o.I, p, packed_ih_);
+  void pack(const Thread& thread, int64_t p) override {
+    Base::pack(thread, p);
+    pack_flipped(thread, o.w.hh, o.R, p, packed_hh_);
+    if (packed_ih_) pack_flipped(thread, o.w.ih, o.I, p, packed_ih_);
   }
 
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
@@ -91,7 +92,7 @@ class WinogradBackward final : public ImageBackward<S> {
     if (!wants_columns()) return Base::input_gradients(thread, chunk);
     if (in_turn_) {
       const Range panels = thread.mine(o.n_panels);
-      for (int64_t p = panels.begin; p < panels.end; p++) pack_flipped(o.w.ih, o.I, p, packed_hh_);
+      for (int64_t p = panels.begin; p < panels.end; p++) pack_flipped(thread, o.w.ih, o.I, p, packed_hh_);
       thread.barrier_all();
     }
     T* const tile = o.tile_of(thread);
@@ -146,14 +147,14 @@ class WinogradBackward final : public ImageBackward<S> {
   int64_t factors(int64_t panels) const { return winograd_.products * width_ * panels * kPanel; }
 
   // w (gates * H, taps, channels) with its taps in reverse order, in blocks of columns: panel p's rows of the right factors.
-  void pack_flipped(const S* w, int64_t channels, int64_t p, T* packed) const {
+  void pack_flipped(const Thread& thread, const S* w, int64_t channels, int64_t p, T* packed) const {
     const int64_t taps = hh.taps(), panels = panels_of(channels);
-    const Buffer<T> weights(taps * o.gate_width * kMaxBlock);
+    T* const weights = dg_factors_of(thread);
     for_column_blocks(0, panels, [&](int64_t panel, int64_t count) {
       const int64_t n = count * kPanel, tap = o.images->taps_inside ? 1 : channels, channel = o.images->taps_inside ? taps : 1;
       for (int64_t k = 0; k < taps; k++)
         pack_gate_columns(w + (taps - 1 - k) * tap, taps * channels, o.v.hh, o.H, channels, p, panel * kPanel,
-                          Packed{taps * o.gate_width, n, o.micro.width}, weights + 0, (k - p) * o.gate_width, channel);
+                          Packed{taps * o.gate_width, n, o.micro.width}, weights, (k - p) * o.gate_width, channel);
       winograd_.pack(weights, o.gate_width, n, p * o.gate_width, width_, packed + factors(panel));
     });
   }
@@ -175,17 +176,18 @@ class WinogradBackward final : public ImageBackward<S> {
         });
     }
   }
-  T* dg_factors_of(const Thread& thread) const { return dg_factors_ + thread.worker * winograd_.products * dg_m_.matrix; }
+  T* dg_factors_of(const Thread& thread) const { return dg_factors_ + thread.worker * of_worker_; }
   T* results_of(const Thread& thread, int64_t panel) const {
     return shared_ + thread.worker * winograd_.products * result_m_.matrix + panel * kPanel;
   }
 
   void write_taps(int64_t p, int64_t channels, int64_t first, S* to) const {
     if (channels == 0) return;
-    const int64_t taps = winograd_.taps, n = channels * o.gate_width, K = K_ * o.gate_width;
-    const Buffer<T> weights(taps * taps * n);
-    winograd_.kernels.weight_gradients(1, n, {dw(p) + first * o.gate_width, winograd_.side * K, K}, {weights + 0, taps * n, n});
-    this->write_transposed(weights, taps * taps * channels, p, to);
+    const int64_t taps = winograd_.taps, side = winograd_.side, K = K_ * o.gate_width;
+    T* const sums = dw(p) + first * o.gate_width;
+    winograd_.kernels.weight_gradients(1, channels * o.gate_width, {sums, side * K, K}, {sums, side * K, K});  // in place
+    for (int64_t k = 0; k < taps * taps; k++)
+      this->write_transposed(sums + (k / taps * side + k % taps) * K, channels, p, to + k * channels, taps * taps * channels);
   }
 
   const Winograd<S> winograd_;
@@ -195,7 +197,8 @@ class WinogradBackward final : public ImageBackward<S> {
   const TileMatrices dg_m_, result_m_, xh_m_;
   const bool in_turn_;               // in a chunk that is all there is, dx comes when dh is done with
   Buffer<T> packed_hh_, packed_ih_;  // right factors; in turn: both in the first
-  Buffer<T> dg_factors_;             // of each worker: left factors of a panel
+  const int64_t of_worker_;
+  Buffer<T> dg_factors_;             // of each worker: left factors of a panel; before, a block of its weights is there
   Buffer<T> shared_;                 // products of each worker; and in turn, for gradients of weights, the factors of x and h of all
 };
 

@@ -21,19 +21,20 @@ class WinogradForward final : public ImageForward<S> {
         of_x_(joins() ? Taps{} : taps_of_outputs(o.images->ih, x_.frame, o.I)), x_rows_(joins() ? o.I : 0),
         K_(x_rows_ + (multiplies_h() ? o.R : 0)), n_(o.v.ih.width()), lines_(lines()),
         left_(TileMatrices::of<T>(lines_ * grid_.columns(), K_)), right_(TileMatrices::of<T>(lines_ * grid_.columns(), n_)),
+        of_worker_(std::max(winograd_.products * left_.matrix, o.images->hh.taps() * std::max(o.I, o.R) * n_)),
         packed_(o.n_panels * panel()), packed_taps_(joins() ? 0 : o.n_panels * o.k_input() * n_),
-        factors_(o.team->workers * winograd_.products * left_.matrix), results_(o.team->workers * winograd_.products * right_.matrix),
+        factors_(o.team->workers * of_worker_), results_(o.team->workers * winograd_.products * right_.matrix),
         spans_(o.team->workers) {}
 
-  void pack(int64_t p) override {
-    Base::pack(p);
+  void pack(const Thread& thread, int64_t p) override {
+    Base::pack(thread, p);
     const int64_t taps = o.images->hh.taps();
-    const Buffer<T> weights(taps * std::max(o.I, o.R) * n_);
-    pack_gates(o.w.ih, o.v.ih, o.H, taps * o.I, p, {taps * o.I, n_, o.micro.width}, 0, weights + 0);
+    T* const weights = factors_of(thread);
+    pack_gates(o.w.ih, o.v.ih, o.H, taps * o.I, p, {taps * o.I, n_, o.micro.width}, 0, weights);
     if (joins()) winograd_.pack(weights, o.I, n_, 0, K_, packed_ + p * panel(), o.images->taps_inside);
     else pack_taps(weights, packed_taps_ + p * o.k_input() * n_);
     if (!multiplies_h()) return;
-    pack_gates(o.w.hh, o.v.hh, o.H, taps * o.R, p, {taps * o.R, n_, o.micro.width}, 0, weights + 0);
+    pack_gates(o.w.hh, o.v.hh, o.H, taps * o.R, p, {taps * o.R, n_, o.micro.width}, 0, weights);
     winograd_.pack(weights, o.R, n_, x_rows_, K_, packed_ + p * panel(), o.images->taps_inside);
   }
 
@@ -86,7 +87,7 @@ class WinogradForward final : public ImageForward<S> {
   bool joins() const { return o.I >= kJoinedInputs; }
   bool is_fresh(int64_t s) const { return s == 0 && o.fresh(); }
   int64_t panel() const { return winograd_.products * K_ * n_; }
-  T* factors_of(const Thread& thread) const { return factors_ + thread.worker * winograd_.products * left_.matrix; }
+  T* factors_of(const Thread& thread) const { return factors_ + thread.worker * of_worker_; }
   T* results_of(const Thread& thread) const { return results_ + thread.worker * winograd_.products * right_.matrix; }
 
   const Winograd<S> winograd_;
@@ -94,6 +95,7 @@ class WinogradForward final : public ImageForward<S> {
   const Taps of_x_;  // where it is not joined
   const int64_t x_rows_, K_, n_, lines_;  // lines of tiles at once
   const TileMatrices left_, right_;
+  const int64_t of_worker_;  // of its factors; before, a panel of the weights is there
   Buffer<T> packed_, packed_taps_, factors_, results_;
   std::vector<Range> spans_;  // the lines of tiles that each worker is at
 };
