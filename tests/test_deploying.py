@@ -27,15 +27,22 @@ def test_the_page_is_read():
     assert SAYS.keys() == set(NEEDS_US.values())
 
 
-@pytest.mark.parametrize("title", [title for title, blocks in BLOCKS.items() if blocks])
-def test_saved_and_loaded(title, tmp_path):
-    saved = run(BLOCKS[title]["save"], tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """What the page saves, by one process."""
+    folder = tmp_path_factory.mktemp("saved")
+    saved = run("\n".join(blocks["save"] for blocks in BLOCKS.values() if blocks), folder)
     assert saved.returncode == 0, saved.stderr
+    return folder
+
+
+@pytest.mark.parametrize("title", [title for title, blocks in BLOCKS.items() if blocks])
+def test_loaded(title, folder):
     code = BLOCKS[title]["load"]
     assert ("import fastlstm\n" in code) == (title in NEEDS_US)
-    loaded = run(code, tmp_path)
+    loaded = run(code, folder)
     assert loaded.returncode == 0, loaded.stderr
     if title in NEEDS_US:
-        forgotten = run(code.replace("import fastlstm\n", ""), tmp_path)
+        forgotten = run(code.replace("import fastlstm\n", ""), folder)
         assert forgotten.returncode == 1
         assert SAYS[NEEDS_US[title]] in forgotten.stderr
