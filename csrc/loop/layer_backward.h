@@ -21,7 +21,7 @@ class LayerBackward {
 
  public:
   explicit LayerBackward(const BackwardCall<S>& call) : f(call), seq(call.seq), o(call) {
-    if constexpr (Context<S>::kBf16) o.bf16 = o.images || (o.size.paired() && o.v.peepholes.empty()) ? bf16_kernels() : nullptr;
+    if constexpr (Context<S>::kBf16) o.bf16 = !o.size.project ? bf16_kernels() : nullptr;
   }
 
   Work work() const { return o.work(); }

@@ -33,6 +33,7 @@ class PackedBackward final : public BackwardProducts<S> {
     xh_ = Buffer<V>(o.chunk_rows * (in_strips_ ? h_column_ + round_up(o.R) : xh_row_));
     dw_ = Buffer<T>(o.n_panels * dw_panel_);
     if constexpr (kPaired<A>) {
+      if (!o.v.peepholes.empty()) dgates_ = Buffer<T>(o.n_panels * o.chunk_rows * o.gate_width);
       dgate_pairs_ = Buffer<A>(pairs_ * o.n_panels * o.gate_width);
       xh_pairs_ = Buffer<A>(pairs_ * xh_row_);
       if (together()) xh_terms_ = Buffer<A>((o.I + o.R) * term_row_);
@@ -60,11 +61,12 @@ class PackedBackward final : public BackwardProducts<S> {
       if constexpr (kPaired<A>) o.bf16->narrow(tile.rows, map.width(), from, {bits(to.p), to.row});
       else o.micro.copy(tile.rows, map.width(), from, to);
     });
+    if (dgates_) o.micro.copy(tile.rows, o.gate_width, {records, o.record.backward()}, {exact(tile.p, tile.row), o.gate_width});
   }
 
   Block<const T> dgates(int64_t p, int64_t slot) const override {
     const GateMap& map = slot >= hh.first && slot < hh.first + hh.gates ? hh : ih;
-    if constexpr (kPaired<A>) return {};
+    if constexpr (kPaired<A>) return {exact(p, 0) + slot * kPanel, o.gate_width};
     else return constant(dgates_of(map, p, 0, (slot - map.first) * kPanel));
   }
 
@@ -140,7 +142,7 @@ class PackedBackward final : public BackwardProducts<S> {
 
   void release() override {
     packed_ih_ = {}, packed_hh_ = {}, packed_step_ = {}, dg_hh_ = {}, dg_ih_ = {}, xh_ = {};
-    dgate_pairs_ = {}, xh_pairs_ = {}, xh_terms_ = {};
+    dgates_ = {}, dgate_pairs_ = {}, xh_pairs_ = {}, xh_terms_ = {};
   }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
@@ -253,6 +255,8 @@ class PackedBackward final : public BackwardProducts<S> {
     V* const dg = &map == &hh || o.v.joint() ? dg_hh_ : dg_ih_;
     return {dg + row * row_of(map) + p * map.width() + column, row_of(map)};
   }
+  // dG of panel p as it was before it was rounded, from a row of the chunk on.
+  T* exact(int64_t p, int64_t row) const { return dgates_ + (p * o.chunk_rows + row) * o.gate_width; }
   T* dw_ih(int64_t p) const { return dw_ + p * dw_panel_; }
   T* dw_hh(int64_t p) const { return dw_ih(p) + o.I * ih.width(); }
 
@@ -272,6 +276,7 @@ class PackedBackward final : public BackwardProducts<S> {
   const Packed of_panel_;  // of a panel's dG of a chunk's rows, for sums over them: by slots where products take single panels of columns
   Buffer<V> dg_hh_, dg_ih_, xh_, zeros_;
   Buffer<T> dw_;
+  Buffer<T> dgates_;  // what peepholes' gradients are made of, where the products' dG is rounded
   const int64_t pairs_ = terms(o.chunk_rows), term_row_ = padded_row<A>(pairs_);
   Buffer<Bf16Pair> dgate_pairs_, xh_pairs_;  // with rows in pairs
   Buffer<Bf16Pair> xh_terms_;                // transposed
