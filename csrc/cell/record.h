@@ -18,9 +18,6 @@ struct Sizes {
   int64_t I, H, R;  // R: size of the recurrent state, the projection's where there is one
   bool project;
   int64_t peephole_rows = 1;  // 1, or the pixels of an image, each of which has peepholes of its own
-
-  // Whether rows of inputs and states are whole pairs of bfloat16. (It may depend on nothing but shapes: results would.)
-  bool paired() const { return I % 2 == 0 && R % 2 == 0 && !project; }
 };
 
 // Where the slots of a record are, in elements, and how long records are.

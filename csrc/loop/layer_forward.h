@@ -19,7 +19,7 @@ class LayerForward {
   static constexpr int64_t kUnpackedStepRows = 8;
 
   explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {
-    if constexpr (Context<S>::kBf16) o.bf16 = o.images || o.size.paired() ? bf16_kernels() : nullptr;
+    if constexpr (Context<S>::kBf16) o.bf16 = !o.size.project ? bf16_kernels() : nullptr;
   }
 
   Work work() const { return o.work(); }

@@ -62,9 +62,10 @@ class ForwardProductsOf : public ForwardProducts<S> {
  public:
   using typename ForwardProducts<S>::T;
 
-  explicit ForwardProductsOf(const Context<S>& context)
+  // `units`: of h in a row, with the zeros behind them.
+  ForwardProductsOf(const Context<S>& context, int64_t units)
       : ForwardProducts<S>(context),
-        h_{States<V>::by_rows(o.seq.B, o.r_panels), States<V>::by_rows(o.seq.B, o.r_panels)} {}
+        h_{States<V>::by_rows(o.seq.B, panels_of(units)), States<V>::by_rows(o.seq.B, panels_of(units))} {}
 
   void init_h(Range rows, const State<S>& h0) override {
     for (int64_t b = rows.begin; b < rows.end; b++)
@@ -97,12 +98,14 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   using Base = ForwardProductsOf<S, kept_t<S, A>>;
   using typename Base::T;
   using Base::o, Base::h, Base::bias_of;
-  static constexpr bool kReadsX = kPaired<A> || std::is_same_v<S, A>;  // inputs are factors as they are
+  using V = kept_t<S, A>;
+  static constexpr bool kReadsX = std::is_same_v<S, V>;  // inputs are factors as they are, but for zeros behind them
 
  public:
   // `kept`: other steps follow in later calls. `block`: how many terms are summed up before they join the total.
   PackedForward(const Context<S>& context, bool precompute_input, bool kept = false, int64_t block = Gemm<T, A>{}.block)
-      : Base(context), block_(block), apart_(!o.v.joint() || (precompute_input && !kPaired<A> && !kept)),
+      : Base(context, summed_terms<A>(context, context.R)), block_(block),
+        apart_(!o.v.joint() || (precompute_input && !kPaired<A> && !kept)),
         ih_by_panel_(!kept && kReadsX && o.team->plan.row_groups == 1 && o.seq.rows() <= o.chunk_rows &&
                      (precompute_input ? !kPaired<A> : o.seq.T == 1)),
         hh_by_panel_(ih_by_panel_ && o.team->plan.few_steps),
@@ -125,13 +128,14 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.
   void begin_chunk(const Thread& thread, const Chunk& chunk) override {
-    if (!precompute_) return;
+    if (!copies()) return;
     int64_t row = 0;
     for (int64_t s = chunk.begin; s < chunk.end; s++) {
       const int64_t t = o.seq.step(s);
       const Range rows = thread.mine(o.seq.size[t]);
-      convert<S, T>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride},
-                    {inputs_ + (row + rows.begin) * inputs_row_, inputs_row_});
+      V* const to = inputs_ + (row + rows.begin) * inputs_row_;
+      convert<S, V>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {to, inputs_row_});
+      fill_rows(rows.size(), x_terms_ - o.I, V(0), {to + o.I, inputs_row_});
       row += o.seq.size[t];
     }
     thread.barrier_all();
@@ -147,19 +151,19 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
         }
       }
     }
-    if (o.team->plan.row_groups > 1) thread.barrier_all();
+    if (precompute_ && o.team->plan.row_groups > 1) thread.barrier_all();
   }
   void end_chunk(const Thread& thread) override {
-    if (precompute_) thread.barrier_all();
+    if (copies()) thread.barrier_all();
   }
 
   void into_tile(const Thread&, const Tile& tile, T* records) const override {
-    const Block<const kept_t<S, A>> h_rows = constant(h(tile.s).at(0, tile.b));
+    const Block<const V> h_rows = constant(h(tile.s).at(0, tile.b));
     const A* const h_factors = factors<A>(h_rows.p);
     const A *next_ih = nullptr, *next_hh = nullptr;
     if (tile.next >= 0 && !ih_by_panel_) next_ih = packed_ih(tile.next);
     if (tile.next >= 0 && !hh_by_panel_) next_hh = packed_hh(tile.next);
-    const int64_t h_m = h_rows.row / kTerms<A>, k = o.I / kTerms<A>, k2 = o.R / kTerms<A>, c_m = o.record.forward();
+    const int64_t h_m = h_rows.row / kTerms<A>, k = x_terms_ / kTerms<A>, k2 = h_terms_ / kTerms<A>, c_m = o.record.forward();
     if (o.v.joint()) {
       if (precompute_)
         return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
@@ -184,40 +188,49 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   }
 
  private:
-  void pack_ih(int64_t p) { pack_gates(o.w.ih, ih, o.H, o.I, p, packed(ih), 0, packed_ih(p)); }
-  void pack_hh(int64_t p) { pack_gates(o.w.hh, hh, o.H, o.R, p, packed(hh), first_hh(), packed_hh(p)); }
+  void pack_ih(int64_t p) { pack(o.w.ih, ih, o.I, x_terms_, p, 0, packed_ih(p)); }
+  void pack_hh(int64_t p) { pack(o.w.hh, hh, o.R, h_terms_, p, first_hh(), packed_hh(p)); }
+  void pack(const S* w, const GateMap& map, int64_t k, int64_t terms, int64_t p, int64_t first, A* to) {
+    if constexpr (kPaired<A>) pack_gates(w, map, o.H, k, terms, p, packed(map), first, to);
+    else pack_gates(w, map, o.H, k, p, packed(map), first, to);
+  }
   // Whether inputs' products are taken for many steps at once, from now on.
   void precompute(bool wanted) {
     precompute_ = !kReadsX || (wanted && !kPaired<A>);
-    if (!precompute_ || products_) return;
-    inputs_ = Buffer<T>(o.chunk_rows * inputs_row_);
-    products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
+    if (copies() && !inputs_) inputs_ = Buffer<V>(o.chunk_rows * inputs_row_);
+    if (precompute_ && !products_) products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
   }
 
-  const A* x_factors(const Tile& tile) const { return factors<A>(o.x.at(o.seq, tile.t, tile.b)); }
-  int64_t x_m() const { return o.x.b_stride / kTerms<A>; }
+  // Whether inputs are not read where they are.
+  bool copies() const { return precompute_ || x_terms_ > o.I; }
+  const A* x_factors(const Tile& tile) const {
+    return copies() ? factors<A>(inputs_ + tile.row * inputs_row_) : factors<A>(o.x.at(o.seq, tile.t, tile.b));
+  }
+  int64_t x_m() const { return (copies() ? inputs_row_ : o.x.b_stride) / kTerms<A>; }
   // Of a panel: x's rows and then h's in one matrix where they feed the same slots and are multiplied together, else two matrices.
-  int64_t ih_size() const { return o.I * ih.width() / kTerms<A>; }
-  int64_t hh_size() const { return o.R * hh.width() / kTerms<A>; }
+  int64_t ih_size() const { return x_terms_ * ih.width() / kTerms<A>; }
+  int64_t hh_size() const { return h_terms_ * hh.width() / kTerms<A>; }
   // Of weights that are packed by panel, each unit group has one at a time: it stays in the cache from packing to use.
   int64_t panels(bool by_panel) const { return by_panel ? o.team->plan.unit_groups : o.n_panels; }
   int64_t place(bool by_panel, int64_t p) const { return by_panel ? ((p + 1) * o.team->plan.unit_groups - 1) / o.n_panels : p; }
   A* packed_ih(int64_t p) const { return packed_ih_ + place(ih_by_panel_, p) * (apart_ ? ih_size() : ih_size() + hh_size()); }
   A* packed_hh(int64_t p) const { return apart_ ? packed_hh_ + place(hh_by_panel_, p) * hh_size() : packed_ih(p); }
-  int64_t first_hh() const { return apart_ ? 0 : o.I / kTerms<A>; }
+  int64_t first_hh() const { return apart_ ? 0 : x_terms_ / kTerms<A>; }
   Packed packed(const GateMap& map) const {
-    const int64_t rows = !apart_ ? o.I + o.R : &map == &ih ? o.I : o.R;
+    const int64_t rows = !apart_ ? x_terms_ + h_terms_ : &map == &ih ? x_terms_ : h_terms_;
     return {rows / kTerms<A>, map.width(), o.micro.width};
   }
   T* product(int64_t p, int64_t row) const { return products_ + (p * o.chunk_rows + row) * ih.width(); }
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
-  const int64_t block_, inputs_row_ = padded_row<T>(o.I);
+  const int64_t x_terms_ = summed_terms<A>(o, o.I), h_terms_ = summed_terms<A>(o, o.R);
+  const int64_t block_, inputs_row_ = padded_row<V>(x_terms_);
   const bool apart_;
   const bool ih_by_panel_, hh_by_panel_;  // packed just before they are used: in the one chunk that there is, and in each step
   bool precompute_ = false;
   Buffer<A> packed_ih_, packed_hh_;
-  Buffer<T> inputs_, products_;
+  Buffer<V> inputs_;  // of a chunk's rows
+  Buffer<T> products_;
 };
 
 // Weights as they are: for so few rows that packing them would not pay.
@@ -227,7 +240,7 @@ class UnpackedForward final : public ForwardProductsOf<S, S> {
   using Base::o, Base::h, Base::bias_of;
 
  public:
-  using Base::Base;
+  explicit UnpackedForward(const Context<S>& context) : Base(context, context.R) {}
 
   void into_tile(const Thread&, const Tile& tile, S* records) const override {
     o.micro.copy(tile.rows, o.gate_width, {bias_of(tile.p), 0}, {records, o.record.forward()});

@@ -29,10 +29,25 @@ void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p,
   pack_gates(w, map, H, K, p, packed, first, to, K);
 }
 
-// The same for bfloat16 and an even K, as pairs along K: K / 2 rows.
+// The same for bfloat16, as pairs along K, the last of which are filled up with zeros: `terms` / 2 rows.
 template <class S>
-void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p, const Packed& packed, int64_t first, Bf16Pair* to) {
-  pack_gates<Bf16Pair, Bf16Pair>(reinterpret_cast<const Bf16Pair*>(w), map, H, K / 2, p, packed, first, to);
+void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t terms, int64_t p, const Packed& packed, int64_t first,
+                Bf16Pair* to) {
+  const int64_t units = units_of(H, p), pairs = (K + 1) / 2;
+  const Buffer<S> even(K % 2 ? units * 2 * pairs : 0);
+  for (int64_t i = 0; i < map.gates; i++) {
+    const Block<Bf16Pair> block{to + packed.at(first, i * kPanel), packed.row(i * kPanel)};
+    const S* from = w + (map.gate[i] * H + p * kPanel) * K;
+    if (even) {  // rows of whole pairs
+      convert<S, S>(units, K, {from, K}, {even, 2 * pairs});
+      for (int64_t u = 0; u < units; u++) even[u * 2 * pairs + K] = S(0);
+      from = even;
+    }
+    if (units < kPanel) fill_rows(pairs, kPanel, Bf16Pair{}, block);
+    fill_rows(terms / 2 - pairs, kPanel, Bf16Pair{}, {block.p + pairs * block.row, block.row});
+    // as numbers of as many bytes
+    transpose<float, float>(units, pairs, {reinterpret_cast<const float*>(from), pairs}, {reinterpret_cast<float*>(block.p), block.row});
+  }
 }
 
 // Adds a bias of panel p to the slots that it feeds.

@@ -6,10 +6,6 @@
 
 namespace fastlstm {
 
-constexpr int64_t kWholeTerms = 32;  // that a register holds
-
-inline int64_t whole_terms(int64_t terms) { return (terms + kWholeTerms - 1) / kWholeTerms * kWholeTerms; }
-
 // Of the pixel that begins `at` a frame's element: some of the segments, one after the other; returns where they end.
 template <class S>
 S* unfold_pixel(const S* frames, int64_t at, const Taps& taps, Range segments, S* to) {
