@@ -2,33 +2,50 @@
 #pragma once
 #include "cell/peepholes.h"
 #include "products/backward.h"
+#include "products/row_pairs.h"
 
 namespace fastlstm {
 
-// With what is summed over all rows of a chunk, after its steps, by panels.
+// With what is summed over all rows of a chunk, after its steps: this thread's share.
 template <class S>
 class BackwardStage : public Stage {
  public:
-  virtual void weight_gradients([[maybe_unused]] int64_t p, [[maybe_unused]] int64_t rows) {}
+  virtual void weight_gradients(const Thread&, [[maybe_unused]] int64_t rows) {}
   virtual void write([[maybe_unused]] int64_t p, [[maybe_unused]] const WeightGradients<S>& to) const {}
 };
 
 // h = W_hr m: dm from dh and dy, and the gradient of W_hr.
 template <class S>
-class ProjectionBackward final : public BackwardStage<S> {
+class ProjectionBackward : public BackwardStage<S> {
+ public:
+  // dm of a tile; `m` as the forward saved it is kept for the gradient of W_hr.
+  virtual void into_dm(const Tile& tile, Block<const compute_t<S>> m, Block<compute_t<S>> to) const = 0;
+};
+
+// By elements A.
+template <class S, class A>
+class ProjectionBackwardBy final : public ProjectionBackward<S> {
  public:
   using T = compute_t<S>;
 
-  ProjectionBackward(const Context<S>& context, const BackwardCall<S>& call, const States<T>& dh)
-      : o(context), f(call), dh_(dh), packed_hr_(o.R * o.n_panels * kPanel), dy_(o.chunk_rows * o.r_panels * kPanel),
-        m_(o.n_panels * o.chunk_rows * kPanel), dw_hr_(o.n_panels * o.R * kPanel) {}
+  ProjectionBackwardBy(const Context<S>& context, const BackwardCall<S>& call, const States<T>& dh)
+      : o(context), f(call), dh_(dh), packed_hr_(o.n_panels * k_ * kPanel), dy_(o.chunk_rows * dy_row_),
+        m_(o.n_panels * o.chunk_rows * kPanel), dw_hr_(o.n_panels * o.R * kPanel) {
+    if constexpr (kPaired<A>) {
+      dy_pairs_ = RowPairs<V>(o, o.chunk_rows, o.R);
+      m_pairs_ = Buffer<A>(o.n_panels * row_pairs(*o.bf16, o.chunk_rows) * kPanel);
+    }
+  }
 
   void set_up(const Thread& thread) override {
-    const Range panels = thread.mine(o.n_panels);
+    const Range panels = thread.mine(o.n_panels), rows = thread.mine(o.chunk_rows);
     for (int64_t p = panels.begin; p < panels.end; p++) {
-      pack_panel(o.w.hr, o.R, o.H, p, packed_hr_ + p * o.R * kPanel);
+      if constexpr (kPaired<A>) pack_panel(o.w.hr, o.R, terms_, o.H, p, packed_hr_ + p * k_ * kPanel);
+      else pack_panel(o.w.hr, o.R, o.H, p, packed_hr_ + p * k_ * kPanel);
       std::fill_n(dw_hr_ + p * o.R * kPanel, o.R * kPanel, T(0));
     }
+    const int64_t written = o.r_panels * kPanel;
+    if (terms_ > written) fill_rows(rows.size(), terms_ - written, V(0), {dy_ + rows.begin * dy_row_ + written, dy_row_});
   }
 
   // The gradient of the output, all of it, before any panel needs it.
@@ -37,35 +54,62 @@ class ProjectionBackward final : public BackwardStage<S> {
     const Range mine = thread.of_unit_group(o.r_panels);
     for (int64_t p = mine.begin; p < mine.end; p++)
       thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
-        const Block<T> to{dy_ + (row + b) * dy_row() + p * kPanel, dy_row()};
-        o.micro.copy(rows, kPanel, constant(dh_.at(p, b)), to);
-        o.add_given(f.dy, o.R, {s, t, b, rows, row + b, p}, to);
+        const Block<V> to{dy_ + (row + b) * dy_row_ + p * kPanel, dy_row_};
+        Block<T> sum{o.tile_of(thread), kPanel};
+        if constexpr (!kPaired<A>) sum = to;
+        o.micro.copy(rows, kPanel, constant(dh_.at(p, b)), sum);
+        o.add_given(f.dy, o.R, {s, t, b, rows, row + b, p}, sum);
+        if constexpr (kPaired<A>) o.store(rows, kPanel, constant(sum), to);
       });
     thread.barrier_group();
   }
 
-  // dm of a tile; `m` as the forward saved it is kept for the gradient of W_hr.
-  void into_dm(const Tile& tile, Block<const T> m, Block<T> to) const {
-    o.gemm(Gemm<T>{.m = tile.rows, .n = kPanel, .k = o.R, .a = dy_ + tile.row * dy_row(), .a_m = dy_row(),
-                   .b = packed_hr_ + tile.p * o.R * kPanel, .c = to.p, .c_m = to.row});
-    o.micro.copy(tile.rows, kPanel, m, {m_ + (tile.p * o.chunk_rows + tile.row) * kPanel, kPanel});
+  void into_dm(const Tile& tile, Block<const T> m, Block<T> to) const override {
+    o.gemm(Gemm<T, A>{.m = tile.rows, .n = kPanel, .k = k_, .a = factors<A>(dy_ + tile.row * dy_row_), .a_m = dy_row_ / kTerms<A>,
+                      .b = packed_hr_ + tile.p * k_ * kPanel, .c = to.p, .c_m = to.row});
+    const Block<V> kept{m_of(tile.p, tile.row), kPanel};
+    if constexpr (kPaired<A>) o.store(tile.rows, kPanel, m, kept);
+    else o.micro.copy(tile.rows, kPanel, m, kept);
   }
 
-  void weight_gradients(int64_t p, int64_t rows) override {
-    o.gemm(Gemm<T>{.m = o.R, .n = kPanel, .k = rows, .a = dy_, .a_m = 1, .a_k = dy_row(), .b = m_ + p * o.chunk_rows * kPanel,
-                   .c = dw_hr_ + p * o.R * kPanel, .c_m = kPanel, .accumulate = true});
+  void weight_gradients(const Thread& thread, int64_t rows) override {
+    if constexpr (kPaired<A>) {
+      dy_pairs_.pair(thread, rows, {dy_, dy_row_});
+      thread.barrier_all();
+    }
+    const Range panels = thread.mine(o.n_panels);
+    for (int64_t p = panels.begin; p < panels.end; p++) {
+      Gemm<T, A> g{.m = o.R, .n = kPanel, .k = rows, .a = nullptr, .b = nullptr, .c = dw_hr_ + p * o.R * kPanel, .c_m = kPanel,
+                   .accumulate = true};
+      if constexpr (kPaired<A>) {
+        g.k = row_pairs(*o.bf16, rows);
+        A* const pairs = m_pairs_ + p * row_pairs(*o.bf16, o.chunk_rows) * kPanel;
+        for (int64_t i = 0; i < g.k; i++) pair_rows(*o.bf16, Block<const V>{m_of(p, 0), kPanel}, rows, kPanel, i, pairs + i * kPanel);
+        g.a = dy_pairs_.at(0), g.a_m = dy_pairs_.m(), g.a_k = dy_pairs_.k(), g.b = pairs;
+      } else {
+        g.a = dy_, g.a_m = 1, g.a_k = dy_row_, g.b = m_of(p, 0);
+      }
+      o.gemm(g);
+    }
   }
   void write(int64_t p, const WeightGradients<S>& to) const override {
     convert<T, S>(o.R, units_of(o.H, p), {dw_hr_ + p * o.R * kPanel, kPanel}, {to.hr + p * kPanel, o.H});
   }
 
  private:
-  int64_t dy_row() const { return o.r_panels * kPanel; }
+  using V = kept_t<S, A>;
+
+  V* m_of(int64_t p, int64_t row) const { return m_ + (p * o.chunk_rows + row) * kPanel; }
 
   const Context<S>& o;
   const BackwardCall<S>& f;
   const States<T>& dh_;
-  Buffer<T> packed_hr_, dy_, m_, dw_hr_;  // dy_ and m_: of the chunk's rows
+  const int64_t terms_ = summed_terms<A>(o, o.R), k_ = terms_ / kTerms<A>, dy_row_ = std::max(terms_, o.r_panels * kPanel);
+  Buffer<A> packed_hr_;
+  Buffer<V> dy_, m_;  // of the chunk's rows
+  Buffer<T> dw_hr_;
+  RowPairs<V> dy_pairs_;
+  Buffer<Bf16Pair> m_pairs_;
 };
 
 // Per panel of units and tile of rows: what the forward saved and the gradients that came, then the gate kernel, whose dG is kept.
@@ -115,7 +159,23 @@ class GateBackward final : public BackwardStage<S> {
 
   const States<T>& dc() const { return dc_; }
 
-  void weight_gradients(int64_t p, int64_t rows) override {
+  void weight_gradients(const Thread& thread, int64_t rows) override {
+    const Range panels = thread.mine(o.n_panels);
+    for (int64_t p = panels.begin; p < panels.end; p++) peephole_gradients(p, rows);
+  }
+  void write(int64_t p, const WeightGradients<S>& to) const override {
+    if (o.v.peepholes.empty()) return;
+    const int64_t pixels = o.size.peephole_rows;
+    for (int64_t pixel = 0; pixel < pixels; pixel++)
+      convert<double, S>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_of(p) + pixel * o.v.peephole_width(), kPanel},
+                         {to.peephole + pixel * o.H + p * kPanel, pixels * o.H});
+  }
+
+ private:
+  double* dpeepholes_of(int64_t p) const { return dpeepholes_ + p * o.size.peephole_rows * o.v.peephole_width(); }
+  const T* saved_of(int64_t t, int64_t p, int64_t b) const { return f.saved + o.saved_at(t, p, b); }
+
+  void peephole_gradients(int64_t p, int64_t rows) {
     for (size_t k = 0; k < o.v.peepholes.size(); k++) {
       const auto [slot, sees_new] = o.v.peepholes[k];
       const Block<const T> seen{seen_cells_ + p * o.chunk_rows * 2 * kPanel + (sees_new ? 0 : kPanel), 2 * kPanel};
@@ -135,17 +195,6 @@ class GateBackward final : public BackwardStage<S> {
       }
     }
   }
-  void write(int64_t p, const WeightGradients<S>& to) const override {
-    if (o.v.peepholes.empty()) return;
-    const int64_t pixels = o.size.peephole_rows;
-    for (int64_t pixel = 0; pixel < pixels; pixel++)
-      convert<double, S>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_of(p) + pixel * o.v.peephole_width(), kPanel},
-                         {to.peephole + pixel * o.H + p * kPanel, pixels * o.H});
-  }
-
- private:
-  double* dpeepholes_of(int64_t p) const { return dpeepholes_ + p * o.size.peephole_rows * o.v.peephole_width(); }
-  const T* saved_of(int64_t t, int64_t p, int64_t b) const { return f.saved + o.saved_at(t, p, b); }
 
   // All of a step, and of the step before what h and c come from.
   void prefetch_saved(int64_t t, int64_t p, int64_t b, int64_t rows) const {

@@ -5,16 +5,24 @@
 
 namespace fastlstm {
 
-// Where new values of h go: to the next step, to the outputs, and to the final states of sequences that end.
+// Where hidden values of a tile go.
 template <class S>
-class HiddenSink {
+class HiddenTaker {
+ public:
+  virtual ~HiddenTaker() = default;
+  virtual void put(const Tile& tile, Block<const compute_t<S>> hidden) const = 0;
+};
+
+// New values of h: to the next step, to the outputs, and to the final states of sequences that end.
+template <class S>
+class HiddenSink final : public HiddenTaker<S> {
  public:
   using T = compute_t<S>;
 
   HiddenSink(const Context<S>& context, const ForwardCall<S>& call, ForwardProducts<S>& products)
       : o(context), f(call), products_(products) {}
 
-  void put(const Tile& tile, Block<const T> h) const {
+  void put(const Tile& tile, Block<const T> h) const override {
     products_.set_h(tile, h);
     if (f.y) o.put_rows(o.seq.first[tile.t] + tile.b, tile.rows, o.R, tile.p, h, f.y);
     put_final(tile, h, o.R, f.h_n);
@@ -39,10 +47,10 @@ class GateForward final : public Stage {
  public:
   using T = compute_t<S>;
 
-  // `m`: where the hidden values go if a projection makes h of them; else they are h.
+  // `hidden`: takes the hidden values, a projection if it makes h of them; else they are h.
   GateForward(const Context<S>& context, const ForwardCall<S>& call, ForwardProducts<S>& products, const HiddenSink<S>& sink,
-              const States<T>* m)
-      : o(context), f(call), products_(products), sink_(sink), m_(m), kernel_(o.v.kernel(Pass::forward, sizeof(T) == 8)),
+              const HiddenTaker<S>& hidden)
+      : o(context), f(call), products_(products), sink_(sink), hidden_(hidden), kernel_(o.v.kernel(Pass::forward, sizeof(T) == 8)),
         c_(States<T>::by_panels(o.seq.B, o.n_panels)), peepholes_(o) {}
 
   void set_up(const Thread& thread) override {
@@ -99,8 +107,7 @@ class GateForward final : public Stage {
     if (saved) o.micro.copy(rows, saved_width, {records, record}, {saved, saved_width});
     if (f.cells) o.put_rows(o.seq.first[t] + b, rows, o.H, p, new_c, f.cells);
     if (f.c_n) sink_.put_final(tile, new_c, o.H, f.c_n);
-    if (m_) o.micro.copy(rows, kPanel, new_m, m_->at(p, b));
-    else sink_.put(tile, new_m);
+    hidden_.put(tile, new_m);
   }
 
   // Units that pad the last panel stay zero also where inputs are infinite, and infinity times a padded weight is NaN.
@@ -115,7 +122,7 @@ class GateForward final : public Stage {
   const ForwardCall<S>& f;
   ForwardProducts<S>& products_;
   const HiddenSink<S>& sink_;
-  const States<T>* const m_;
+  const HiddenTaker<S>& hidden_;
   const GateKernel kernel_;
   States<T> c_;
   const Peepholes<S> peepholes_;
@@ -123,19 +130,39 @@ class GateForward final : public Stage {
 
 // h = W_hr m.
 template <class S>
-class ProjectionForward final : public Stage {
+class ProjectionForward : public Stage, public HiddenTaker<S> {};
+
+// By elements A.
+template <class S, class A>
+class ProjectionForwardBy final : public ProjectionForward<S> {
  public:
   using T = compute_t<S>;
 
   // `kept`: later calls, of other plans, find the weights as they are packed.
-  ProjectionForward(const Context<S>& context, const States<T>& m, const HiddenSink<S>& sink, bool kept)
-      : o(context), m_(m), sink_(sink), together_(kept ? kMaxBlock / kPanel : 1), packed_hr_(o.r_panels * kPanel * o.H) {}
+  ProjectionForwardBy(const Context<S>& context, const HiddenSink<S>& sink, bool kept)
+      : o(context), m_(States<V>::by_rows(o.seq.B, panels_of(terms_))), sink_(sink), together_(kept ? kMaxBlock / kPanel : 1),
+        packed_hr_(o.r_panels * kPanel * k_) {}
 
   void set_up(const Thread& thread) override {
     if (!thread.in_plan() || thread.row_group() > 0) return;
     for_blocks(thread, [&](int64_t p, int64_t count) {
-      pack_columns<true>(o.w.hr, o.H, o.R, p * kPanel, {o.H, count * kPanel, o.micro.width}, packed_hr_ + p * kPanel * o.H);
+      const Packed layout{k_, count * kPanel, o.micro.width};
+      A* const to = packed_hr_ + p * kPanel * k_;
+      if constexpr (kPaired<A>)
+        for (int64_t i = 0; i < count; i++)
+          pack_pairs(o.w.hr + (p + i) * kPanel * o.H, units_of(o.R, p + i), o.H, terms_,
+                     {to + layout.at(0, i * kPanel), layout.row(i * kPanel)});
+      else pack_columns<true>(o.w.hr, o.H, o.R, p * kPanel, layout, to);
     });
+  }
+
+  void init_state(Range rows) override {
+    for (int64_t p = o.n_panels; p < panels_of(terms_); p++) fill_rows(rows.size(), kPanel, V(0), m_.at(p, rows.begin));
+  }
+
+  void put(const Tile& tile, Block<const T> m) const override {
+    if constexpr (kPaired<A>) o.store(tile.rows, kPanel, m, m_.at(tile.p, tile.b));
+    else o.micro.copy(tile.rows, kPanel, m, m_.at(tile.p, tile.b));
   }
 
   void run(const Thread& thread, int64_t s, int64_t row) override {
@@ -143,9 +170,9 @@ class ProjectionForward final : public Stage {
     T* const h = o.tile_of(thread);
     for_blocks(thread, [&](int64_t p, int64_t count) {
       thread.for_tiles(o.seq.size[t], [&](int64_t b, int64_t rows) {
-        const Block<T> m = m_.at(0, b);
-        o.gemm(Gemm<T>{.m = rows, .n = count * kPanel, .k = o.H, .a = m.p, .a_m = m.row, .b = packed_hr_ + p * kPanel * o.H, .c = h,
-                       .c_m = kMaxBlock});
+        const Block<V> m = m_.at(0, b);
+        o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = k_, .a = factors<A>(m.p), .a_m = m.row / kTerms<A>,
+                          .b = packed_hr_ + p * kPanel * k_, .c = h, .c_m = kMaxBlock});
         for (int64_t i = 0; i < count; i++) sink_.put({s, t, b, rows, row + b, p + i}, {h + i * kPanel, kMaxBlock});
       });
     });
@@ -153,6 +180,8 @@ class ProjectionForward final : public Stage {
   }
 
  private:
+  using V = kept_t<S, A>;
+
   // The unit group's blocks of columns, as they are packed.
   template <class F>
   void for_blocks(const Thread& thread, const F& f) const {
@@ -161,10 +190,11 @@ class ProjectionForward final : public Stage {
   }
 
   const Context<S>& o;
-  const States<T>& m_;
+  const int64_t terms_ = summed_terms<A>(o, o.H), k_ = terms_ / kTerms<A>;
+  const States<V> m_;
   const HiddenSink<S>& sink_;
   const int64_t together_;  // panels that unit groups don't part
-  Buffer<T> packed_hr_;
+  Buffer<A> packed_hr_;
 };
 
 }  // namespace fastlstm

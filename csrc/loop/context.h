@@ -61,7 +61,7 @@ struct Context {
   const int64_t gate_width;
   const Maps maps;  // of states
   const MicroKernels<T>& micro;
-  const Bf16Kernels* bf16 = nullptr;  // where products are taken by the CPU's instructions for bfloat16
+  const Bf16Kernels* const bf16 = kBf16 ? bf16_kernels() : nullptr;  // where products are taken by the CPU's instructions for bfloat16
   Team* team = nullptr;
   int64_t tile_size = 0, chunk_rows = 0;
   Buffer<T> tiles;  // one of each worker

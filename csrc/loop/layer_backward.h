@@ -20,9 +20,7 @@ class LayerBackward {
   using T = compute_t<S>;
 
  public:
-  explicit LayerBackward(const BackwardCall<S>& call) : f(call), seq(call.seq), o(call) {
-    if constexpr (Context<S>::kBf16) o.bf16 = !o.size.project ? bf16_kernels() : nullptr;
-  }
+  explicit LayerBackward(const BackwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
 
   Work work() const { return o.work(); }
 
@@ -34,10 +32,10 @@ class LayerBackward {
     o.make_tiles(std::max(team.plan.tile_rows * o.record.backward(), of_product), team.workers);
     dh = States<T>::by_rows(seq.B, o.r_panels);
     products = make_products();
-    if (o.size.project) projection.emplace(o, f, dh);
-    gates.emplace(o, f, *products, dh, o.size.project ? &*projection : nullptr);
+    if (o.size.project) projection = make_projection();
+    gates.emplace(o, f, *products, dh, projection.get());
     states.emplace(o, *products, dh);
-    if (o.size.project) stages.push_back(&*projection);
+    if (projection) stages.push_back(&*projection);
     stages.push_back(&*gates);
     stages.push_back(&*states);
   }
@@ -131,10 +129,14 @@ class LayerBackward {
     return std::make_unique<PackedBackward<S, T>>(o, f);
   }
 
+  std::unique_ptr<ProjectionBackward<S>> make_projection() const {
+    if constexpr (Context<S>::kBf16)
+      if (o.bf16) return std::make_unique<ProjectionBackwardBy<S, Bf16Pair>>(o, f, dh);
+    return std::make_unique<ProjectionBackwardBy<S, T>>(o, f, dh);
+  }
+
   void weight_gradients(const Thread& thread, const Chunk& chunk) {
-    const Range panels = thread.mine(o.n_panels);
-    for (int64_t p = panels.begin; p < panels.end; p++)
-      for (BackwardStage<S>* stage : stages) stage->weight_gradients(p, chunk.rows);
+    for (BackwardStage<S>* stage : stages) stage->weight_gradients(thread, chunk.rows);
     products->weight_gradients(thread, chunk);
   }
 
@@ -156,7 +158,7 @@ class LayerBackward {
   WeightGradients<S> gradients{};  // where they are written
   std::exception_ptr error;        // of one worker, while others wait for it
   std::unique_ptr<BackwardProducts<S>> products;
-  std::optional<ProjectionBackward<S>> projection;
+  std::unique_ptr<ProjectionBackward<S>> projection;
   std::optional<GateBackward<S>> gates;
   std::optional<StateBackward<S>> states;
   std::vector<BackwardStage<S>*> stages;

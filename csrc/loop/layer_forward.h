@@ -18,9 +18,7 @@ class LayerForward {
   // be a part of a sequence, or what a stream compares with
   static constexpr int64_t kUnpackedStepRows = 8;
 
-  explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {
-    if constexpr (Context<S>::kBf16) o.bf16 = !o.size.project ? bf16_kernels() : nullptr;
-  }
+  explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
 
   Work work() const { return o.work(); }
 
@@ -31,9 +29,10 @@ class LayerForward {
     make_tiles(team);
     products = make_products(team.plan);
     sink.emplace(o, f, *products);
-    if (o.size.project) m = States<T>::by_rows(seq.B, o.n_panels);
-    stages.push_back(std::make_unique<GateForward<S>>(o, f, *products, *sink, o.size.project ? &m : nullptr));
-    if (o.size.project) stages.push_back(std::make_unique<ProjectionForward<S>>(o, m, *sink, f.streams));
+    auto projection = o.size.project ? make_projection() : nullptr;
+    const HiddenTaker<S>* const hidden = projection ? static_cast<const HiddenTaker<S>*>(&*projection) : &*sink;
+    stages.push_back(std::make_unique<GateForward<S>>(o, f, *products, *sink, *hidden));
+    if (projection) stages.push_back(std::move(projection));
   }
 
   // By every thread, before the first step; a barrier must follow.
@@ -107,6 +106,12 @@ class LayerForward {
     return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input, f.streams);
   }
 
+  std::unique_ptr<ProjectionForward<S>> make_projection() const {
+    if constexpr (Context<S>::kBf16)
+      if (o.bf16) return std::make_unique<ProjectionForwardBy<S, Bf16Pair>>(o, *sink, f.streams);
+    return std::make_unique<ProjectionForwardBy<S, T>>(o, *sink, f.streams);
+  }
+
   void finish_at_once(const State<S>& from, int64_t row, int64_t rows, int64_t n, S* to) const {
     o.take_rows(from, row, rows, n, [&](int64_t first, int64_t count, int64_t p, Block<const T> values) {
       o.put_rows(first, count, n, p, values, to);
@@ -128,7 +133,6 @@ class LayerForward {
   const Sequence& seq;
   Context<S> o;
   int64_t tile_workers = 0;
-  States<T> m;  // what a projection makes h of
   std::unique_ptr<ForwardProducts<S>> products;
   std::optional<HiddenSink<S>> sink;
   std::vector<std::unique_ptr<Stage>> stages;

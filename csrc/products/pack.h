@@ -29,25 +29,29 @@ void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p,
   pack_gates(w, map, H, K, p, packed, first, to, K);
 }
 
-// The same for bfloat16, as pairs along K, the last of which are filled up with zeros: `terms` / 2 rows.
+// Rows of w (units, K) for bfloat16 as columns of pairs along K, the last of which are filled up with zeros: `terms` / 2 rows of a panel.
+template <class S>
+void pack_pairs(const S* w, int64_t units, int64_t K, int64_t terms, Block<Bf16Pair> to) {
+  const int64_t pairs = (K + 1) / 2;
+  const Buffer<S> even(K % 2 ? units * 2 * pairs : 0);
+  if (even) {  // rows of whole pairs
+    convert<S, S>(units, K, {w, K}, {even, 2 * pairs});
+    fill_rows(units, 1, S(0), {even + K, 2 * pairs});
+    w = even;
+  }
+  if (units < kPanel) fill_rows(pairs, kPanel, Bf16Pair{}, to);
+  fill_rows(terms / 2 - pairs, kPanel, Bf16Pair{}, {to.p + pairs * to.row, to.row});
+  // as numbers of as many bytes
+  transpose<float, float>(units, pairs, {reinterpret_cast<const float*>(w), pairs}, {reinterpret_cast<float*>(to.p), to.row});
+}
+
+// The same as pack_gates for bfloat16, as pairs along K.
 template <class S>
 void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t terms, int64_t p, const Packed& packed, int64_t first,
                 Bf16Pair* to) {
-  const int64_t units = units_of(H, p), pairs = (K + 1) / 2;
-  const Buffer<S> even(K % 2 ? units * 2 * pairs : 0);
-  for (int64_t i = 0; i < map.gates; i++) {
-    const Block<Bf16Pair> block{to + packed.at(first, i * kPanel), packed.row(i * kPanel)};
-    const S* from = w + (map.gate[i] * H + p * kPanel) * K;
-    if (even) {  // rows of whole pairs
-      convert<S, S>(units, K, {from, K}, {even, 2 * pairs});
-      for (int64_t u = 0; u < units; u++) even[u * 2 * pairs + K] = S(0);
-      from = even;
-    }
-    if (units < kPanel) fill_rows(pairs, kPanel, Bf16Pair{}, block);
-    fill_rows(terms / 2 - pairs, kPanel, Bf16Pair{}, {block.p + pairs * block.row, block.row});
-    // as numbers of as many bytes
-    transpose<float, float>(units, pairs, {reinterpret_cast<const float*>(from), pairs}, {reinterpret_cast<float*>(block.p), block.row});
-  }
+  for (int64_t i = 0; i < map.gates; i++)
+    pack_pairs(w + (map.gate[i] * H + p * kPanel) * K, units_of(H, p), K, terms,
+               {to + packed.at(first, i * kPanel), packed.row(i * kPanel)});
 }
 
 // Adds a bias of panel p to the slots that it feeds.
@@ -120,6 +124,15 @@ void pack_columns(const S* w, int64_t K, int64_t N, int64_t first, const Packed&
 template <class S, class T>
 void pack_panel(const S* w, int64_t K, int64_t N, int64_t p, T* to) {
   pack_columns<false>(w, K, N, p * kPanel, {K, kPanel, kPanel}, to);
+}
+
+// The same for bfloat16, as pairs along K with zeros behind them: `terms` / 2 rows.
+template <class S>
+void pack_panel(const S* w, int64_t K, int64_t terms, int64_t N, int64_t p, Bf16Pair* to) {
+  const uint16_t* const bits = reinterpret_cast<const uint16_t*>(w) + p * kPanel;
+  std::fill_n(to, terms / 2 * kPanel, Bf16Pair{});
+  for (int64_t k = 0; k < K; k++)
+    for (int64_t u = 0; u < units_of(N, p); u++) (k % 2 ? to[k / 2 * kPanel + u].second : to[k / 2 * kPanel + u].first) = bits[k * N + u];
 }
 
 // Blocks of at most four kPanel columns that together cover `units` columns [begin * kPanel, end * kPanel).

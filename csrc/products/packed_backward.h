@@ -1,6 +1,7 @@
 // The backward's products with weights packed in panels, by elements A; dG is kept in V, in rows as the inputs are.
 #pragma once
 #include "products/backward.h"
+#include "products/row_pairs.h"
 
 namespace fastlstm {
 
@@ -34,11 +35,8 @@ class PackedBackward final : public BackwardProducts<S> {
     dw_ = Buffer<T>(o.n_panels * dw_panel_);
     if constexpr (kPaired<A>) {
       if (!o.v.peepholes.empty()) dgates_ = Buffer<T>(o.n_panels * o.chunk_rows * o.gate_width);
-      dgate_pairs_ = Buffer<A>(pairs_ * o.n_panels * o.gate_width);
-      xh_pairs_ = Buffer<A>(pairs_ * xh_row_);
-      if (together()) xh_terms_ = Buffer<A>((o.I + o.R) * term_row_);
-      zeros_ = Buffer<V>(std::max(xh_row_, o.gate_width));
-      std::fill_n(zeros_ + 0, std::max(xh_row_, o.gate_width), V(0));
+      dgate_pairs_ = Buffer<A>(terms(o.chunk_rows) * o.n_panels * o.gate_width);
+      xh_pairs_ = RowPairs<V>(o, o.chunk_rows, o.I + o.R);
     }
   }
 
@@ -100,7 +98,7 @@ class PackedBackward final : public BackwardProducts<S> {
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
     const int64_t rows = chunk.rows;
     if constexpr (kPaired<A>) {
-      pair_rows(thread, rows);
+      pair_all(thread, rows);
       thread.barrier_all();
     }
     const int64_t of_x = (o.I + kWeightRows - 1) / kWeightRows, of_h = (o.R + kWeightRows - 1) / kWeightRows, per_panel = of_x + of_h + 1;
@@ -142,7 +140,7 @@ class PackedBackward final : public BackwardProducts<S> {
 
   void release() override {
     packed_ih_ = {}, packed_hh_ = {}, packed_step_ = {}, dg_hh_ = {}, dg_ih_ = {}, xh_ = {};
-    dgates_ = {}, dgate_pairs_ = {}, xh_pairs_ = {}, xh_terms_ = {};
+    dgates_ = {}, dgate_pairs_ = {}, xh_pairs_ = {};
   }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
@@ -175,7 +173,8 @@ class PackedBackward final : public BackwardProducts<S> {
   void add_product(const GateMap& map, const A* dg, const Chunk& chunk, int64_t column, int64_t depth, int64_t k, T* to) const {
     const int64_t first = k * kWeightRows;
     o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(chunk.rows), .a = left(column + first),
-                      .a_m = left_m(), .a_k = left_k(), .b = dg + of_panel_.at(0, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows,
+                      .a_m = kPaired<A> ? xh_pairs_.m() : 1, .a_k = kPaired<A> ? xh_pairs_.k() : xh_row_,
+                      .b = dg + of_panel_.at(0, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows,
                       .c = to + first * map.width(), .c_m = map.width(), .accumulate = chunk.begin > 0, .block = kBlock});
   }
 
@@ -186,24 +185,16 @@ class PackedBackward final : public BackwardProducts<S> {
     for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_chunk[i];
   }
 
-  // Rows of dG and of [x, h_prev] side by side in pairs, for products over rows; a last single row with zeros, and then pairs of zeros.
-  void pair_rows(const Thread& thread, int64_t rows) {
-    const int64_t pairs = (rows + 1) / 2, count = terms(rows);
-    const auto interleave = [&](int64_t n, const V* from, int64_t row_size, int64_t pair, A* to) {
-      if (pair >= pairs) return void(std::fill_n(to, n, A{}));
-      const V* const first = from + 2 * pair * row_size;
-      o.bf16->interleave(n, bits(first), bits(2 * pair + 1 < rows ? first + row_size : zeros_ + 0), to);
-    };
-    const Range mine = thread.mine(count), of_all = thread.mine(o.n_panels * count);
-    for (int64_t pair = mine.begin; pair < mine.end; pair++) interleave(o.I + o.R, xh_, xh_row_, pair, xh_pairs_ + pair * xh_row_);
-    for (int64_t i = of_all.begin; i < of_all.end; i++)
+  // Rows of [x, h_prev] and of dG in pairs.
+  void pair_all(const Thread& thread, int64_t rows) {
+    const int64_t count = terms(rows);
+    xh_pairs_.pair(thread, rows, {xh_, xh_row_});
+    const Range mine = thread.mine(o.n_panels * count);
+    for (int64_t i = mine.begin; i < mine.end; i++)
       for_maps([&](const GateMap& map) {
-        const Block<V> from = dgates_of(map, i / count, 0);
-        interleave(map.width(), from.p, from.row, i % count, pairs_of(i / count) + i % count * o.gate_width + map.offset());
+        pair_rows(*o.bf16, constant(dgates_of(map, i / count, 0)), rows, map.width(), i % count,
+                  pairs_of(i / count) + i % count * o.gate_width + map.offset());
       });
-    if (together())  // as numbers of as many bytes
-      o.micro.transpose(mine.size(), o.I + o.R, {reinterpret_cast<const T*>(xh_pairs_ + mine.begin * xh_row_), xh_row_},
-                        {reinterpret_cast<T*>(xh_terms_ + mine.begin), term_row_});
   }
 
   // Panel p of a gradient (gates * H, depth) from its transpose.
@@ -212,16 +203,13 @@ class PackedBackward final : public BackwardProducts<S> {
       transpose<T, S>(depth, units_of(o.H, p), {from + i * kPanel, map.width()}, {to + (map.gate[i] * o.H + p * kPanel) * depth, depth});
   }
 
-  bool together() const { return kPaired<A> && o.bf16->terms_together; }
   int64_t terms(int64_t rows) const {
-    const int64_t n = (rows + kTerms<A> - 1) / kTerms<A>;
-    return together() ? (n + kPanel - 1) / kPanel * kPanel : n;
+    if constexpr (kPaired<A>) return row_pairs(*o.bf16, rows);
+    else return rows;
   }
-  // The transpose of [x, h_prev] from a column on, and its strides.
-  int64_t left_m() const { return together() ? term_row_ : 1; }
-  int64_t left_k() const { return together() ? 1 : xh_row_; }
+  // The transpose of [x, h_prev] from a column on.
   const A* left(int64_t column) const {
-    if constexpr (kPaired<A>) return together() ? xh_terms_ + column * term_row_ : xh_pairs_ + column;
+    if constexpr (kPaired<A>) return xh_pairs_.at(column);
     else return Strips<V>{xh_, o.chunk_rows, xh_row_}.at(0, column).p;
   }
   static int64_t round_up(int64_t columns) { return (columns + kWeightRows - 1) / kWeightRows * kWeightRows; }
@@ -241,7 +229,7 @@ class PackedBackward final : public BackwardProducts<S> {
     }
   }
   int64_t b_k() const { return of_panel_.width < o.gate_width ? 0 : o.gate_width; }
-  A* pairs_of(int64_t p) const { return dgate_pairs_ + p * pairs_ * o.gate_width; }
+  A* pairs_of(int64_t p) const { return dgate_pairs_ + p * terms(o.chunk_rows) * o.gate_width; }
 
   // What is multiplied with each of the weights: the same dG, or some slots of it each.
   template <class F>
@@ -274,12 +262,11 @@ class PackedBackward final : public BackwardProducts<S> {
   const int64_t dx_panels_;
   Buffer<A> packed_ih_, packed_step_;  // packed_step_: of the stepwise columns
   const Packed of_panel_;  // of a panel's dG of a chunk's rows, for sums over them: by slots where products take single panels of columns
-  Buffer<V> dg_hh_, dg_ih_, xh_, zeros_;
+  Buffer<V> dg_hh_, dg_ih_, xh_;
   Buffer<T> dw_;
   Buffer<T> dgates_;  // what peepholes' gradients are made of, where the products' dG is rounded
-  const int64_t pairs_ = terms(o.chunk_rows), term_row_ = padded_row<A>(pairs_);
-  Buffer<Bf16Pair> dgate_pairs_, xh_pairs_;  // with rows in pairs
-  Buffer<Bf16Pair> xh_terms_;                // transposed
+  Buffer<A> dgate_pairs_;  // with rows in pairs
+  RowPairs<V> xh_pairs_;
 };
 
 }  // namespace fastlstm
