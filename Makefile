@@ -20,8 +20,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip -qq --disable-pip-version-check --log $(VENV)/pip.log
 SOURCES := pyproject.toml setup.py fastlstm/version.py $(wildcard csrc/* csrc/*/*)
-# pyproject.toml is the one list of what a build needs
-BUILD_NEEDS = $(shell $(BIN)/python -c "import tomllib; print(*map(repr, tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires']))")
+# pyproject.toml is the one list of what a build needs, and of what a use of it does
+READ = $(shell $(BIN)/python -c "import tomllib; all = tomllib.load(open('pyproject.toml', 'rb')); print(*map(repr, $(1)))")
+BUILD_NEEDS = $(call READ,all['build-system']['requires'])
+NEEDS = $(call READ,sum((all['project']['optional-dependencies'][e] for e in '$(1)'.split()), all['project']['dependencies']))
 
 .DELETE_ON_ERROR:
 .PHONY: help demo test machine-code lint docs bench wheels gpu-check clean FORCE
@@ -40,6 +42,10 @@ AS_portable := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default MKL_CBWR=COM
 PROCESSES := -n logical --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 test: $(VENV)/dev.stamp  ## set up, then run every test
 	$(if $(CPU),$(AS_$(CPU)) TORCHINDUCTOR_CACHE_DIR=build/inductor-$(CPU)) $(BIN)/pytest --durations=12 $(PROCESSES) $(CPU:%=--path=%) $(ARGS)
+
+# What depends on the CPU, in one process: .ci/run has two lesser CPUs side by side. Most of it is in one file
+lesser-%: $(VENV)/dev.stamp
+	$(MAKE) test CPU=$* ARGS="-n 0 -m cpu $(shell grep -l 'mark\.cpu' tests/test_*.py) $(ARGS)"
 
 # What GPU machines hold is often older than the Triton here. Its wheel has all that compiling takes, and no other needs; it lies in
 # a folder of its own, for this only: .venv keeps the one that it has.
@@ -177,15 +183,14 @@ $(VENV)/run.stamp: $(SOURCES) $(VENV)/torch.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(SOURCES) $(VENV)/torch.txt
-	$(call set-up,plot$(comma)test$(comma)lint$(comma)docs)
+	$(call set-up,plot test lint docs)
 	@touch $@ $(VENV)/run.stamp
 
-# progress is shown, warnings only where it failed
-install = $(PIP) install '$(TORCH)' $(1) 2> $(VENV)/pip.err || { cat $(VENV)/pip.err; exit 1; }
-comma := ,
+# progress is shown, warnings only where it failed; the extension is compiled while the packages that it doesn't need are installed
+install = $(PIP) install '$(TORCH)' $(1) 2> $(VENV)/$(or $(2),pip).err || { cat $(VENV)/$(or $(2),pip).err; exit 1; }
 define set-up
 @echo "Setting up $(VENV) with $(TORCH); the first time this takes minutes. Log: $(VENV)/pip.log"
 @$(call install,$(BUILD_NEEDS))
-@$(call install,--no-build-isolation --editable '.[$(1)]')
+@($(call install,--no-build-isolation --no-deps --editable .,build)) & built=$$!; ($(call install,$(NEEDS))); code=$$?; wait $$built && exit $$code
 @$(BIN)/python -c "from fastlstm.backends import extension_status as s; s() == 'built' or print(f'fastlstm: the C++ extension is {s()}. It runs without, slower; to mend it: install g++ >= 11, touch setup.py, make again.')"
 endef
