@@ -85,6 +85,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<>())
       .def("among", &Room::among, py::arg("workers"), py::arg("now"))
       .def("note", &Room::note, py::arg("workers"), py::arg("now"), py::arg("wall"), py::arg("lost"));
+  m.def("asleep_for", &asleep_for, py::arg("asleep"), py::arg("changed"), py::arg("awake"),
+        "For tests: what of the time between is sleep, and no waiting for a CPU.");
   bind_launcher(m);
   bind_stream(m);
   m.def(

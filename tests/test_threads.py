@@ -154,6 +154,14 @@ def test_long_calls_are_tried_less_often(room):
         room.note(2, now, wall=50 * MS, lost=25 * MS)
 
 
+def test_who_is_awake_and_has_no_cpu_does_not_sleep(room):
+    asleep_for = backends._C.asleep_for
+    assert asleep_for(MS, 6 * MS, 6 * MS + 20_000) == 5 * MS + 20_000
+    assert asleep_for(MS, 6 * MS, 9 * MS) == 5 * MS + MS // 10
+    # others were there before it slept
+    assert asleep_for(2 * MS, MS, 9 * MS) == MS // 10
+
+
 SHAPES = {"one step": (1, 6), "one step of many": (1, 134), "few rows": (2, 3), "some": (9, 5)}
 
 

@@ -15,6 +15,7 @@ constexpr double kMissing = 0.2;                // workers without a CPU, on ave
 // until a call which waits shows little. Short at first: a host may have taken a CPU away for a moment.
 constexpr int64_t kShortest = 16 * kMillisecond, kLongest = 1024 * kMillisecond, kFewCalls = 8, kCalls = 32;
 constexpr int64_t kWaking = 300000;  // what a thread of the pool may take to begin
+constexpr int64_t kRousing = 100000;  // and one at a barrier to go on
 
 }  // namespace
 
@@ -67,6 +68,10 @@ int64_t thread_ns() {
   if (clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t) == 0) return t.tv_sec * 1000 * kMillisecond + t.tv_nsec;
 #endif
   return 0;
+}
+
+int64_t asleep_for(int64_t asleep, int64_t changed, int64_t awake) {
+  return std::min(std::max(changed, asleep) + kRousing, awake) - asleep;
 }
 
 int64_t Turn::lost() const {

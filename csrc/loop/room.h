@@ -29,6 +29,8 @@ int64_t thread_ns();
 
 // What this thread has slept, waiting for others.
 inline thread_local int64_t slept_ns = 0;
+// Of the time from `asleep` to `awake`, that until others were there, at `changed`, and what waking takes; the rest is waiting for a CPU.
+int64_t asleep_for(int64_t asleep, int64_t changed, int64_t awake);
 
 // What one worker of a call had no CPU for, though it had work: from its begin to its end, but for what it slept; and before, as it
 // came late. (What it then waits until all is set up is no loss: a process's first calls load kernels.)

@@ -8,7 +8,8 @@ dtype.
 The error of a quantity is the root mean square of its differences from the oracle, over that of the oracle: |a - b| / |b|.
 The largest single difference would be the stricter measure, but it is mostly luck: between draws of one arithmetic it
 varies by factors of 3 to 8, and a bound of 2 means nothing. One number that is plainly wrong among N still gives about
-1/sqrt(N), a thousand times what float32 is allowed. The draws of a small case are pooled as if they were one tensor.
+1/sqrt(N), a thousand times what float32 is allowed. The draws of a small case are pooled as if they were one tensor. (Alone, a
+gradient that is subnormal in float16 is off by a large share of itself though it is the nearest number that there is.)
 
 Allowed is twice the error that PyTorch in the same dtype on the same device makes against the same oracle, plus one rounding of
 the dtype. PyTorch's error is the larger of two: of its own module, which runs another kernel on each kind of CPU (oneDNN's, if
