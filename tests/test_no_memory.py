@@ -14,6 +14,7 @@ CASES = {
     "rows": "lstm T5 B8 I64 H64 P40 fp32",
     "one step": "gru T1 B8 I256 H256 fp32",
     "bfloat16": "lstm T5 B8 I64 H64 bf16",
+    "odd sizes in bfloat16": "lstm T5 B8 I63 H63 P41 bf16",
     "taps, pairs of pixels": "conv_lstm T3 B2 I4 H8 S8x8 k3 fp32",
     "taps": "conv_lstm T3 B2 I20 H20 S8x8 k3 fp32",
     "fewer multiplications, few inputs": "conv_lstm T3 B2 I4 H32 S8x8 k3 fp32",

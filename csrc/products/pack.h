@@ -33,16 +33,21 @@ void pack_gates(const S* w, const GateMap& map, int64_t H, int64_t K, int64_t p,
 template <class S>
 void pack_pairs(const S* w, int64_t units, int64_t K, int64_t terms, Block<Bf16Pair> to) {
   const int64_t pairs = (K + 1) / 2;
-  const Buffer<S> even(K % 2 ? units * 2 * pairs : 0);
-  if (even) {  // rows of whole pairs
-    convert<S, S>(units, K, {w, K}, {even, 2 * pairs});
-    fill_rows(units, 1, S(0), {even + K, 2 * pairs});
-    w = even;
-  }
   if (units < kPanel) fill_rows(pairs, kPanel, Bf16Pair{}, to);
   fill_rows(terms / 2 - pairs, kPanel, Bf16Pair{}, {to.p + pairs * to.row, to.row});
-  // as numbers of as many bytes
-  transpose<float, float>(units, pairs, {reinterpret_cast<const float*>(w), pairs}, {reinterpret_cast<float*>(to.p), to.row});
+  const auto put = [&](int64_t first, int64_t count, Block<const S> from) {  // as numbers of as many bytes
+    transpose<float, float>(units, count, {reinterpret_cast<const float*>(from.p), from.row / 2},
+                            {reinterpret_cast<float*>(to.p + first * to.row), to.row});
+  };
+  if (K % 2 == 0) return put(0, pairs, {w, K});
+  constexpr int64_t kAtOnce = 64;
+  alignas(64) S part[kPanel * 2 * kAtOnce];  // rows of whole pairs
+  for (int64_t first = 0; first < pairs; first += kAtOnce) {
+    const int64_t count = std::min(kAtOnce, pairs - first), given = std::min(2 * count, K - 2 * first);
+    convert<S, S>(units, given, {w + 2 * first, K}, {part, 2 * kAtOnce});
+    if (given < 2 * count) fill_rows(units, 1, S(0), {part + given, 2 * kAtOnce});
+    put(first, count, {part, 2 * kAtOnce});
+  }
 }
 
 // The same as pack_gates for bfloat16, as pairs along K.
