@@ -199,6 +199,11 @@ def gemm_path() -> str:
     return _C.gemm_path() if _C is not None else "none"
 
 
+def multiplies_pairs() -> bool:
+    """Whether the CPU's path multiplies pairs of bfloat16."""
+    return gemm_path() in ("avx512+amx", "avx512+bf16")
+
+
 def multiply_adds(dtype: torch.dtype, times: int) -> int:
     """Run nothing but multiply-adds on all of PyTorch's threads: `times` as many as a tile has sums. Returns their number."""
     return _C.multiply_adds(dtype == torch.float64, times)

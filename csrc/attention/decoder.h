@@ -33,95 +33,104 @@ struct DecoderShape {
   }
 };
 
-template <class T>
+template <class S>
 struct DecoderWeights {
-  const T *ih, *ih_above, *hh, *b_ih, *b_hh, *peephole, *query, *b_query, *output, *b_output;  // null where there is none
+  const S *ih, *ih_above, *hh, *b_ih, *b_hh, *peephole, *query, *b_query, *output, *b_output;  // null where there is none
 };
 
 // Scaled masks, (L - 1, T, B, H), (T, B, H) and (T, B, M); null where nothing is dropped.
-template <class T>
+template <class S>
 struct Dropped {
-  const T *layers, *output, *fed;
+  const S *layers, *output, *fed;
 };
 
 // What the forward keeps, side by side in one block of memory: of all steps, rows of (T, B, ...); where no backward follows, some
 // of it of two steps in turn. What layer 0 sees is not: x is the caller's, and what stands beside it is an output or a context. Nor
 // is h of the last layer: its records yield it.
-template <class T>
+template <class S>
 struct Kept {
-  T *queries, *weights, *contexts, *outputs;
-  std::vector<T*> hidden, dropped, records;  // of each layer; dropped: as the layer above sees it; null where it is not here
-  int64_t size;                              // elements
+  using T = compute_t<S>;
+  T *queries, *weights, *outputs;  // outputs as they were before they are rounded: their tanh has 1 - y^2
+  S* contexts;
+  std::vector<S*> hidden, dropped;  // of each layer; dropped: as the layer above sees it; null where it is not here
+  std::vector<T*> records;
+  int64_t size;  // elements of T
 
   // Rows are read in whole panels: the last ones may end beyond.
   Kept(T* base, const DecoderShape& d, const Sequence& seq, int64_t record, bool drops_layers, bool save)
       : B_(seq.B), steps_(save ? seq.T : 2) {
     T* const begin = base;
     const auto take = [&](int64_t steps, int64_t n) { return std::exchange(base, base + steps * B_ * n); };
-    queries = take(d.own_queries() ? steps_ : 0, d.A), weights = take(steps_, d.S), contexts = take(steps_, d.M);
+    const auto take_rounded = [&](int64_t steps, int64_t n) {
+      return reinterpret_cast<S*>(std::exchange(base, base + (steps * B_ * n * sizeof(S) + sizeof(T) - 1) / sizeof(T)));
+    };
+    queries = take(d.own_queries() ? steps_ : 0, d.A), weights = take(steps_, d.S), contexts = take_rounded(steps_, d.M);
     outputs = take(save && d.has_output ? seq.T : 0, d.H);
     for (int64_t l = 0; l < d.L; l++) {
-      hidden.push_back(save && l + 1 == d.L ? nullptr : take(seq.T, d.H));
-      dropped.push_back(drops_layers && l + 1 < d.L ? take(seq.T, d.H) : hidden.back());
+      hidden.push_back(save && l + 1 == d.L ? nullptr : take_rounded(seq.T, d.H));
+      dropped.push_back(drops_layers && l + 1 < d.L ? take_rounded(seq.T, d.H) : hidden.back());
       records.push_back(save ? take(seq.T, record) : nullptr);
     }
     size = base - begin + kPanel;
   }
 
   // A row of queries, weights or contexts, n wide.
-  T* row(T* rows, int64_t n, int64_t t, int64_t b) const { return rows + (t % steps_ * B_ + b) * n; }
+  template <class V>
+  V* row(V* rows, int64_t n, int64_t t, int64_t b) const { return rows + (t % steps_ * B_ + b) * n; }
 
  private:
   int64_t B_, steps_;
 };
 
-template <class T>
+template <class S>
 struct DecoderForwardCall {
+  using T = compute_t<S>;
   const Variant& variant;
   Sequence seq;
   DecoderShape shape;
-  DecoderWeights<T> w;
-  Memory<T> memory;
-  Dropped<T> dropped;
-  Rows<const T> x;
-  const T *h0, *c0, *fed0;  // (L, B, H), (L, B, H), (B, F) or null
-  T *y, *h_n, *c_n, *fed_n, *alignments;  // y (T, B, H); alignments (T, B, S) or null
+  DecoderWeights<S> w;
+  Memory<S> memory;
+  Dropped<S> dropped;
+  Rows<const S> x;
+  const S *h0, *c0, *fed0;  // (L, B, H), (L, B, H), (B, F) or null
+  S *y, *h_n, *c_n, *fed_n, *alignments;  // y (T, B, H); alignments (T, B, S) or null
   T* saved;  // null where no backward follows
   void run();
 };
 
-template <class T>
+template <class S>
 struct DecoderGradients {
-  T *x, *h0, *c0, *fed0;  // x and fed0 may be null
-  T *query, *output;      // null where there are none, or none of weights are wanted
+  S *x, *h0, *c0, *fed0;  // x and fed0 may be null
+  S *query, *output;      // null where there are none, or none of weights are wanted
 };
 
 // Those that are known at the end, when much memory is done with that they may take.
-template <class T>
+template <class S>
 struct DecoderMemoryGradients {
-  T *memory, *keys;  // keys may be null
+  S *memory, *keys;  // keys may be null
 };
-template <class T>
+template <class S>
 struct DecoderWeightGradients {
-  T *ih, *ih_above, *hh, *b, *peephole, *b_query, *score, *b_output;
+  S *ih, *ih_above, *hh, *b, *peephole, *b_query, *score, *b_output;
 };
 
-template <class T>
+template <class S>
 struct DecoderBackwardCall {
+  using T = compute_t<S>;
   const Variant& variant;
   Sequence seq;
   DecoderShape shape;
-  DecoderWeights<T> w;
-  Memory<T> memory;
-  Dropped<T> dropped;
-  Rows<const T> x, dy, dalignments;  // .p of gradients may be null
-  const T *h0, *c0, *fed0;
-  const T *dh_n, *dc_n, *dfed_n;  // null: zero
+  DecoderWeights<S> w;
+  Memory<S> memory;
+  Dropped<S> dropped;
+  Rows<const S> x, dy, dalignments;  // .p of gradients may be null
+  const S *h0, *c0, *fed0;
+  const S *dh_n, *dc_n, *dfed_n;  // null: zero
   T* saved;
-  DecoderGradients<T> d;
+  DecoderGradients<S> d;
   bool need_dw;
-  std::function<DecoderMemoryGradients<T>()> make_dmemory;
-  std::function<DecoderWeightGradients<T>()> make_dw;  // where need_dw is set
+  std::function<DecoderMemoryGradients<S>()> make_dmemory;
+  std::function<DecoderWeightGradients<S>()> make_dw;  // where need_dw is set
   void run();
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cell/variant.h"
+#include "loop/call.h"
 #include "loop/team.h"
 #include "memory/memory.h"
 
@@ -26,6 +27,49 @@ struct Memory {
   const T* score;          // (A), of additive scores; null: those are products
 
   int64_t length(int64_t b) const { return lengths ? lengths[b] : S; }
+};
+
+// A memory in the type that it is read in: as it is, or a copy in which a sequence's slots follow one another.
+template <class S>
+class WideMemory {
+  using T = compute_t<S>;
+  static constexpr bool kCopies = !std::is_same_v<S, T>;
+
+ public:
+  explicit WideMemory(const Memory<S>& given)
+      : given_(given), copy_(kCopies ? given.B * given.S * given.M : 0), keys_(kCopies && given.own_keys ? given.B * given.S * given.A : 0),
+        score_(kCopies && given.score ? given.A : 0) {
+    if constexpr (kCopies) {
+      for (int64_t a = 0; a < given.A && score_; a++) score_[a] = static_cast<T>(given.score[a]);
+      const int64_t S_ = given.S;
+      const MemoryRows<T> rows{copy_, given.M, S_ * given.M};
+      memory_ = {S_, given.B, given.M, given.A, rows, given.own_keys ? MemoryRows<T>{keys_, given.A, S_ * given.A} : rows, given.own_keys,
+                 given.lengths, score_};
+    } else {
+      memory_ = given;
+    }
+  }
+
+  // Some sequences of it are copied: those that this thread prepares.
+  void set_up(const Range& sequences) const {
+    if constexpr (kCopies)
+      for (int64_t b = sequences.begin; b < sequences.end; b++)
+        for (int64_t s = 0; s < given_.length(b); s++) {
+          widen(given_.memory.at(b) + s * given_.memory.slot, given_.M, copy_ + (b * given_.S + s) * given_.M);
+          if (keys_) widen(given_.keys.at(b) + s * given_.keys.slot, given_.A, keys_ + (b * given_.S + s) * given_.A);
+        }
+  }
+
+  const Memory<T>& get() const { return memory_; }
+
+ private:
+  static void widen(const S* from, int64_t n, T* to) {
+    for (int64_t i = 0; i < n; i++) to[i] = static_cast<T>(from[i]);
+  }
+
+  const Memory<S>& given_;
+  Buffer<T> copy_, keys_, score_;
+  Memory<T> memory_;
 };
 
 template <class T>
@@ -74,7 +118,7 @@ class Reader {
     forward_(query, keys(b), key_stride(), m.memory.at(b), m.memory.slot, m.score, S, m.A, m.M, is_prepared(b), scratch, weights, context);
   }
 
-  // The gradients of the scores (S) and of the query (A); `dweights` may be null.
+  // The gradients of the scores (S) and of the query (A); `dweights` may be null, and `context`, which no kernel reads.
   void read_backward(int64_t b, const T* query, T* scratch, const T* weights, const T* context, const T* dcontext, const T* dweights,
                      T* dscores, T* dquery) const {
     const auto& m = memory;

@@ -221,6 +221,7 @@ class GateBackward final : public BackwardStage<S> {
     } else {
       o.micro.copy(rows, kPanel, constant(dh_.at(p, b)), dm);
       o.add_given(f.dy, o.R, tile, dm);
+      o.add_given(f.given, o.R, tile, dm);
     }
     o.micro.copy(rows, kPanel, constant(dc_.at(p, b)), dc);
     o.add_given(f.dcells, o.H, tile, dc);

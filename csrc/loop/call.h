@@ -67,6 +67,7 @@ struct BackwardCall {
   Sizes size;
   Weights<S> w;
   Rows<const S> x, dy, dcells;  // dy.p and dcells.p may be null: zero
+  Rows<const T> given;          // beside dy, by what runs this call step by step; or null
   const Images* images = nullptr;
   State<S> h0, c0;
   const S* h = nullptr;  // of every row, in order; null: what is saved yields it, as no projection made it

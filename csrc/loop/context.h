@@ -38,17 +38,39 @@ struct Tile {
   int64_t next = -1;  // the panel that this thread takes next, where it was not asked for yet
 };
 
+// How numbers of type S are multiplied, and sums rounded to them.
 template <class S>
-struct Context {
+struct Arithmetic {
   using T = compute_t<S>;
   static constexpr bool kSameType = std::is_same_v<S, T>, kBf16 = std::is_same_v<S, BFloat16>;
+
+  const MicroKernels<T>& micro = micro_kernels<T>();
+  const Bf16Kernels* const bf16 = kBf16 ? bf16_kernels() : nullptr;  // where products are taken by the CPU's instructions for bfloat16
+
+  void gemm(const Gemm<T>& g) const { micro.gemm(g); }
+  void gemm(const Gemm<float, Bf16Pair>& g) const { bf16->gemm(g); }
+
+  // to = from, rounded; any n.
+  void store(int64_t rows, int64_t n, Block<const T> from, Block<S> to) const {
+    if constexpr (kSameType)
+      if (n == kPanel) return micro.copy(rows, n, from, to);
+    if constexpr (kBf16)
+      if (bf16) return bf16->narrow(rows, n, from, {bits(to.p), to.row});
+    convert(rows, n, from, to);
+  }
+};
+
+template <class S>
+struct Context : Arithmetic<S> {
+  using typename Arithmetic<S>::T;
+  using Arithmetic<S>::kSameType, Arithmetic<S>::kBf16, Arithmetic<S>::micro, Arithmetic<S>::bf16, Arithmetic<S>::store;
 
   // From a ForwardCall or a BackwardCall
   template <class Call>
   explicit Context(const Call& call)
       : v(call.variant), seq(call.seq), size(call.size), w(call.w), x(call.x), images(call.images), I(size.I), H(size.H), R(size.R),
         n_panels(panels_of(H)), r_panels(panels_of(R)), i_panels(panels_of(I)), record(v, size), gate_width(record.gate_width()),
-        maps{seq.pixels, H, images && images->paired ? 2 : 1}, micro(micro_kernels<T>()) {}
+        maps{seq.pixels, H, images && images->paired ? 2 : 1} {}
 
   const Variant& v;
   const Sequence& seq;
@@ -60,8 +82,6 @@ struct Context {
   const Record record;
   const int64_t gate_width;
   const Maps maps;  // of states
-  const MicroKernels<T>& micro;
-  const Bf16Kernels* const bf16 = kBf16 ? bf16_kernels() : nullptr;  // where products are taken by the CPU's instructions for bfloat16
   Team* team = nullptr;
   int64_t tile_size = 0, chunk_rows = 0;
   Buffer<T> tiles;  // one of each worker
@@ -87,19 +107,7 @@ struct Context {
   }
   T* tile_of(const Thread& thread) const { return tiles + thread.worker * tile_size; }
 
-  void gemm(const Gemm<T>& g) const { micro.gemm(g); }
-  void gemm(const Gemm<float, Bf16Pair>& g) const { bf16->gemm(g); }
-
-  // to = from, rounded; any n.
-  void store(int64_t rows, int64_t n, Block<const T> from, Block<S> to) const {
-    if constexpr (kSameType)
-      if (n == kPanel) return micro.copy(rows, n, from, to);
-    if constexpr (kBf16)
-      if (bf16) return bf16->narrow(rows, n, from, {bits(to.p), to.row});
-    convert(rows, n, from, to);
-  }
-
-  // The same for panel p of rows [row, row + rows) of a tensor with a row of n for each, in order.
+  // to = from, rounded, for panel p of rows [row, row + rows) of a tensor with a row of n for each, in order.
   void put_rows(int64_t row, int64_t rows, int64_t n, int64_t p, Block<const T> from, S* to) const {
     if (!images || !images->moved) return store(rows, units_of(n, p), from, {to + row * n + p * kPanel, n});
     maps.for_images(row, rows, [&](int64_t image, int64_t first, int64_t done, int64_t count) {
@@ -146,7 +154,8 @@ struct Context {
   }
 
   // += panel tile.p of what came for each step, `n` wide; nothing where there is none.
-  void add_given(const Rows<const S>& given, int64_t n, const Tile& tile, Block<T> to) const {
+  template <class V>
+  void add_given(const Rows<const V>& given, int64_t n, const Tile& tile, Block<T> to) const {
     if (!given.p) return;
     if (given.moved) {
       maps.for_images(tile.b, tile.rows, [&](int64_t image, int64_t first, int64_t done, int64_t count) {
@@ -156,7 +165,7 @@ struct Context {
       });
       return;
     }
-    add(tile.rows, units_of(n, tile.p), Block<const S>{given.at(seq, tile.t, tile.b) + tile.p * kPanel, given.b_stride}, to);
+    add(tile.rows, units_of(n, tile.p), Block<const V>{given.at(seq, tile.t, tile.b) + tile.p * kPanel, given.b_stride}, to);
   }
 
   // Where what is saved of row b of step t is, in panel p; the rows of a step follow one another.

@@ -75,6 +75,7 @@ class LayerForward {
   }
   // The s-th step; `row` is its first one within the chunk.
   void run(const Thread& thread, int64_t s, int64_t row) {
+    if (f.stepwise) products->begin_step(thread, s);
     for (const auto& stage : stages) stage->run(thread, s, row);
   }
 
@@ -101,7 +102,7 @@ class LayerForward {
     if constexpr (Context<S>::kSameType)
       if (!f.streams && !o.size.project && seq.T == 1 && seq.rows() <= kUnpackedStepRows) return std::make_unique<UnpackedForward<S>>(o);
     if constexpr (Context<S>::kBf16)
-      if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false, f.streams);
+      if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false, f.streams, Gemm<float, Bf16Pair>{}.block, f.stepwise);
     if (f.stepwise) return std::make_unique<PackedForward<S, T>>(o, false, false, kStepwiseBlock);
     return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input, f.streams);
   }

@@ -12,6 +12,9 @@ namespace fastlstm {
 template <class From, class To>
 void transpose(int64_t rows, int64_t columns, Block<const From> from, Block<To> to) {
   if constexpr (std::is_same_v<From, To> && std::is_floating_point_v<To>) return micro_kernels<To>().transpose(rows, columns, from, to);
+  if constexpr (std::is_same_v<From, Bf16Pair> && std::is_same_v<To, Bf16Pair>)  // as numbers of as many bytes
+    return micro_kernels<float>().transpose(rows, columns, {reinterpret_cast<const float*>(from.p), from.row},
+                                            {reinterpret_cast<float*>(to.p), to.row});
   for (int64_t i0 = 0; i0 < rows; i0 += kPanel)
     for (int64_t j0 = 0; j0 < columns; j0 += kPanel)
       for (int64_t i = i0; i < std::min(rows, i0 + kPanel); i++)

@@ -11,6 +11,27 @@ struct Arguments {
   DecoderShape shape;
 };
 
+// bfloat16 where pairs of it are multiplied; callers bring other halves in float32.
+void check_dtype(ScalarType dtype, const DecoderShape& d) {
+  if (dtype == ScalarType::Float || dtype == ScalarType::Double) return;
+  check(dtype == ScalarType::BFloat16, "dtype must be float32, float64 or bfloat16");
+  check(bf16_kernels(), "bfloat16 needs a CPU that multiplies it, and its path");
+  check(d.H % 2 == 0 && d.M % 2 == 0 && d.A % 2 == 0, "bfloat16 needs even sizes of h, of the memory and of the attention");
+}
+
+template <class F>
+void for_decoder_type(ScalarType dtype, const F& f) {
+  if (dtype == ScalarType::BFloat16) f(torch::headeronly::BFloat16{});
+  else for_arithmetic_type(dtype, f);
+}
+
+int64_t kept_size(ScalarType dtype, const Arguments& a, bool drops_layers) {
+  const int64_t record = panels_of(a.shape.H) * Record(a.variant, {a.shape.I, a.shape.H, a.shape.H, false}).saved();
+  int64_t size = 0;
+  for_decoder_type(dtype, [&]<class S>(S) { size = Kept<S>(nullptr, a.shape, a.seq, record, drops_layers, true).size; });
+  return size;
+}
+
 Arguments make_arguments(const Tensor& x, const Optional& batch_sizes, const Tensor& h0, const Tensor& c0, const Optional& fed0,
                          const Tensor& memory, const Optional& keys, const Optional& memory_lengths, const Optional& dropped_layers,
                          const Optional& dropped_output, const Optional& dropped_fed, const Tensor& w_ih, const Optional& w_ih_above,
@@ -30,7 +51,7 @@ Arguments make_arguments(const Tensor& x, const Optional& batch_sizes, const Ten
               .tanh = tanh, .scale = scale}};
   a.seq.T = T, a.seq.B = B, a.seq.packed = false, a.seq.reverse = false, a.seq.chunk_rows = kDecoderChunkRows;
   check(x.is_cpu() && x.size(1) == B, "x must be on the CPU, and x and h0 have the same batch size");
-  check(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double, "dtype must be float32 or float64");
+  check_dtype(x.scalar_type(), a.shape);
   read_batch_sizes(a.seq, batch_sizes);
   for (int64_t t = 0; t < T; t++) a.seq.first.push_back(t * B);
   const int64_t gates = a.variant.ih.gates * H, peepholes = static_cast<int64_t>(a.variant.peepholes.size());
@@ -79,10 +100,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_lstm_fwd(
   const Tensor y = new_tensor(x, {T, B, d.H}), h_n = new_tensor(x, {d.L, B, d.H}), c_n = new_tensor(x, {d.L, B, d.H});
   const Tensor fed_n = new_tensor(x, d.feeds() ? std::vector<int64_t>{B, d.F} : std::vector<int64_t>{0});
   const Tensor alignments = new_tensor(x, return_alignments ? std::vector<int64_t>{T, B, d.S} : std::vector<int64_t>{0});
-  const int64_t record = panels_of(d.H) * Record(a.variant, {d.I, d.H, d.H, false}).saved();
-  const int64_t kept = Kept<float>(nullptr, d, a.seq, record, dropped_layers.has_value(), true).size;
-  const Tensor saved = new_saved(x, save ? 1 : 0, kept, x.scalar_type());
-  for_arithmetic_type(x.scalar_type(), [&]<class S>(S) {
+  const int64_t kept = kept_size(x.scalar_type(), a, dropped_layers.has_value());
+  const Tensor saved = new_saved(x, save ? 1 : 0, kept, compute_type(x.scalar_type()));
+  for_decoder_type(x.scalar_type(), [&]<class S>(S) {
     const Memory<S> read = memory_of<S>(memory, keys, memory_lengths, w_score, d.A);
     DecoderForwardCall<S>{.variant = a.variant, .seq = a.seq, .shape = d,
                           .w = {data<S>(w_ih), data<S>(w_ih_above), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), data<S>(w_peephole),
@@ -90,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_lstm_fwd(
                           .memory = read, .dropped = {data<S>(dropped_layers), data<S>(dropped_output), data<S>(dropped_fed)},
                           .x = rows_of<S>(x), .h0 = data<S>(h0), .c0 = data<S>(c0), .fed0 = data<S>(fed0), .y = out<S>(y),
                           .h_n = out<S>(h_n), .c_n = out<S>(c_n), .fed_n = out<S>(fed_n),
-                          .alignments = return_alignments ? out<S>(alignments) : nullptr, .saved = save ? out<S>(saved) : nullptr}
+                          .alignments = return_alignments ? out<S>(alignments) : nullptr, .saved = save ? out<compute_t<S>>(saved) : nullptr}
         .run();
   });
   return {y, h_n, c_n, fed_n, alignments, saved};
@@ -114,8 +134,7 @@ attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, O
   if (!d.feeds()) dfed_n = std::nullopt;  // there is no such state: what comes has no elements
   check_like(x, dfed_n, "dfed_n", {B, d.F});
   check_like(x, dalignments, "dalignments", {T, B, d.S});
-  const int64_t record = panels_of(d.H) * Record(a.variant, {d.I, d.H, d.H, false}).saved();
-  const int64_t kept = Kept<float>(nullptr, d, a.seq, record, dropped_layers.has_value(), true).size;
+  const int64_t kept = kept_size(x.scalar_type(), a, dropped_layers.has_value());
   check_saved(saved, x.scalar_type(), 1, kept, "attention_lstm_fwd");
   x = with_contiguous_rows(x), memory = with_contiguous_rows(memory), fed0 = as_contiguous(fed0);
   if (keys) keys = with_contiguous_rows(*keys);
@@ -137,7 +156,7 @@ attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, O
     db_query = some(need_dw && w_query, {d.A}), dw_score = gradient_of(x, w_score, need_dw), db_out = some(need_dw && w_out, {d.H});
   };
   if (!need_dw) make_dw();
-  for_arithmetic_type(x.scalar_type(), [&]<class S>(S) {
+  for_decoder_type(x.scalar_type(), [&]<class S>(S) {
     const auto out_or_null = [](const Tensor& t) { return t.numel() > 0 ? out<S>(t) : nullptr; };
     const Memory<S> read = memory_of<S>(memory, keys, memory_lengths, w_score, d.A);
     DecoderBackwardCall<S>{.variant = a.variant, .seq = a.seq, .shape = d,
@@ -146,7 +165,7 @@ attention_lstm_bwd(Optional dy, Optional dh_n, Optional dc_n, Optional dfed_n, O
                            .memory = read, .dropped = {data<S>(dropped_layers), data<S>(dropped_output), data<S>(dropped_fed)},
                            .x = rows_of<S>(x), .dy = rows_of<S>(dy), .dalignments = rows_of<S>(dalignments), .h0 = data<S>(h0),
                            .c0 = data<S>(c0), .fed0 = data<S>(fed0),
-                           .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .dfed_n = data<S>(dfed_n), .saved = out<S>(saved),
+                           .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n), .dfed_n = data<S>(dfed_n), .saved = out<compute_t<S>>(saved),
                            .d = {out_or_null(dx), out<S>(dh0), out<S>(dc0), out_or_null(dfed0), out_or_null(dw_query), out_or_null(dw_out)},
                            .need_dw = need_dw,
                            .make_dmemory = [&]() -> DecoderMemoryGradients<S> {

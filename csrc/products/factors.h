@@ -22,6 +22,10 @@ int64_t summed_terms(const Context<S>& o, int64_t terms) {
   else return terms;
 }
 
+// What S is multiplied as, where nothing else stands in the way.
+template <class S>
+using factor_t = std::conditional_t<std::is_same_v<S, BFloat16>, Bf16Pair, S>;
+
 template <class A, class V>
 const A* factors(const V* p) {
   if constexpr (std::is_same_v<A, V>) return p;

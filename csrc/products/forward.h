@@ -29,6 +29,8 @@ class ForwardProducts {
   // Before and after the steps of a chunk.
   virtual void begin_chunk(const Thread&, const Chunk&) {}
   virtual void end_chunk(const Thread&) {}
+  // Before a step whose inputs were not there when its chunk began.
+  virtual void begin_step(const Thread&, [[maybe_unused]] int64_t s) {}
   // Before the tiles of a panel in a step, by the thread that runs them.
   virtual void begin_panel(int64_t) {}
   // Where products are taken for more rows than a tile has: the next of this thread's rows of a step, after those given (which
@@ -102,9 +104,11 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   static constexpr bool kReadsX = std::is_same_v<S, V>;  // inputs are factors as they are, but for zeros behind them
 
  public:
-  // `kept`: other steps follow in later calls. `block`: how many terms are summed up before they join the total.
-  PackedForward(const Context<S>& context, bool precompute_input, bool kept = false, int64_t block = Gemm<T, A>{}.block)
-      : Base(context, summed_terms<A>(context, context.R)), block_(block),
+  // `kept`: other steps follow in later calls. `block`: how many terms are summed up before they join the total. `stepwise`: of a
+  // call whose inputs are not there before a step.
+  PackedForward(const Context<S>& context, bool precompute_input, bool kept = false, int64_t block = Gemm<T, A>{}.block,
+                bool stepwise = false)
+      : Base(context, summed_terms<A>(context, context.R)), block_(block), stepwise_(stepwise),
         apart_(!o.v.joint() || (precompute_input && !kPaired<A> && !kept)),
         ih_by_panel_(!kept && kReadsX && o.team->plan.row_groups == 1 && o.seq.rows() <= o.chunk_rows &&
                      (precompute_input ? !kPaired<A> : o.seq.T == 1)),
@@ -126,6 +130,12 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (hh_by_panel_) pack_hh(p);
   }
 
+  // Each worker has a copy of its own of all rows that it multiplies: none waits for another.
+  void begin_step(const Thread& thread, int64_t s) override {
+    if (!copies()) return;
+    thread.for_tiles(o.seq.size[o.seq.step(s)], [&](int64_t b, int64_t rows) { put_inputs(o.seq.step(s), b, rows, own_row(thread, b)); });
+  }
+
   // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.
   void begin_chunk(const Thread& thread, const Chunk& chunk) override {
     if (!copies()) return;
@@ -133,9 +143,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     for (int64_t s = chunk.begin; s < chunk.end; s++) {
       const int64_t t = o.seq.step(s);
       const Range rows = thread.mine(o.seq.size[t]);
-      V* const to = inputs_ + (row + rows.begin) * inputs_row_;
-      convert<S, V>(rows.size(), o.I, {o.x.at(o.seq, t, rows.begin), o.x.b_stride}, {to, inputs_row_});
-      fill_rows(rows.size(), x_terms_ - o.I, V(0), {to + o.I, inputs_row_});
+      put_inputs(t, rows.begin, rows.size(), inputs_ + (row + rows.begin) * inputs_row_);
       row += o.seq.size[t];
     }
     thread.barrier_all();
@@ -157,7 +165,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (copies()) thread.barrier_all();
   }
 
-  void into_tile(const Thread&, const Tile& tile, T* records) const override {
+  void into_tile(const Thread& thread, const Tile& tile, T* records) const override {
     const Block<const V> h_rows = constant(h(tile.s).at(0, tile.b));
     const A* const h_factors = factors<A>(h_rows.p);
     const A *next_ih = nullptr, *next_hh = nullptr;
@@ -170,7 +178,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
                                  .b_rows = packed(hh).rows, .b_first = first_hh(), .next = next_hh, .init = product(tile.p, tile.row),
                                  .init_m = ih.width(), .c = records, .c_m = c_m, .block = block_});
       if constexpr (kReadsX)
-        o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
+        o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
                           .k2 = k2, .b = packed_ih(tile.p), .next = next_ih, .init = bias_of(tile.p), .c = records, .c_m = c_m,
                           .block = block_});
       return;
@@ -181,7 +189,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (precompute_)
       o.micro.copy(tile.rows, ih.width(), {product(tile.p, tile.row), ih.width()}, {records + ih.offset(), c_m});
     else if constexpr (kReadsX)
-      o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(tile), .a_m = x_m(), .b = packed_ih(tile.p),
+      o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .b = packed_ih(tile.p),
                         .next = next_ih, .init = bias_of(tile.p) + ih.offset(), .c = records + ih.offset(), .c_m = c_m});
     o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m,
                       .b = packed_hh(tile.p), .next = next_hh, .init = of_h, .init_m = c_m, .c = of_h, .c_m = c_m});
@@ -197,14 +205,20 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   // Whether inputs' products are taken for many steps at once, from now on.
   void precompute(bool wanted) {
     precompute_ = !kReadsX || (wanted && !kPaired<A>);
-    if (copies() && !inputs_) inputs_ = Buffer<V>(o.chunk_rows * inputs_row_);
+    if (copies() && !inputs_) inputs_ = Buffer<V>((stepwise_ ? o.team->workers * o.seq.B : o.chunk_rows) * inputs_row_);
     if (precompute_ && !products_) products_ = Buffer<T>(o.chunk_rows * o.n_panels * ih.width());
   }
 
   // Whether inputs are not read where they are.
   bool copies() const { return precompute_ || x_terms_ > o.I; }
-  const A* x_factors(const Tile& tile) const {
-    return copies() ? factors<A>(inputs_ + tile.row * inputs_row_) : factors<A>(o.x.at(o.seq, tile.t, tile.b));
+  void put_inputs(int64_t t, int64_t b, int64_t rows, V* to) const {
+    convert<S, V>(rows, o.I, {o.x.at(o.seq, t, b), o.x.b_stride}, {to, inputs_row_});
+    fill_rows(rows, x_terms_ - o.I, V(0), {to + o.I, inputs_row_});
+  }
+  V* own_row(const Thread& thread, int64_t b) const { return inputs_ + (thread.worker * o.seq.B + b) * inputs_row_; }
+  const A* x_factors(const Thread& thread, const Tile& tile) const {
+    if (!copies()) return factors<A>(o.x.at(o.seq, tile.t, tile.b));
+    return factors<A>(stepwise_ ? own_row(thread, tile.b) : inputs_ + tile.row * inputs_row_);
   }
   int64_t x_m() const { return (copies() ? inputs_row_ : o.x.b_stride) / kTerms<A>; }
   // Of a panel: x's rows and then h's in one matrix where they feed the same slots and are multiplied together, else two matrices.
@@ -225,11 +239,11 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
   const int64_t x_terms_ = summed_terms<A>(o, o.I), h_terms_ = summed_terms<A>(o, o.R);
   const int64_t block_, inputs_row_ = padded_row<V>(x_terms_);
-  const bool apart_;
+  const bool stepwise_, apart_;
   const bool ih_by_panel_, hh_by_panel_;  // packed just before they are used: in the one chunk that there is, and in each step
   bool precompute_ = false;
   Buffer<A> packed_ih_, packed_hh_;
-  Buffer<V> inputs_;  // of a chunk's rows
+  Buffer<V> inputs_;  // of a chunk's rows, or of a step's for each worker
   Buffer<T> products_;
 };
 

@@ -119,9 +119,23 @@ void pack_columns(const S* w, int64_t K, int64_t N, int64_t first, const Packed&
   for (int64_t i = 0; i < packed.n; i += packed.row(i)) {
     const Block<T> block{to + packed.at(0, i), packed.row(i)};
     const int64_t exist = std::clamp<int64_t>(N - first - i, 0, block.row);
-    if (exist < block.row) fill_rows(K, block.row, T(0), block);
+    if (exist < block.row) fill_rows(K, block.row, T{}, block);
     if constexpr (TRANSPOSED) transpose<S, T>(exist, K, {w + (first + i) * K, K}, block);
     else convert<S, T>(K, exist, {w + first + i, N}, block);
+  }
+}
+
+// Of bfloat16 and an even K, not transposed: as pairs of rows, K / 2 of them.
+inline void pack_pairs_of_rows(const Bf16Kernels& bf16, const BFloat16* w, int64_t K, int64_t N, int64_t first, const Packed& packed,
+                               Bf16Pair* to) {
+  for (int64_t i = 0; i < packed.n; i += packed.row(i)) {
+    const int64_t n = packed.row(i), exist = std::clamp<int64_t>(N - first - i, 0, n);
+    for (int64_t k = 0; k < K / 2; k++) {
+      const uint16_t* const row = bits(w) + 2 * k * N + first + i;
+      Bf16Pair* const out = to + packed.at(k, i);
+      bf16.interleave(exist, row, row + N, out);
+      std::fill_n(out + exist, n - exist, Bf16Pair{});
+    }
   }
 }
 

@@ -23,7 +23,7 @@ class RowPairs {
  public:
   RowPairs() = default;
   // Of at most `rows` rows of n.
-  RowPairs(const Context<V>& o, int64_t rows, int64_t n)
+  RowPairs(const Arithmetic<V>& o, int64_t rows, int64_t n)
       : bf16_(o.bf16), micro_(&o.micro), n_(n), row_(padded_row<Bf16Pair>(n)), term_row_(padded_row<Bf16Pair>(row_pairs(*bf16_, rows))),
         pairs_(row_pairs(*bf16_, rows) * row_), terms_(bf16_->terms_together ? n * term_row_ : 0) {}
 

@@ -76,9 +76,15 @@ def attention_lstm(
     )  # fmt: skip
     if backend == "reference" or beyond_kernels():
         return by_reference(attention_lstm_reference, x, *others)
-    if x.dtype in HALVES and not x.is_cuda:  # the CPU's loop has float32 and float64
+    if x.dtype in HALVES and not x.is_cuda and not _multiplies_pairs(x, h0, memory, w_query):
         return by_reference(_kernels, x, *others)
     return _kernels(x, *others)
+
+
+def _multiplies_pairs(x: Tensor, h0: Tensor, memory: Tensor, w_query: Tensor | None) -> bool:
+    """Whether the CPU's loop takes x as it is: bfloat16 where the CPU multiplies pairs of it, and rows are whole pairs."""
+    sizes = (h0.shape[2], memory.shape[2], 0 if w_query is None else w_query.shape[0])
+    return x.dtype == torch.bfloat16 and all(n % 2 == 0 for n in sizes) and backends.multiplies_pairs()
 
 
 def _kernels(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -147,10 +153,12 @@ def _fake_fwd(
         panel = backends.panel()
         A = H if w_query is None else w_query.shape[0]
         record = (H + panel - 1) // panel * panel * (5 - coupled)
-        layers = L * record + (L - 1) * H * (1 if dropped_layers is None else 2)  # the last layer's h is made again
         own_queries = w_query is not None or before or scale != 1
-        row = (A if own_queries else 0) + S + M + (0 if w_out is None else H) + layers
-        saved = x.new_empty(1 if save else 0, T * B * row + panel)
+        exact = T * B * ((A if own_queries else 0) + S + (0 if w_out is None else H) + L * record)
+        half = x.dtype in HALVES
+        rounded = [M, *[H] * (L - 1) * (1 if dropped_layers is None else 2)]  # the last layer's h is made again
+        size = exact + sum((T * B * n + 1) // 2 if half else T * B * n for n in rounded) + panel
+        saved = x.new_empty(1 if save else 0, size, dtype=torch.float32 if half else x.dtype)
     alignments = x.new_empty((T, B, S) if return_alignments else (0,))
     fed_n = x.new_empty((0,) if fed0 is None else fed0.shape)
     return x.new_empty(T, B, H), x.new_empty(h0.shape), x.new_empty(c0.shape), fed_n, alignments, saved
