@@ -80,7 +80,7 @@ def test_fakes_of_the_backward(need_dx, need_dw):
         ({"w_out": None, "b_out": None}, "it needs w_out"),
         ({"w_query": None, "w_score": None}, "b_query and b_out are biases|keys has shape"),
         ({"dropped_fed": draw(T, B, M)}, "dropped_fed is of a context that is fed"),
-        ({"x": draw(T, B, I).half()}, "dtype must be float32 or float64"),
+        ({"x": draw(T, B, I).half()}, "dtype must be float32, float64 or bfloat16"),
         ({"h0": draw(2, B, 0)}, "must be 1 or more"),
     ],
 )
