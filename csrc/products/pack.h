@@ -103,7 +103,9 @@ void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H
         Bf16Pair* const out = to + packed.at(row, i);
         const int64_t n = packed.row(i), exist = unit < H ? std::clamp<int64_t>(K - first - i, 0, n) : 0;
         const uint16_t *const one = from + i * stride_k, *const two = one + stride;
-        if (unit + 1 < H)
+        if (unit + 1 < H && stride_k == 1)
+          bf16_kernels()->interleave(exist, one, two, out);
+        else if (unit + 1 < H)
           for (int64_t j = 0; j < exist; j++) out[j] = {one[j * stride_k], two[j * stride_k]};
         else
           for (int64_t j = 0; j < exist; j++) out[j] = {one[j * stride_k], 0};

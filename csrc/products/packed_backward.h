@@ -199,8 +199,20 @@ class PackedBackward final : public BackwardProducts<S> {
 
   // Panel p of a gradient (gates * H, depth) from its transpose.
   void write_transposed(const GateMap& map, const T* from, int64_t depth, int64_t p, S* to) const {
-    for (int64_t i = 0; i < map.gates; i++)
-      transpose<T, S>(depth, units_of(o.H, p), {from + i * kPanel, map.width()}, {to + (map.gate[i] * o.H + p * kPanel) * depth, depth});
+    const int64_t units = units_of(o.H, p);
+    for (int64_t i = 0; i < map.gates; i++) {
+      S* const rows = to + (map.gate[i] * o.H + p * kPanel) * depth;
+      if constexpr (std::is_same_v<S, T>) {
+        o.micro.transpose(depth, units, {from + i * kPanel, map.width()}, {rows, depth});
+      } else {
+        T block[kPanel * kMaxBlock];
+        for (int64_t k = 0; k < depth; k += kMaxBlock) {
+          const int64_t n = std::min(kMaxBlock, depth - k);
+          o.micro.transpose(n, units, {from + k * map.width() + i * kPanel, map.width()}, {block, kMaxBlock});
+          o.store(units, n, {block, kMaxBlock}, {rows + k, depth});
+        }
+      }
+    }
   }
 
   int64_t terms(int64_t rows) const {
