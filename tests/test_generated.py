@@ -95,10 +95,18 @@ def tensors(case: dict, dtype: torch.dtype) -> tuple[list[Tensor | None], Tensor
     return given, sizes, reset
 
 
-def run(case: dict, dtype: torch.dtype, backend: str) -> list[Tensor]:
-    """Outputs, and the gradients of all that was given."""
-    given, sizes, reset = tensors(case, dtype)
-    x, *others = [None if t is None else t.requires_grad_() for t in given]
+def run(
+    case: dict, dtype: torch.dtype, backend: str, values: torch.dtype | None = None, moved: int | None = None
+) -> list[Tensor]:
+    """Outputs, and the gradients of all that was given: in `values`' digits, and `moved` by up to one of their roundings."""
+    given, sizes, reset = tensors(case, values or dtype)
+    if moved is not None:
+        random, most = torch.Generator().manual_seed(moved), torch.finfo(values).eps / 2
+        given = [
+            t if t is None else t * (1 + most * (2 * torch.rand(t.shape, generator=random, dtype=torch.float64) - 1))
+            for t in given
+        ]
+    x, *others = [None if t is None else t.to(dtype).requires_grad_() for t in given]
     if case["variant"] == "gru":
         outputs = gru(x, sizes, reset, *others, reverse=case["reverse"], backend=backend)
     else:
@@ -120,11 +128,21 @@ def test_the_kernels_agree_with_the_reference(case: dict) -> None:
 
 @settings(max_examples=60)
 @given(cases())
-def test_in_half_precision_they_agree_to_its_digits(case: dict) -> None:
+def test_in_half_precision_they_err_as_much_as_roundings_of_what_is_given(case: dict) -> None:
+    """A step's roundings may grow from step to step, but no more than those of the inputs and the weights would.
+
+    Where these leave nothing of a gradient, there is nothing to compare: some cells of many units are chaotic.
+    """
     torch.set_num_threads(case["threads"])
-    ours, expected = run(case, torch.bfloat16, "numba"), run(case, torch.bfloat16, "reference")
-    for got, want in zip(ours, expected, strict=True):
-        assert (got.double() - want.double()).norm() <= 0.06 * (want.double().norm() + 1e-2)
+    half, exactly = torch.bfloat16, torch.float64
+    ours, expected = run(case, half, "numba"), run(case, exactly, "reference", half)
+    moved = [run(case, exactly, "reference", half, seed) for seed in range(4)]
+    for got, want, *others in zip(ours, expected, *moved, strict=True):
+        given = max((other - want).norm() for other in others)
+        assert (
+            given > want.norm() / 2
+            or (got.double() - want).norm() <= 4 * given + torch.finfo(half).eps * want.norm() + 1e-5
+        )
 
 
 @settings(max_examples=40)
