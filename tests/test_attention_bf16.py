@@ -5,6 +5,7 @@ import torch
 from test_paths import needs_extension, of_bfloat16
 from torch import Tensor
 
+import fastlstm
 from fastlstm import backends, parity
 from fastlstm.case import parse
 from fastlstm.ops import attention_lstm
@@ -76,6 +77,27 @@ def test_threads_change_no_bit(path, line):
         torch.set_num_threads(1)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+@each_path
+def test_threads_keep_to_their_rows(path):
+    """Where queries are h, all of it is rounded at the end, by each thread as fast as it gets on, through room for one step."""
+    of_bfloat16(path)
+    T, B, H = 60, 64, 128
+    torch.manual_seed(1)
+    module = fastlstm.AttentionLSTM(2, H, H, attention="dot", dtype=torch.bfloat16)
+    x, memory = torch.randn(T, B, 2).bfloat16(), torch.randn(8, B, H).bfloat16().requires_grad_()
+
+    def gradient() -> Tensor:
+        output, _ = module(x, memory, lengths=[T - T * b // B for b in range(B)])
+        return torch.autograd.grad(output.float().sum(), memory)[0]
+
+    expected = gradient()
+    try:
+        torch.set_num_threads(3)
+        assert all(torch.equal(gradient(), expected) for _ in range(20))
+    finally:
+        torch.set_num_threads(1)
 
 
 @each_path

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
 import fastlstm
+from fastlstm.functional import AttentionState
 
 
 @quiet_compiler
@@ -71,6 +72,31 @@ def test_exported_programs_run_at_other_sizes_and_train(case, strict):
     )
     for ours_d, theirs in pairs:
         assert_same(ours_d, theirs)
+
+
+@quiet_compiler
+def test_exported_programs_are_saved_and_loaded():
+    """With the states that they take and return."""
+    ours = some("fed")
+    x, memory, _ = given(ours, T=2)
+
+    class Step(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.decoder = ours
+
+        def forward(self, x: Tensor, memory: Tensor, state: AttentionState) -> tuple:
+            return self.decoder.step(x, self.decoder.precompute(memory), state)
+
+    with torch.no_grad():
+        _, state = ours(x, memory)
+    for module, arguments in ((ours, (x, memory)), (Step(), (x[0], memory, state))):
+        file = io.BytesIO()
+        torch.export.save(torch.export.export(module, arguments), file)
+        file.seek(0)
+        found = torch.export.load(file).module()(*arguments)
+        assert isinstance(found[1], AttentionState)
+        assert_same(found, module(*arguments))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")

@@ -224,10 +224,11 @@ class DecoderBackward {
     if (d.projects_query) of_query.write(thread, dw->b_query);
   }
 
-  // Those of products, where they are h.
+  // Those of products, where they are h. A thread's rows are the same in each step: there is room for one step's as they were rounded.
   void put_queries(const Thread& thread) {
+    const Range rows = thread.mine(seq.B);
     for (int64_t t = 0; t < seq.T; t++) {
-      const Range mine = thread.mine(seq.size[t]), ended = thread.mine(seq.B - seq.size[t]);
+      const Range mine{std::min(rows.begin, seq.size[t]), std::min(rows.end, seq.size[t])};
       T* const to = row(queries, d.H, t, mine.begin);
       if constexpr (kSameType) {
         put_hidden(thread, d.query_layer, t, mine, to);
@@ -236,7 +237,8 @@ class DecoderBackward {
         put_hidden(thread, d.query_layer, t, mine, rounded);
         widen(rounded, mine.size() * d.H, to);
       }
-      std::fill_n(row(queries, d.H, t, seq.size[t] + ended.begin), ended.size() * d.H, T(0));
+      const int64_t ended = std::max(rows.begin, seq.size[t]);
+      std::fill_n(row(queries, d.H, t, ended), std::max<int64_t>(0, rows.end - ended) * d.H, T(0));
     }
     thread.barrier_all();
   }

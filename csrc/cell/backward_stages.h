@@ -59,7 +59,11 @@ class ProjectionBackwardBy final : public ProjectionBackward<S> {
         if constexpr (!kPaired<A>) sum = to;
         o.micro.copy(rows, kPanel, constant(dh_.at(p, b)), sum);
         o.add_given(f.dy, o.R, {s, t, b, rows, row + b, p}, sum);
-        if constexpr (kPaired<A>) o.store(rows, kPanel, constant(sum), to);
+        if constexpr (kPaired<A>) {
+          o.store(rows, kPanel, constant(sum), to);
+          const int64_t units = units_of(o.R, p);  // an infinite dG times the zeros of those that don't exist is none
+          fill_rows(rows, kPanel - units, V(0), {to.p + units, to.row});
+        }
       });
     thread.barrier_group();
   }

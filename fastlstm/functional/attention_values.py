@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 
 class AttentionWeights(NamedTuple):
@@ -71,3 +73,8 @@ class Precomputed(NamedTuple):
             None if keys is None else keys.index_select(1, rows),
             None if lengths is None else lengths.index_select(0, rows.cpu()),
         )
+
+
+# For torch.export.save of programs that take or return it (PyTorch has no public name for that), and torch.export.load
+torch.serialization.add_safe_globals([AttentionState])
+_pytree._register_namedtuple(AttentionState, serialized_type_name="fastlstm.AttentionState")
