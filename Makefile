@@ -77,7 +77,8 @@ SOME := $(patsubst %,--case %,darts deepar ppo codec translate square)
 bench: $(VENV)/dev.stamp  ## measure every case for the README, which is written anew (to measure your own: fastlstm bench)
 	$(BENCH) --variant lstm $(SOME) --dtype bf16 --against torch --against fp32
 	$(BENCH) --resume --variant gru --case darts --case deepar --case square --dtype bf16 --against torch
-	$(BENCH) --resume --variant conv_lstm --dtype bf16
+	$(BENCH) --resume --variant conv_lstm --variant attention_lstm --dtype bf16
+	$(BENCH) --resume --variant peephole_lstm --case ppo --case codec --dtype bf16 --against cell
 	$(BENCH) --variant lstm --variant gru --case darts --case deepar --dtype fp16 --against torch
 	$(BENCH) --isa avx2 --variant lstm --variant gru --variant conv_lstm
 	$(BENCH) --variant lstm --variant gru
