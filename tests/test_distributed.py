@@ -3,6 +3,7 @@
 Run as a script, `test_distributed.py RANK FOLDER`, this file is one of the two processes that `results` starts.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -125,15 +126,16 @@ def by_one(folder: Path, *arguments: str) -> None:
 def by_two(folder: Path, *arguments: str) -> str:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(PROCESSES)]
     command = ["-m", "fastlstm", "train", "--checkpoint", str(folder), "--out", str(folder / "out"), *arguments]
-    process = start([*torchrun, "--master-addr", "127.0.0.1", "--master-port", str(free_port()), *command], ALONE)
+    process = start([*torchrun, "--master-addr", "127.0.0.1", "--master-port", str(*free_ports(1)), *command], ALONE)
     (output,) = outputs(process)
     assert process.returncode == 0, output
     return output
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+def free_ports(n: int) -> list[int]:
+    with contextlib.ExitStack() as stack:  # one that is free once more may be given again
+        servers = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(n)]
+        return [server.getsockname()[1] for server in servers]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
@@ -173,7 +175,7 @@ def as_torchrun(rank: int, port: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_a_signal_to_one_ends_both(text: Path, tmp_path: Path, number: signal.Signals) -> None:
-    port, folder = free_port(), tmp_path / "run"
+    (port,), folder = free_ports(1), tmp_path / "run"
     command = [sys.executable, "-m", "fastlstm", "train", "--text", str(text), *OPTIONS, "--steps", "100000"]
     command += ["--checkpoint", str(folder), "--save-every", "3", "--out", str(tmp_path)]
     first, second = (start(command, as_torchrun(rank, port)) for rank in range(PROCESSES))
@@ -194,7 +196,7 @@ def test_a_signal_to_one_ends_both(text: Path, tmp_path: Path, number: signal.Si
 
 def test_an_error_in_one_is_an_error_in_all(tmp_path: Path) -> None:
     # only the second process finds no text
-    port = free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "fastlstm", "train", *OPTIONS, "--out", str(tmp_path)]
     second = [*command, "--text", str(tmp_path / "none")]
     started = [start(line, as_torchrun(rank, port)) for rank, line in enumerate((command, second))]
@@ -251,7 +253,7 @@ def test_no_thread_outlives_the_connection(text: Path, tmp_path: Path) -> None:
         ("KeyboardInterrupt()", "text", 130),
         ("ZeroDivisionError()", "text", 1),  # which nobody expects: the process ends by it
     ]
-    ports = [free_port() for _ in ways]
+    ports = free_ports(len(ways))
     options = ["train", *OPTIONS, "--steps", "4", "--sample", "0", "--out", str(tmp_path)]
     started = []
     for rank in range(PROCESSES):
