@@ -10,6 +10,8 @@ import os
 # before anything imports triton: kernels are interpreted, and compiled only in processes of their own
 os.environ["TRITON_INTERPRET"] = "1"
 
+import sys
+
 import fake_cuda as fakes
 import pytest
 import torch
@@ -72,6 +74,13 @@ def interpreter(fake_cuda, monkeypatch):
 
     with interpreted(fake_cuda, monkeypatch) as interpreter:
         yield interpreter
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_compiled() -> None:
+    """What files before compiled of the same code counts for its limit, beyond which PyTorch compiles it no more."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 @pytest.fixture(autouse=True)

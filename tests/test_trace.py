@@ -253,7 +253,6 @@ def test_times_of_a_gpu_are_read_from_events(monkeypatch: pytest.MonkeyPatch) ->
 @quiet_compiler
 def test_what_a_compiler_leaves_out_is_seen() -> None:
     """nn.LSTM is left out; a cell is taken into the graph, whole, and so are modules of ours."""
-    torch.compiler.reset()  # what other tests compiled of the same code counts for its limit
     lstm, cell, ours = nn.Sequential(nn.Linear(8, 8), nn.LSTM(8, 4)), nn.LSTMCell(8, 4), fastlstm.LSTM(8, 4)
     want = lstm(X)[0], cell(X[0])[0], ours(X)[0]
     with tracing() as seen:
