@@ -1,5 +1,6 @@
 """What the tests of values share: each variant with its oracle, and how a module is run in the layouts that users have."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -65,6 +66,19 @@ def random(*shape: int) -> Tensor:
 
 def assert_same(ours: object, theirs: object) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def assert_threads_change_no_bit(results: Callable[[], object]) -> None:
+    """What it gives, with 1, 2 and 3 threads."""
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results())
+    finally:
+        torch.set_num_threads(1)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
 
 
 def module(variant: str, input_size: int = I, hidden_size: int = H, **options) -> nn.RNNBase:

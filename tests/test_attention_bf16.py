@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import assert_threads_change_no_bit
 from test_paths import needs_extension, of_bfloat16
 from torch import Tensor
 
@@ -68,15 +69,7 @@ def test_parity(path, line):
 @each_line
 def test_threads_change_no_bit(path, line):
     of_bfloat16(path)
-    try:
-        found = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append(results(line))
-    finally:
-        torch.set_num_threads(1)
-    for other in found[1:]:
-        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+    assert_threads_change_no_bit(lambda: results(line))
 
 
 @each_path
