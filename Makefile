@@ -187,8 +187,9 @@ $(VENV)/dev.stamp: $(SOURCES) $(VENV)/torch.txt
 	$(call set-up,plot test lint docs)
 	@touch $@ $(VENV)/run.stamp
 
-# progress is shown, warnings only where it failed; the extension is compiled while the packages that it doesn't need are installed
-install = $(PIP) install '$(TORCH)' $(1) 2> $(VENV)/$(or $(2),pip).err || { cat $(VENV)/$(or $(2),pip).err; exit 1; }
+# progress is shown, warnings only where it failed; the extension is compiled while the packages that it doesn't need are installed;
+# Python compiles what it imports at the first import: pip would compile thousands of files that nobody does
+install = $(PIP) install --no-compile '$(TORCH)' $(1) 2> $(VENV)/$(or $(2),pip).err || { cat $(VENV)/$(or $(2),pip).err; exit 1; }
 define set-up
 @echo "Setting up $(VENV) with $(TORCH); the first time this takes minutes. Log: $(VENV)/pip.log"
 @$(call install,$(BUILD_NEEDS))
