@@ -6,6 +6,7 @@ sequence's end, h_n, c_n, and cells (T, B, D*H), zero there as well.
 
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -135,12 +136,23 @@ def one_layer(
     return lstm_reference(*args, w_hr, w_peephole, case.kind.coupled, reverse)
 
 
+# Modules without weights, for all draws of a case
+@lru_cache(maxsize=8)
+def _ours(case: Case, backend: str, dtype: torch.dtype) -> nn.Module:
+    return case.module(backend=backend, device="meta", dtype=dtype)
+
+
+@lru_cache(maxsize=8)
+def _theirs(case: Case, dtype: torch.dtype) -> nn.Module:
+    return IN_PYTORCH[case.kind.name](case.I, case.H, device="meta", dtype=dtype, **case.options)
+
+
 @pixelwise
 def by_torch(case: Case, given: Given) -> Given:
     """`torch.nn.LSTM` or `GRU`. They know no sequence of length 0 and no reverse alone: those rows keep their states, and the
     sequences are turned round before and after."""
     x, initial = given["x"], states(case, given)
-    module = IN_PYTORCH[case.kind.name](case.I, case.H, device="meta", dtype=x.dtype, **case.options)
+    module = _theirs(case, x.dtype)
     if not case.lengths:
         y, finals = called(bound(module, given), case, x.flip(0) if case.reverse else x, initial)
         return named(case, [y.flip(0) if case.reverse else y], finals)
@@ -172,7 +184,7 @@ def by_module(backend: str) -> Forward:
     """A module of ours."""
 
     def forward(case: Case, given: Given) -> Given:
-        return as_called(case, given, bound(case.module(backend=backend, device="meta", dtype=given["x"].dtype), given))
+        return as_called(case, given, bound(_ours(case, backend, given["x"].dtype), given))
 
     return forward
 
@@ -220,7 +232,7 @@ def by_step(backend: str) -> Forward:
 
     def forward(case: Case, given: Given) -> Given:
         assert isinstance(case, AttentionCase)
-        return by_steps(case, given, case.module(backend=backend, device="meta", dtype=given["x"].dtype))
+        return by_steps(case, given, _ours(case, backend, given["x"].dtype))
 
     return forward
 
