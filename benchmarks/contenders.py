@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastlstm import backends
 from fastlstm.benchmarks.attention_loops import AttentionLoop, JoeyDecoder, LSTMThenAttention
 from fastlstm.benchmarks.conv_loops import ConvLoop, KerasLayers
 from fastlstm.benchmarks.loops import CellLoop, Cutting
@@ -129,6 +130,25 @@ def our_fp32(work: Work) -> Contender:
     if work.dtype == torch.float32:
         raise NotImplementedError("the work is in float32 itself")
     return ours(work.to(torch.float32))
+
+
+def our_high(work: Work) -> Contender:
+    """Ours in float32 by products of 16 bits of each factor."""
+    if work.dtype != torch.float32:
+        raise NotImplementedError(f"the work is in {work.dtype}, and it is about float32")
+    if backends.gemm_path() != "avx512+amx":
+        raise NotImplementedError("this CPU has nothing that takes such products faster")
+    one = ours(work)
+
+    def run() -> list[Tensor]:
+        before = backends.float32_precision()
+        backends.set_float32_precision("high")
+        try:
+            return one.step()
+        finally:
+            backends.set_float32_precision(before)
+
+    return Contender(work, run)
 
 
 def torch_module(work: Work) -> Contender:
@@ -313,11 +333,12 @@ CONTENDERS = {
     "cut": cutting,
     "torchrl": torchrl_rollouts,
     "fp32": our_fp32,
+    "high": our_high,
     "at-once": at_once(ours),
     "torch-at-once": at_once(torch_module),
 }
 # They do other work than ours: there is nothing to compare their results with
-OTHER_WORK = ("dense", "lstm", "fp32", "at-once", "torch-at-once")
+OTHER_WORK = ("dense", "lstm", "fp32", "high", "at-once", "torch-at-once")
 
 
 class SeenOps(TorchDispatchMode):

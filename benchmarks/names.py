@@ -18,7 +18,7 @@ MODULES = {
 }
 VECTORS = {"AVX512": "AVX-512", "avx512": "AVX-512", "avx2": "AVX2"}  # where PyTorch, or we, write them otherwise
 # Peers that are ours as well: what a variant, a layout or an option costs
-OURSELVES = ("lstm", "dense", "checkpoint", "compile-ours", "fp32", "at-once")
+OURSELVES = ("lstm", "dense", "checkpoint", "compile-ours", "fp32", "high", "at-once")
 MODES = {"train": "training", "infer": "inference"}
 # What each is for, and its parameters per layer and direction
 PURPOSES = {
@@ -73,6 +73,7 @@ def peer(row: dict) -> str:
         "cut": f"nn.{own} on the pieces between resets",
         "torchrl": f"torchrl's {own}Module, by its Triton kernels",
         "fp32": "itself in fp32",
+        "high": 'itself at precision "high"',
         "at-once": "itself, by two Python threads at once",
         "torch-at-once": f"nn.{own}{cell}, by two Python threads at once",
         "penalty": f"nn.{own}, in a step of WGAN-GP",

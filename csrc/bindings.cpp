@@ -71,6 +71,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The loops over time of fastlstm, and their gate kernels' addresses.";
   m.def("gemm_path", [] { return isa_name(isa()); },
         "The micro-kernels in use: 'avx512+amx', 'avx512+bf16', 'avx512', 'avx2' or 'portable'.");
+  m.def("set_float32_precision", &set_float32_precision, "How precise products of float32 are to be: 'highest', 'high' or 'medium'.");
+  m.def("float32_precision", &float32_precision, "What was set.");
   m.def("force_path", &force_isa, "Use 'avx512+bf16', 'avx512', 'avx2' or 'portable' from now on; None: the best that this CPU has.");
   m.attr("PANEL") = kPanel;
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");

@@ -225,6 +225,35 @@ def empty_pool() -> None:
         _C.empty_pool()
 
 
+PRECISIONS = ("highest", "high", "medium")
+
+
+def set_float32_precision(precision: str) -> None:
+    """How precise the CPU's products of float32 are to be, from now on in this process, in the words of
+    `torch.set_float32_matmul_precision`: "highest" (the default) is float32's own; "high" takes 16 bits of each factor, the
+    sum of two bfloat16; "medium" its nearest bfloat16, 8 bits. Sums, gates, states and what is saved stay float32.
+
+    Where the CPU has AMX, the recurrent family is faster by it, for 16 sequences or more (of a single step: 64). Elsewhere,
+    and in every other dtype, nothing changes. A backward runs with what is set by then; a `Stream` with what was set when it
+    was made. Raises ValueError for another name.
+
+    Example:
+        >>> fastlstm.backends.set_float32_precision("high")
+        >>> fastlstm.backends.float32_precision()
+        'high'
+        >>> fastlstm.backends.set_float32_precision("highest")
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, expected one of {', '.join(map(repr, PRECISIONS))}")
+    if _C is not None:
+        _C.set_float32_precision(precision)
+
+
+def float32_precision() -> str:
+    """What `set_float32_precision` was given; "highest" without the C++ extension."""
+    return _C.float32_precision() if _C is not None else "highest"
+
+
 # What LLVM calls the CPUs that gate kernels are compiled for where a path is forced
 _CPUS = {"avx512+bf16": "cooperlake", "avx512": "skylake-avx512", "avx2": "haswell", "portable": "x86-64"}
 

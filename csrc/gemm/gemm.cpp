@@ -11,6 +11,8 @@ namespace fastlstm {
 namespace {
 
 std::atomic<bool> amx_denied{false};
+constexpr const char* kPrecisions[] = {"highest", "high", "medium"};
+std::atomic<int> float32_precision_in_use{0};
 
 bool has_amx() {
 #if defined(__x86_64__) && defined(__linux__)
@@ -94,15 +96,28 @@ const WinogradKernels<T>& winograd_kernels(int64_t taps) {
 template const WinogradKernels<float>& winograd_kernels<float>(int64_t);
 template const WinogradKernels<double>& winograd_kernels<double>(int64_t);
 
+namespace {
+
+// Asked for when it is needed: a process that uses none is as it was.
+bool permits_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  if (isa() != Isa::amx) return false;
+  static const bool permitted = amx::permitted();
+  if (permitted) return true;
+  amx_denied = true;
+  current().store(detect());
+#endif
+  return false;
+}
+
+}  // namespace
+
 const Bf16Kernels* bf16_kernels() {
 #if defined(__x86_64__)
 #if defined(__linux__)
-  if (isa() == Isa::amx) {  // asked for when it is needed: a process that uses none is as it was
-    static const bool permitted = amx::permitted();
+  if (permits_amx()) {
     static const Bf16Kernels path = amx::bf16_kernels();
-    if (permitted) return &path;
-    amx_denied = true;
-    current().store(detect());
+    return &path;
   }
 #endif
   if (isa() == Isa::avx512_bf16) {
@@ -112,5 +127,24 @@ const Bf16Kernels* bf16_kernels() {
 #endif
   return nullptr;
 }
+
+const SplitKernels* split_kernels() {
+  [[maybe_unused]] const int precision = float32_precision_in_use.load(std::memory_order_relaxed);
+#if defined(__x86_64__) && defined(__linux__)
+  if (precision > 0 && permits_amx()) {
+    static const SplitKernels paths[] = {amx::split_kernels(2), amx::split_kernels(1)};
+    return &paths[precision - 1];
+  }
+#endif
+  return nullptr;
+}
+
+void set_float32_precision(const std::string& name) {
+  for (int i = 0; i < 3; i++)
+    if (name == kPrecisions[i]) return float32_precision_in_use.store(i);
+  throw std::invalid_argument("precision is '" + name + "', expected 'highest', 'high' or 'medium'");
+}
+
+const char* float32_precision() { return kPrecisions[float32_precision_in_use.load()]; }
 
 }  // namespace fastlstm

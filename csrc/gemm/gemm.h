@@ -5,6 +5,7 @@
 // the vectors' length. So results don't depend on how work was split.
 #pragma once
 #include <cstdint>
+#include <string>
 
 namespace fastlstm {
 
@@ -125,6 +126,31 @@ struct Bf16Kernels {
 // Null where the CPU has none.
 const Bf16Kernels* bf16_kernels();
 
+// Products of float32 by what multiplies bfloat16, each number as its nearest bfloat16, or as the sum of that and of the nearest to
+// what it leaves: of 8 bits, or of 16. A block of kSplitTerms terms is 16 pairs of their first parts, and 16 of the others. (Products of
+// two second parts are left out: they are as small as what is lost.)
+constexpr int64_t kSplitTerms = 32;
+struct SplitKernels {
+  int64_t parts;
+  void (*gemm)(const Gemm<float, Bf16Pair>&);
+  // Parts of `rows` rows of n numbers, any n; the first is term `first`, a multiple of 16.
+  void (*split)(int64_t rows, int64_t n, Block<const float> from, int64_t first, Block<Bf16Pair> to);
+  // Parts of one[i] and two[i], as a pair of terms in column i: the first at `to`.
+  void (*split_columns)(int64_t n, const float* one, const float* two, Block<Bf16Pair> to);
+
+  // Pairs of a block, of some terms in whole blocks, and before that of a term.
+  int64_t block() const { return kSplitTerms / 2 * parts; }
+  int64_t pairs(int64_t terms) const { return (terms + kSplitTerms - 1) / kSplitTerms * block(); }
+  int64_t pair_of(int64_t term) const { return term / kSplitTerms * block() + term % kSplitTerms / 2; }
+};
+
+// How precise products of float32 are to be: "highest", "high" (16 bits of each factor) or "medium" (8 bits), where the CPU has what
+// takes such products faster. Throws std::invalid_argument for other names.
+void set_float32_precision(const std::string& name);
+const char* float32_precision();
+// Null where products of float32 are taken as they are.
+const SplitKernels* split_kernels();
+
 // The implementation for the instruction set in use: see isa.h.
 template <class T>
 const MicroKernels<T>& micro_kernels();
@@ -134,6 +160,8 @@ namespace amx {
 bool supported();  // by the CPU and the system
 bool permitted();  // by the system to this process, which asks for it
 Bf16Kernels bf16_kernels();
+void multiply_parts(const Gemm<float, Bf16Pair>&, int64_t parts);
+SplitKernels split_kernels(int64_t parts);
 }
 namespace avx512 { template <class T> MicroKernels<T> path(); }
 namespace avx2 { template <class T> MicroKernels<T> path(); }

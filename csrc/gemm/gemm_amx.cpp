@@ -1,5 +1,5 @@
 // gemm.h for bfloat16 on CPUs with AMX, whose registers hold 16 x 16 sums, or 16 rows of up to 16 pairs of terms each. Where a
-// product suits none of them, it is taken by vectors.
+// product suits none of them, it is taken by vectors. And for float32 of which two parts in bfloat16 are multiplied.
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -69,11 +69,12 @@ struct Right {
   int64_t row;
 };
 
-// ROWS x COLUMNS registers of sums from row m0 and column n0 on, as many rows as they are configured for.
-template <int ROWS, int COLUMNS>
+// ROWS x COLUMNS registers of sums from row m0 and column n0 on, as many rows as they are configured for. Of factors in PARTS, blocks
+// of the largest part and of the next lie side by side; the product of both next ones is left out.
+template <int ROWS, int COLUMNS, int PARTS>
 void tile(const Product& g, int64_t m0, int64_t n0, const Right* right, const Right* next, int64_t pairs) {
-  static_assert(ROWS <= 2 && ROWS * COLUMNS <= kLeft);
-  constexpr int kRight = kLeft + ROWS, kRights = 8 - kRight, kOfRows = kLeft / ROWS;
+  static_assert(ROWS <= 2 && PARTS <= 2 && ROWS * COLUMNS <= kLeft);
+  constexpr int kRight = kLeft + (ROWS > PARTS ? ROWS : PARTS), kRights = 8 - kRight, kOfRows = kLeft / ROWS;
   float* const c = g.c + m0 * g.c_m + n0;
   const float* const from = g.accumulate ? c : g.init ? g.init + m0 * g.init_m + n0 : nullptr;
   const int64_t from_m = g.accumulate ? g.c_m : g.init_m;
@@ -82,20 +83,40 @@ void tile(const Product& g, int64_t m0, int64_t n0, const Right* right, const Ri
     if (from) load<R * kOfRows + N>(from + R * kSide * from_m + N * kSide, from_m * 4);
     else zero<R * kOfRows + N>();
   });
+  const auto load_left = [&](auto first, const Bf16Pair* a, int64_t a_m) {
+    each<ROWS>([&](auto r) { load<decltype(first)::value + decltype(r)::value>(a + decltype(r)::value * kSide * a_m, a_m * 4); });
+  };
+  const auto load_right = [&](auto n, int64_t row) {
+    constexpr int N = decltype(n)::value;
+    load<kRight + N % kRights>(right[N].p + row * right[N].row, right[N].row * 4);
+    if (next)
+      for (int64_t j = 0; j < pairs; j++) __builtin_prefetch(next[N].p + (row + j) * next[N].row, 0, 2);
+  };
+  const auto multiply = [&](auto n, auto first) {
+    constexpr int N = decltype(n)::value;
+    each<ROWS>([&](auto r) {
+      constexpr int R = decltype(r)::value;
+      multiply_add<R * kOfRows + N, decltype(first)::value + R, kRight + N % kRights>();
+    });
+  };
+  constexpr Constant<kLeft> kOne;
+  constexpr Constant<kLeft + 1> kOther;  // where one row of registers leaves room for it
   int64_t row = 0;  // of the right factor
   const auto sum = [&](const Bf16Pair* a, int64_t a_m, int64_t k) {
-    for (int64_t i = 0; i < k; i += pairs, row += pairs) {
-      each<ROWS>([&](auto r) { load<kLeft + decltype(r)::value>(a + decltype(r)::value * kSide * a_m + i, a_m * 4); });
-      each<COLUMNS>([&](auto n) {
-        constexpr int N = decltype(n)::value, kRegister = kRight + N % kRights;
-        load<kRegister>(right[N].p + row * right[N].row, right[N].row * 4);
-        if (next)
-          for (int64_t j = 0; j < pairs; j++) __builtin_prefetch(next[N].p + (row + j) * next[N].row, 0, 2);
-        each<ROWS>([&](auto r) {
-          constexpr int R = decltype(r)::value;
-          multiply_add<R * kOfRows + N, kLeft + R, kRegister>();
-        });
-      });
+    for (int64_t i = 0; i < k; i += PARTS * pairs, row += PARTS * pairs) {
+      load_left(kOne, a + i, a_m);
+      if constexpr (PARTS == 1) {
+        each<COLUMNS>([&](auto n) { load_right(n, row), multiply(n, kOne); });
+      } else if constexpr (ROWS == 1) {
+        load_left(kOther, a + i + pairs, a_m);
+        each<COLUMNS>([&](auto n) { load_right(n, row + pairs), multiply(n, kOne); });
+        each<COLUMNS>([&](auto n) { load_right(n, row), multiply(n, kOne), multiply(n, kOther); });
+      } else {
+        each<COLUMNS>([&](auto n) { load_right(n, row + pairs), multiply(n, kOne); });
+        each<COLUMNS>([&](auto n) { load_right(n, row), multiply(n, kOne); });
+        load_left(kOne, a + i + pairs, a_m);
+        each<COLUMNS>([&](auto n) { multiply(n, kOne); });
+      }
     }
   };
   for (int64_t s = 0; s < g.batch; s++) sum(g.a + m0 * g.a_m + (g.a_offsets ? g.a_offsets[s] : 0), g.a_m, g.k);
@@ -108,14 +129,18 @@ void tile(const Product& g, int64_t m0, int64_t n0, const Right* right, const Ri
 
 using Tile = void (*)(const Product&, int64_t m0, int64_t n0, const Right*, const Right*, int64_t pairs);
 // Two registers of rows and up to two of columns, or one and up to four: sums that don't wait for each other.
-constexpr Tile kTall[] = {tile<2, 1>, tile<2, 2>}, kWide[] = {tile<1, 1>, tile<1, 2>, tile<1, 3>, tile<1, 4>};
+template <int PARTS>
+constexpr Tile kTall[] = {tile<2, 1, PARTS>, tile<2, 2, PARTS>};
+template <int PARTS>
+constexpr Tile kWide[] = {tile<1, 1, PARTS>, tile<1, 2, PARTS>, tile<1, 3, PARTS>, tile<1, 4, PARTS>};
 
-Config config_for(int64_t rows, int64_t pairs) {
+// `lefts`: registers of left factors of a row of registers.
+Config config_for(int64_t rows, int64_t pairs, int lefts) {
   const int tall = rows > kSide;
   const auto rows_of = [&](int part) { return static_cast<uint8_t>(part ? rows - kSide : tall ? kSide : rows); };
   Config config;
   for (int i = 0; i < 8; i++) {
-    const bool sums = i < kLeft, left = !sums && i <= kLeft + tall;
+    const bool sums = i < kLeft, left = !sums && i < kLeft + (tall ? 2 : lefts);
     config.row_bytes[i] = static_cast<uint16_t>(left ? pairs * 4 : kSide * 4);
     config.rows[i] = sums || left ? rows_of(!tall ? 0 : sums ? i >= 2 : i > kLeft) : static_cast<uint8_t>(pairs);
   }
@@ -123,9 +148,10 @@ Config config_for(int64_t rows, int64_t pairs) {
 }
 
 // Every element of c is one sum in the order of its terms, whatever the rows of a tile.
+template <int PARTS>
 void gemm(const Product& g) {
   if (g.m == 0) return;
-  const int64_t pairs = g.a_k == 1 && !g.a_rows ? pairs_at_once(g) : 0;
+  const int64_t pairs = PARTS > 1 ? kSide : g.a_k == 1 && !g.a_rows ? pairs_at_once(g) : 0;
   if (!pairs) return avx512_bf16::bf16_kernels().gemm(g);
   Config before;
   read_config(before);
@@ -135,24 +161,29 @@ void gemm(const Product& g) {
   };
   const int64_t whole = g.m / (2 * kSide) * (2 * kSide), left = g.m - whole;
   const bool wide = g.m <= kSide;
-  if (whole) configure(config_for(2 * kSide, pairs));
-  else configure(config_for(left, pairs));
-  const int64_t at_once = wide ? 4 : 2;
+  if (whole) configure(config_for(2 * kSide, pairs, PARTS));
+  else configure(config_for(left, pairs, PARTS));
   const auto rows_of = [&](int64_t begin, int64_t end) {
     for (int64_t n0 = 0, count; n0 < g.n; n0 += count * kSide) {
-      count = (g.n - n0) / kSide < at_once ? (g.n - n0) / kSide : at_once;
+      const int64_t columns = (g.n - n0) / kSide;
+      // One column after two: its sums, two registers, would wait for each other; three in one row of registers don't
+      const bool three = PARTS > 1 && columns == 3 && end == whole;
+      const int64_t at_once = wide ? 4 : three ? 3 : 2, rows = three ? kSide : 2 * kSide;
+      count = columns < at_once ? columns : at_once;
       Right right[4], next[4];
       for (int64_t i = 0; i < count; i++) {
         right[i] = columns_of(g.b, n0 + i * kSide);
         if (g.next) next[i] = columns_of(g.next, n0 + i * kSide);
       }
-      for (int64_t m0 = begin; m0 < end; m0 += 2 * kSide)
-        (end - m0 > kSide ? kTall : kWide)[count - 1](g, m0, n0, right, g.next && m0 == 0 ? next : nullptr, pairs);
+      for (int64_t m0 = begin; m0 < end; m0 += rows) {
+        const bool tall = !three && end - m0 > kSide;
+        (tall ? kTall<PARTS> : kWide<PARTS>)[count - 1](g, m0, n0, right, g.next && m0 == 0 ? next : nullptr, pairs);
+      }
     }
   };
   rows_of(0, whole);
   if (left) {
-    if (whole) configure(config_for(left, pairs));
+    if (whole) configure(config_for(left, pairs, PARTS));
     rows_of(whole, g.m);
   }
   // Others may count on what they found
@@ -184,10 +215,12 @@ bool permitted() {
 
 Bf16Kernels bf16_kernels() {
   Bf16Kernels kernels = avx512_bf16::bf16_kernels();
-  kernels.gemm = gemm;
+  kernels.gemm = gemm<1>;
   kernels.terms_together = true;
   return kernels;
 }
+
+void multiply_parts(const Product& g, int64_t parts) { parts == 1 ? gemm<1>(g) : gemm<2>(g); }
 
 }  // namespace fastlstm::amx
 #endif

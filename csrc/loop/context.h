@@ -16,6 +16,8 @@ inline uint16_t* bits(BFloat16* p) { return reinterpret_cast<uint16_t*>(p); }
 inline const uint16_t* bits(const BFloat16* p) { return reinterpret_cast<const uint16_t*>(p); }
 
 constexpr int64_t kMaxBlock = 4 * kPanel;  // columns of a product at once
+// Rows from which products of float32 are taken by parts, where that is allowed: those of many steps, and of one that packs its weights.
+constexpr int64_t kSplitRows = 16, kSplitStepRows = 64;
 
 // Values of one panel, from rows of one type to rows of another, of which only `n` <= kPanel exist.
 template <class From, class To>
@@ -70,7 +72,7 @@ struct Context : Arithmetic<S> {
   explicit Context(const Call& call)
       : v(call.variant), seq(call.seq), size(call.size), w(call.w), x(call.x), images(call.images), I(size.I), H(size.H), R(size.R),
         n_panels(panels_of(H)), r_panels(panels_of(R)), i_panels(panels_of(I)), record(v, size), gate_width(record.gate_width()),
-        maps{seq.pixels, H, images && images->paired ? 2 : 1} {}
+        maps{seq.pixels, H, images && images->paired ? 2 : 1}, split(may_split(call) ? split_kernels() : nullptr) {}
 
   const Variant& v;
   const Sequence& seq;
@@ -82,6 +84,7 @@ struct Context : Arithmetic<S> {
   const Record record;
   const int64_t gate_width;
   const Maps maps;  // of states
+  const SplitKernels* const split;  // where products of float32 are taken by parts of them
   Team* team = nullptr;
   int64_t tile_size = 0, chunk_rows = 0;
   Buffer<T> tiles;  // one of each worker
@@ -93,9 +96,10 @@ struct Context : Arithmetic<S> {
   int64_t k_input() const { return images ? images->ih.taps() * I : I; }
   int64_t k_recurrent() const { return images ? images->hh.taps() * R : R; }
   Work work() const {
-    const bool wide = bf16 && bf16->terms_together;
+    const bool wide = split || (bf16 && bf16->terms_together);
     const int64_t tile_rows = wide ? kWideTileRows : seq.pixels > 1 ? kImageTileRows : kTileRows;
-    return {n_panels, v.hh.width(), k_input(), k_recurrent(), sizeof(T), tile_rows};
+    if (split) return {n_panels, v.hh.width(), k_input(), k_recurrent(), 2 * split->parts, tile_rows, kSplitRate / (2 * split->parts - 1)};
+    return {n_panels, v.hh.width(), k_input(), k_recurrent(), sizeof(T), tile_rows, 64.0 / sizeof(T)};
   }
 
   // Elements of contiguous inputs before a row of their outputs.
@@ -178,6 +182,15 @@ struct Context : Arithmetic<S> {
     if (seq.T == 0 || !seq.reset) return false;
     const int64_t t = seq.step(0);
     return b < seq.size[t] && seq.resets_before(t, b);
+  }
+
+  // By a sequence's rows alone, so that its parts, and what a stream has of it, are multiplied alike; of a single step, by more.
+  template <class Call>
+  static bool may_split(const Call& call) {
+    if (!std::is_same_v<S, float> || call.images) return false;
+    bool many_steps = call.seq.T > 1;
+    if constexpr (requires { call.streams; }) many_steps = many_steps || call.streams;
+    return call.seq.B >= (many_steps ? kSplitRows : kSplitStepRows);
   }
 
   // Zeroes `n` units of the rows that are cut off before step t is run.

@@ -9,6 +9,7 @@
 #include "cell/backward_stages.h"
 #include "products/conv_backward.h"
 #include "products/packed_backward.h"
+#include "products/split_backward.h"
 #include "products/unfolded_backward.h"
 #include "products/unpacked_backward.h"
 #include "products/winograd_backward.h"
@@ -28,7 +29,9 @@ class LayerBackward {
   void set_up(Team& team) {
     o.team = &team;
     o.chunk_rows = max_chunk_rows(seq);
-    const int64_t of_product = o.images ? ImageBackward<S>::kTileSize : PackedBackward<S, T>::tile_size(o);
+    int64_t of_product = o.images ? ImageBackward<S>::kTileSize : PackedBackward<S, T>::tile_size(o);
+    if constexpr (std::is_same_v<S, float>)
+      if (o.split) of_product = SplitBackward::tile_size(o);
     o.make_tiles(std::max(team.plan.tile_rows * o.record.backward(), of_product), team.workers);
     dh = States<T>::by_rows(seq.B, o.r_panels);
     products = make_products();
@@ -118,6 +121,8 @@ class LayerBackward {
       if (o.unfolds()) return std::make_unique<UnfoldedBackward<S>>(o, f);
     if (o.images && suits_winograd(*o.images, o.R)) return std::make_unique<WinogradBackward<S>>(o, f);
     if (o.images) return std::make_unique<ConvBackward<S>>(o, f);
+    if constexpr (std::is_same_v<S, float>)
+      if (o.split) return std::make_unique<SplitBackward>(o, f);
     if constexpr (Context<S>::kSameType)
       if (!o.size.project && !f.stepwise_columns && seq.T > 0 && (seq.T == 1 || seq.rows() <= UnpackedBackward<S>::kRows)) {
         unpacked = true;

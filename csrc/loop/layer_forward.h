@@ -4,6 +4,7 @@
 
 #include "cell/forward_stages.h"
 #include "products/conv_forward.h"
+#include "products/split_forward.h"
 #include "products/unfolded_forward.h"
 #include "products/winograd_forward.h"
 
@@ -103,6 +104,8 @@ class LayerForward {
       if (!f.streams && !o.size.project && seq.T == 1 && seq.rows() <= kUnpackedStepRows) return std::make_unique<UnpackedForward<S>>(o);
     if constexpr (Context<S>::kBf16)
       if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false, f.streams, Gemm<float, Bf16Pair>{}.block, f.stepwise);
+    if constexpr (std::is_same_v<S, float>)
+      if (o.split) return std::make_unique<SplitForward>(o, plan.precompute_input, f.stepwise);
     if (f.stepwise) return std::make_unique<PackedForward<S, T>>(o, false, false, kStepwiseBlock);
     return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input, f.streams);
   }

@@ -30,7 +30,7 @@ struct Step {
 
   double cycles(bool precompute_input) const {
     const double streamed = bytes(precompute_input ? work.k_recurrent : k());
-    const double compute = rows * values() * work.bytes_per_value / 64 * k() + rows * panels * kGateCycles;
+    const double compute = rows * values() * k() / work.rate + rows * panels * kGateCycles;
     return compute + streamed / (streamed > kCacheBytes ? kFar : kNear);
   }
 

@@ -24,7 +24,7 @@ from fastlstm.cli.tables import show_cases, show_comparison, show_prediction, sh
 
 AGAINST = (
     "torch", "cell", "channels-last", "keras", "joeynmt", "sdpa", "checkpoint", "compile", "compile-ours", "onnx", "dense",
-    "lstm", "cut", "torchrl", "fp32", "at-once", "torch-at-once", "penalty", "ensemble", "samples",
+    "lstm", "cut", "torchrl", "fp32", "high", "at-once", "torch-at-once", "penalty", "ensemble", "samples",
 )  # fmt: skip
 MODES = ("train", "infer")
 CHOICES = ("case", "variant", "against", "impl", "mode", "dtype")  # of what to measure
@@ -86,8 +86,9 @@ def bench(
 
     A peer is timed only after its outputs and gradients agree with float64's. Pairs are interleaved in one process, and the
     ratio is taken pair by pair. A speed-up above 1 means that fastlstm is the faster. "compile" takes minutes to compile.
-    "dense" compares packed input with as many dense steps of our own, "lstm" a variant with our own LSTM or ConvLSTM, "cut"
-    resets with PyTorch's module on the pieces in between, "torchrl" with TorchRL's on a GPU. "at-once" and "torch-at-once"
+    "dense" compares packed input with as many dense steps of our own, "lstm" a variant with our own LSTM or ConvLSTM, "high"
+    ours with our products of 16 bits of each factor, "cut" resets with PyTorch's module on the pieces in between, "torchrl"
+    with TorchRL's on a GPU. "at-once" and "torch-at-once"
     are the work done twice, by two Python threads. Of a "stream", "cell" is a loop over PyTorch's cell. Of ConvLSTMs,
     "cell" is a loop over one convolution, "channels-last" the same in that layout, "checkpoint" our own with
     checkpoint=True. Of decoders with attention, "cell" is a loop over nn.LSTMCell, "joeynmt" JoeyNMT's, "sdpa" PyTorch's
