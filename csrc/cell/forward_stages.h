@@ -24,7 +24,7 @@ class HiddenSink final : public HiddenTaker<S> {
 
   void put(const Tile& tile, Block<const T> h) const override {
     products_.set_h(tile, h);
-    if (f.y) o.put_rows(o.seq.first[tile.t] + tile.b, tile.rows, o.R, tile.p, h, f.y);
+    if (f.y) o.put_rows(o.seq.first[tile.t] + tile.b, tile.rows, o.R, tile.p, h, f.y, o.moved());
     put_final(tile, h, o.R, f.h_n);
   }
 
@@ -32,7 +32,8 @@ class HiddenSink final : public HiddenTaker<S> {
   void put_final(const Tile& tile, Block<const T> from, int64_t n, S* state_n) const {
     const int64_t ended = std::max(tile.b, o.seq.size_after(tile.t));
     if (ended >= tile.b + tile.rows) return;
-    o.put_rows(ended, tile.b + tile.rows - ended, n, tile.p, {from.p + (ended - tile.b) * from.row, from.row}, state_n);
+    const Block<const T> values{from.p + (ended - tile.b) * from.row, from.row};
+    o.put_rows(ended, tile.b + tile.rows - ended, n, tile.p, values, state_n, o.finals_moved());
   }
 
  private:
@@ -105,7 +106,7 @@ class GateForward final : public Stage {
     o.micro.copy(rows, kPanel, new_c, c);
     if (s + 1 < o.seq.T) o.apply_reset(o.seq.step(s + 1), b, rows, kPanel, c);
     if (saved) o.micro.copy(rows, saved_width, {records, record}, {saved, saved_width});
-    if (f.cells) o.put_rows(o.seq.first[t] + b, rows, o.H, p, new_c, f.cells);
+    if (f.cells) o.put_rows(o.seq.first[t] + b, rows, o.H, p, new_c, f.cells, o.moved());
     if (f.c_n) sink_.put_final(tile, new_c, o.H, f.c_n);
     hidden_.put(tile, new_m);
   }

@@ -92,6 +92,8 @@ struct Context : Arithmetic<S> {
   // Whether convolutions are products of unfolded pixels: by what multiplies so fast that fewer multiplications would not pay.
   bool unfolds() const { return images && bf16 && bf16->terms_together; }
   bool fresh() const { return images && images->fresh; }
+  bool moved() const { return images && images->moved; }
+  bool finals_moved() const { return images && images->finals_moved; }
   // Terms of a step's products for one row.
   int64_t k_input() const { return images ? images->ih.taps() * I : I; }
   int64_t k_recurrent() const { return images ? images->hh.taps() * R : R; }
@@ -111,9 +113,9 @@ struct Context : Arithmetic<S> {
   }
   T* tile_of(const Thread& thread) const { return tiles + thread.worker * tile_size; }
 
-  // to = from, rounded, for panel p of rows [row, row + rows) of a tensor with a row of n for each, in order.
-  void put_rows(int64_t row, int64_t rows, int64_t n, int64_t p, Block<const T> from, S* to) const {
-    if (!images || !images->moved) return store(rows, units_of(n, p), from, {to + row * n + p * kPanel, n});
+  // to = from, rounded, for panel p of rows [row, row + rows) of a tensor with a row of n for each, in order; `moved`: of maps.
+  void put_rows(int64_t row, int64_t rows, int64_t n, int64_t p, Block<const T> from, S* to, bool moved = false) const {
+    if (!moved) return store(rows, units_of(n, p), from, {to + row * n + p * kPanel, n});
     maps.for_images(row, rows, [&](int64_t image, int64_t first, int64_t done, int64_t count) {
       const Block<const T> part{from.p + done * from.row, from.row};
       if constexpr (kBf16) maps.put(first, count, p, part, to + image * maps.rows * n, bf16);

@@ -37,7 +37,8 @@ struct Images {
   std::array<int64_t, kAxes> x_pixel;  // and of pixels along each axis
   bool taps_inside = false;
   bool paired = false;  // a pixel is two of the image: ops/pixel_pairs.h
-  bool moved = false;   // in outputs and final states, channels come before the pixels of an image
+  bool moved = false;   // in outputs, channels come before the pixels of an image
+  bool finals_moved = false;  // and in final states
   bool fresh;  // initial states are zeros, and get no gradient
 };
 

@@ -118,7 +118,7 @@ class LayerForward {
 
   void finish_at_once(const State<S>& from, int64_t row, int64_t rows, int64_t n, S* to) const {
     o.take_rows(from, row, rows, n, [&](int64_t first, int64_t count, int64_t p, Block<const T> values) {
-      o.put_rows(first, count, n, p, values, to);
+      o.put_rows(first, count, n, p, values, to, o.finals_moved());
     });
   }
 

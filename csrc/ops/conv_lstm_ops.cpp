@@ -150,36 +150,61 @@ void take_weights(Shapes& s, Tensor& w_ih, Tensor& w_hh) {
 
 int64_t saved_row(const Variant& v, const Sizes& size) { return panels_of(size.H) * Record(v, size).saved(); }
 
-// `moved`: y, h_n, c_n and cells lie with channels before the pixels of an image, as PyTorch's usual layout has them. `return_y`: else
-// the last step is all that is wanted of h, which h_n is, and y is empty.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
+// `moved`: y, cells, and h_n and c_n where they are not given, lie with channels before the pixels of an image, as PyTorch's usual layout
+// has them. `return_y`: else the last step is all that is wanted of h, which h_n is, and y is empty.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
     Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save,
-    bool moved, bool return_y) {
+    bool moved, bool return_y, Optional given_h_n, Optional given_c_n) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
   Shapes s = make_shapes(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, fresh, reverse,
                          variant);
   const int64_t dims = static_cast<int64_t>(s.image.size());
-  h0 = readable_state(h0, dims), c0 = readable_state(c0, dims);
+  const Optional from_h = fresh ? std::nullopt : Optional(readable_state(h0, dims));
+  const Optional from_c = fresh ? std::nullopt : Optional(readable_state(c0, dims));
   b_ih = as_contiguous(b_ih), b_hh = as_contiguous(b_hh), w_peephole = as_contiguous(w_peephole);
   s.images.moved = moved;
   const Ints steps{s.seq.T, s.sequences};
   const auto every = [&](bool wanted) { return wanted ? new_images(x, s, steps, moved) : new_tensor(x, {0}); };
   const Tensor y = every(return_y), cells = every(return_cells);
-  const Tensor h_n = new_images(x, s, {s.sequences}, moved), c_n = new_images(x, s, {s.sequences}, moved);
+  const auto final_state = [&](const Optional& given, const char* name) {
+    check_like(x, given, name, s.states());
+    return given ? *given : new_images(x, s, {s.sequences}, moved);
+  };
+  const Tensor h_n = final_state(given_h_n, "h_n"), c_n = final_state(given_c_n, "c_n");
+  s.images.finals_moved = !h_n.is_contiguous();
+  check(h_n.is_contiguous() ? c_n.is_contiguous() : is_moved(h_n, dims) && is_moved(c_n, dims), "h_n and c_n must lie as maps do, and alike");
   std::optional<PixelPairs> pairs = make_pairs(s, x, w_peephole, variant);
   take_weights(s, w_ih, w_hh);
   const Tensor saved = new_saved(x, save ? s.rows() : 0, saved_row(variant, s.size), compute_type(x.scalar_type()));
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), data<S>(b_ih), data<S>(b_hh), nullptr, data<S>(w_peephole)};
     ForwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w,
-                   .x = {data<S>(x)}, .images = &s.images, .h0 = state_of<S>(h0), .c0 = state_of<S>(c0),
+                   .x = {data<S>(x)}, .images = &s.images, .h0 = state_of<S>(from_h), .c0 = state_of<S>(from_c),
                    .y = return_y ? out<S>(y) : nullptr, .h_n = out<S>(h_n), .c_n = out<S>(c_n),
                    .cells = return_cells ? out<S>(cells) : nullptr,
                    .saved = save ? out<compute_t<S>>(saved) : nullptr}
         .run();
   });
   return {y, h_n, c_n, cells, saved};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_fwd(
+    Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
+    Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save,
+    bool moved, bool return_y) {
+  return forward(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, coupled, fresh, reverse,
+                 return_cells, save, moved, return_y, std::nullopt, std::nullopt);
+}
+
+// The same, which writes the final states where they are wanted.
+std::tuple<Tensor, Tensor, Tensor> conv_lstm_fwd_into(
+    Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Optional b_ih, Optional b_hh,
+    Optional w_peephole, Ints stride, Ints padding, Ints dilation, bool coupled, bool fresh, bool reverse, bool return_cells, bool save,
+    bool moved, bool return_y, Tensor h_n, Tensor c_n) {
+  const auto found = forward(x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole, stride, padding, dilation, coupled, fresh,
+                             reverse, return_cells, save, moved, return_y, h_n, c_n);
+  return {std::get<0>(found), std::get<3>(found), std::get<4>(found)};
 }
 
 // Gradients that are not wanted come back empty (zero elements). Those that are given may lie as `moved` outputs do.
@@ -200,7 +225,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   const int64_t dims = static_cast<int64_t>(s.image.size());
   dy = readable(dy, dims), dcells = readable(dcells, dims);
   dh_n = readable_state(dh_n, dims), dc_n = readable_state(dc_n, dims);
-  h0 = readable_state(h0, dims), c0 = readable_state(c0, dims);
+  const Optional from_h = fresh ? std::nullopt : Optional(readable_state(h0, dims));
+  const Optional from_c = fresh ? std::nullopt : Optional(readable_state(c0, dims));
   take_weights(s, w_ih, w_hh);
   saved = as_contiguous(saved), w_peephole = as_contiguous(w_peephole);
   const Tensor dh0 = gradient_of(x, h0, !fresh), dc0 = gradient_of(x, c0, !fresh);
@@ -216,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
     WeightGradients<S> of_pixels{}, of_pairs{};
     BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w, .x = x_rows,
                     .dy = rows_of_images<S>(dy, s.seq, s.size.H), .dcells = rows_of_images<S>(dcells, s.seq, s.size.H),
-                    .images = &s.images, .h0 = state_of<S>(h0), .c0 = state_of<S>(c0),
+                    .images = &s.images, .h0 = state_of<S>(from_h), .c0 = state_of<S>(from_c),
                     .dh_n = state_of<S>(dh_n), .dc_n = state_of<S>(dc_n), .saved = data<compute_t<S>>(saved),
                     .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = fresh ? nullptr : out<S>(dh0), .dc0 = fresh ? nullptr : out<S>(dc0),
                     .need_dw = need_dw, .make_dw = [&] {
@@ -240,6 +266,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
       "bool return_cells, bool save, bool moved=False, bool return_y=True) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells, "
       "Tensor saved)");
   m.def(
+      "conv_lstm_fwd_into(Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
+      "Tensor? b_hh, Tensor? w_peephole, int[] stride, int[] padding, int[] dilation, bool coupled, bool fresh, bool reverse, "
+      "bool return_cells, bool save, bool moved, bool return_y, Tensor(a!) h_n, Tensor(b!) c_n) -> (Tensor y, Tensor cells, "
+      "Tensor saved)");
+  m.def(
       "conv_lstm_bwd(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
       "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_peephole, Tensor saved, int[] stride, int[] padding, int[] dilation, "
       "bool coupled, bool fresh, bool reverse, bool need_dx, bool need_dw) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, "
@@ -248,5 +279,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastlstm, CPU, m) {
   m.impl("conv_lstm_fwd", TORCH_BOX(&fastlstm::conv_lstm_fwd));
+  m.impl("conv_lstm_fwd_into", TORCH_BOX(&fastlstm::conv_lstm_fwd_into));
   m.impl("conv_lstm_bwd", TORCH_BOX(&fastlstm::conv_lstm_bwd));
 }

@@ -1,6 +1,7 @@
 """What the functions of the ConvLSTM run: a whole stack, or a single step of it. Checks are made here, and nowhere below."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from fastlstm import backends, checks, onnx, stack
 from fastlstm.call import Call, ConvCall
+from fastlstm.functional import quick
 from fastlstm.kernels.conv_lstm import Geometry, unmoved
 from fastlstm.kernels.variant import Variant
-from fastlstm.ops.conv_layer import conv_layer
+from fastlstm.ops.conv_finals import Place, joined, places
+from fastlstm.ops.conv_layer import conv_layer, is_per_pixel
 from fastlstm.sequences import Batch, autocast, promote_to_state, time_major
 
 Weights = Sequence[Sequence[Tensor]]
@@ -53,18 +56,21 @@ def convolutional(input: Tensor | None, weights: Weights, hx: Any, call: Call, c
         x: Tensor, batch_sizes: Tensor | None, states: Any, of_layer: Any, reverse: bool, last: bool
     ) -> stack.Results:
         cells = call.return_cells and conv.return_sequence and (last or conv.return_all_layers)
-        w, geometry = of_layer
+        (w, geometry), place = of_layer
         return conv_layer(
             right.variant, x, batch_sizes, batch.reset, states, w, geometry, hx is None, reverse, cells, conv.checkpoint,
-            moved and last, conv.return_sequence or not last, backend=right.backend,
+            moved and last, conv.return_sequence or not last, place, backend=right.backend,
         )  # fmt: skip
+
+    count = D if differ else len(right.layers)  # of the final states that are one tensor
+    into: Sequence[Place] | None = _places(right, batch, count) if count > 1 and not conv.checkpoint else None
 
     outputs, ends = stack.stack(
         run,
         batch.x,
         batch.batch_sizes,
         _initial(right, batch, D),
-        right.layers,
+        list(zip(right.layers, into or repeat(None), strict=False)),
         directions=D,
         dropout=call.drop,
         every_layer=conv.return_all_layers,
@@ -78,7 +84,11 @@ def convolutional(input: Tensor | None, weights: Weights, hx: Any, call: Call, c
         found = [
             [maps(s[0]) for s in batch.finals([t[None] for t in pair[: 1 + call.return_cells]])] for pair in wanted
         ]
-    finals = [_stacked(s, batch, D if differ else len(ends), right) for s in zip(*ends, strict=True)]
+    if into:
+        wholes = [joined(into[k : k + count], ends[k : k + count]) for k in range(0, len(ends), count)]
+        finals = [batch.finals(s) for s in zip(*wholes, strict=True)]
+    else:
+        finals = [_stacked(s, batch, count, right) for s in zip(*ends, strict=True)]
     h_n, c_n = [[maps(t) for t in s] if differ else maps(s[0]) for s in finals]
     output, *cells = [list(of_layers) for of_layers in zip(*found, strict=True)] if conv.return_all_layers else found[0]
     return output, (h_n, c_n), *cells
@@ -207,11 +217,26 @@ def _initial(right: Checked, batch: Batch, D: int) -> list[tuple[Tensor, Tensor]
 
 
 def _zeros(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Two tensors: PyTorch's compiler takes no Function of which two arguments are one."""
+    """Two tensors: PyTorch's compiler takes no Function of which two arguments are one. On the CPU a number each, as nobody
+    reads more where states are `fresh`."""
+    if x.is_cpu:
+        return x.new_zeros(()).expand(shape), x.new_zeros(()).expand(shape)
     return torch.zeros(shape, dtype=x.dtype, device=x.device), torch.zeros(shape, dtype=x.dtype, device=x.device)
 
 
-def _stacked(states: Sequence[Tensor], batch: Batch, size: int, right: Checked) -> Sequence[Tensor]:
+def _places(right: Checked, batch: Batch, count: int) -> list[Place] | None:
+    """Where the final states of each layer and direction go, `count` of them side by side, or None where only an op's results
+    may tell them: in programs, under transforms, for tensors of other kinds."""
+    tensors = [batch.x, *[w[name] for w, _ in right.layers for name in ("w_ih", "w_hh")]]
+    if not batch.x.is_cpu or right.backend != "numba" or not quick.runs_at_once():
+        return None
+    if any(type(t) is not Tensor for t in tensors) or any(is_per_pixel(w, geometry) for w, geometry in right.layers):
+        return None
+    widths = right.widths if right.differ else right.widths[:1]
+    return [p for H in widths for p in places(batch.x, count, (batch.B, *right.image, H), right.channels_last)]
+
+
+def _stacked(states: Sequence[Tensor], batch: Batch, size: int, right: Checked) -> tuple[Tensor, ...]:
     """The final states of all layers and directions, `size` of them as one, in the order of the input."""
     if size == 1:  # nothing to copy
         return batch.finals([s[None] for s in states])

@@ -26,10 +26,14 @@ KEPT = 1 << 14  # zeros of no more numbers than this
 
 def is_usual() -> bool:
     """Whether nothing else has a say in what runs: no program that is made, no transform, mode or autocast."""
+    return runs_at_once() and not torch._C._is_any_autocast_enabled()
+
+
+def runs_at_once() -> bool:
+    """The same, but for autocast."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()  # under fake tensors, zeros that are kept would be fake ones
-        or torch._C._is_any_autocast_enabled()
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
         or forward_ad._current_level >= 0

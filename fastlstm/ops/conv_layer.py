@@ -12,6 +12,7 @@ from fastlstm.kernels.conv_lstm import Geometry
 from fastlstm.kernels.lstm import CIFG_LSTM, CIFG_PEEPHOLE_LSTM, LSTM, PEEPHOLE_LSTM
 from fastlstm.kernels.variant import Variant
 from fastlstm.ops import program
+from fastlstm.ops.conv_finals import Place
 from fastlstm.ops.conv_lstm import conv_lstm
 from fastlstm.ops.layer import layer
 
@@ -35,14 +36,15 @@ def conv_layer(
     checkpoint: bool = False,
     moved: bool = False,
     return_y: bool = True,
+    place: Place | None = None,
     *,
     backend: str,
 ) -> Results:
     """What each step yields, y and then cells if `return_cells`; and the final states. Layouts are those of `conv_lstm`.
 
-    `return_y`: False where nobody reads y; the LSTM's op makes it all the same.
+    `return_y`: False where nobody reads y; the LSTM's op makes it all the same. `place`: of none that `is_per_pixel`.
     """
-    if backend != "reference" and not checkpoint and _is_per_pixel(weights, geometry):
+    if backend != "reference" and not checkpoint and is_per_pixel(weights, geometry):
         return _per_pixel(variant, x, batch_sizes, reset, states, weights, geometry, reverse, return_cells, backend)
     given = weights.get
     tensors = (
@@ -56,12 +58,12 @@ def conv_layer(
         y, h_n, c_n, cells = conv_lstm(
             *tensors, stride=geometry.stride, padding=geometry.padding, dilation=geometry.dilation, coupled=variant.coupled,
             fresh=fresh, reverse=reverse, return_cells=return_cells, checkpoint=checkpoint, moved=moved, return_y=return_y,
-            backend=backend,
+            place=place, backend=backend,
         )  # fmt: skip
     return ((y, cells) if return_cells else (y,)), (h_n, c_n)
 
 
-def _is_per_pixel(weights: Mapping[str, Tensor], geometry: Geometry) -> bool:
+def is_per_pixel(weights: Mapping[str, Tensor], geometry: Geometry) -> bool:
     if any(geometry.padding) or max(*weights["w_ih"].shape[1:-1], *weights["w_hh"].shape[1:-1]) > 1:
         return False
     return "w_peephole" not in weights or weights["w_peephole"].dim() == 2

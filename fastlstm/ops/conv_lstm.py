@@ -11,6 +11,7 @@ from fastlstm import backends
 from fastlstm.gpu import conv_lstm as gpu_conv_lstm
 from fastlstm.kernels.conv_lstm.reference import conv_lstm_reference
 from fastlstm.ops import conv_checkpoint
+from fastlstm.ops.conv_finals import Place
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
@@ -38,6 +39,7 @@ def conv_lstm(
     checkpoint: bool = False,
     moved: bool = False,
     return_y: bool = True,
+    place: Place | None = None,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of every step, the final states and the cell states of every step: `(y, h_n, c_n, cells)`.
@@ -56,13 +58,18 @@ def conv_lstm(
     `checkpoint`: the backward computes gates again, a segment of the steps at a time; those that the forward had are not kept.
     `y`, `cells` (T, B, *S', H), `h_n`, `c_n` (B, *S', H), contiguous, or if `moved` (the kernels, without `checkpoint`) with
     channels before *S' in memory; `cells` is empty unless `return_cells`. `return_y`: False lets the kernels make no `y` (not
-    where gates are computed again, nor on a GPU, where steps read it).
+    where gates are computed again, nor on a GPU, where steps read it). `place` (the CPU's kernels, where nothing but autograd
+    follows what runs): `h_n` and `c_n` are written there.
     Arguments are checked in `fastlstm.functional`.
     """
     tensors = (x, batch_sizes, reset, h0, c0, w_ih, w_hh, b_ih, b_hh, w_peephole)
     flags = (stride, padding, dilation, coupled, fresh, reverse)
     if backend == "reference" or beyond_kernels():
         return by_reference(conv_lstm_reference, *tensors, *flags)
+    if place is not None:
+        if differentiable(tensors):
+            return PlacedFunction.apply(*tensors, *flags, return_cells, moved, return_y, place)[:4]
+        return _into(*tensors, *flags, return_cells, False, moved, return_y, place)[:4]
     if differentiable(tensors):
         if checkpoint:
             return CheckpointFunction.apply(*tensors, *flags, return_cells)[:4]
@@ -89,6 +96,30 @@ class ConvLSTMFunction(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, *args: Any) -> tuple:
         return OPS.vmap(ConvLSTMFunction.apply, info, in_dims, args)
+
+
+class PlacedFunction(torch.autograd.Function):
+    """`ConvLSTMFunction` with a place for the final states."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        *others, moved, return_y, place = args
+        return _into(*others, True, moved, return_y, place)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        OPS.setup_context(ctx, inputs[:-1], output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        return *OPS.backward(ctx, ConvLSTMBackward.apply, grads), None
+
+
+def _into(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *others, place = args
+    h_n, c_n = place.parts()
+    y, cells, saved = torch.ops.fastlstm.conv_lstm_fwd_into(*others, h_n, c_n)
+    return y, h_n, c_n, cells, saved
 
 
 class ConvLSTMBackward(torch.autograd.Function):
@@ -154,6 +185,7 @@ class CheckpointBackward(torch.autograd.Function):
 # PyTorch asks for them at every call, and would take 10 microseconds to find out.
 CheckpointFunction.forward.__signature__ = inspect.signature(CheckpointFunction.forward)  # type: ignore[attr-defined]
 ConvLSTMFunction.forward.__signature__ = inspect.signature(ConvLSTMFunction.forward)  # type: ignore[attr-defined]
+PlacedFunction.forward.__signature__ = inspect.signature(PlacedFunction.forward)  # type: ignore[attr-defined]
 
 
 def _fake_fwd(
