@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh import Ended, run_each
 
 PAGE = (Path(__file__).parents[1] / "docs" / "deploying.md").read_text()
 BLOCKS = {
@@ -14,10 +15,6 @@ BLOCKS = {
 }
 SAYS = dict(re.findall(r"^\| an? (exported program|compiled program|traced module) \| `(.+?)` \|$", PAGE, re.M))
 NEEDS_US = {"Exported": "exported program", "Compiled ahead of time": "compiled program", "Traced": "traced module"}
-
-
-def run(code: str, folder: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True)
 
 
 def test_the_page_is_read():
@@ -31,18 +28,25 @@ def test_the_page_is_read():
 def folder(tmp_path_factory) -> Path:
     """What the page saves, by one process."""
     folder = tmp_path_factory.mktemp("saved")
-    saved = run("\n".join(blocks["save"] for blocks in BLOCKS.values() if blocks), folder)
+    code = "\n".join(blocks["save"] for blocks in BLOCKS.values() if blocks)
+    saved = subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True)
     assert saved.returncode == 0, saved.stderr
     return folder
 
 
+@pytest.fixture(scope="module")
+def loaded(folder) -> dict[tuple[str, bool], Ended]:
+    """How each block that loads ends: as it stands, and where our import was forgotten."""
+    codes = {(title, False): blocks["load"] for title, blocks in BLOCKS.items() if blocks}
+    codes |= {(title, True): codes[title, False].replace("import fastlstm\n", "") for title in NEEDS_US}
+    return dict(zip(codes, run_each(list(codes.values()), "import torch, torch._dynamo", folder), strict=True))
+
+
 @pytest.mark.parametrize("title", [title for title, blocks in BLOCKS.items() if blocks])
-def test_loaded(title, folder):
-    code = BLOCKS[title]["load"]
-    assert ("import fastlstm\n" in code) == (title in NEEDS_US)
-    loaded = run(code, folder)
-    assert loaded.returncode == 0, loaded.stderr
+def test_loaded(title, loaded):
+    assert ("import fastlstm\n" in BLOCKS[title]["load"]) == (title in NEEDS_US)
+    assert loaded[title, False].returncode == 0, loaded[title, False].output
     if title in NEEDS_US:
-        forgotten = run(code.replace("import fastlstm\n", ""), folder)
+        forgotten = loaded[title, True]
         assert forgotten.returncode == 1
-        assert SAYS[NEEDS_US[title]] in forgotten.stderr
+        assert SAYS[NEEDS_US[title]] in forgotten.output
