@@ -144,21 +144,42 @@ def test_a_sequence_in_parts_has_its_bits(precision):
 
 @needs_extension
 @needs_amx
-def test_infinite_factors_are_multiplied_as_in_float32():
-    """Infinity has no second part: without care, all sums with it would be no numbers."""
-    module, x = fastlstm.LSTM(40, 33), torch.randn(5, 37, 40)
-    x[1, 3, 7], x[2, 36, 39], x[3, 20, 0] = torch.inf, -torch.inf, torch.nan
+@each_precision
+@pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
+@pytest.mark.parametrize("value", [torch.inf, torch.finfo(torch.float32).min])
+def test_huge_factors_are_multiplied_as_in_float32(kind, value, precision):
+    """Infinity has no second part, and is what the largest numbers are nearest to in bfloat16: sums of both signs were no numbers."""
+    module, x, h = kind(40, 33), torch.randn(5, 37, 40), torch.randn(1, 37, 33)
+    x[1, 3, 7], x[2, 36, 39], x[3, 20, 0], h[0, 30, 4] = value, -value, torch.nan, value
+    hx = h if kind is fastlstm.GRU else (h, torch.zeros_like(h))
+
+    def both() -> list[Tensor]:
+        found = []
+        for one in ("highest", precision):
+            backends.set_float32_precision(one)
+            found.append(module(x, hx)[0])
+        return found
+
+    close = {"rtol": 0, "atol": 1e-4 if precision == "high" else 0.02, "equal_nan": True}
     with torch.inference_mode():
-        expected, _ = module(x)
-        backends.set_float32_precision("high")
-        found, _ = module(x)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4, equal_nan=True)
-        assert found[:, 3].isfinite().all()
+        expected, found = both()
+        torch.testing.assert_close(found, expected, **close)
+        assert found[:, 3].isfinite().all() or kind is fastlstm.GRU
         assert found[3:, 20].isnan().all()
-        module.weight_ih_l0[5, 2] = torch.inf
-        found, _ = module(x)
-        backends.set_float32_precision("highest")
-        torch.testing.assert_close(found, module(x)[0], rtol=0, atol=1e-4, equal_nan=True)
+        module.weight_ih_l0[5, 2], module.weight_hh_l0[3, 7] = value, value
+        expected, found = both()
+        torch.testing.assert_close(found[0], expected[0], **close)
+
+
+@needs_extension
+def test_few_sequences_are_multiplied_as_they_are_in_second_derivatives():
+    module, x = fastlstm.LSTM(12, 24), torch.randn(4, 10, 12, requires_grad=True)
+    found = []
+    for one in ("highest", "medium"):
+        backends.set_float32_precision(one)
+        (gradient,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), x)[0])
+    torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @needs_extension

@@ -132,7 +132,7 @@ const Bf16Kernels* bf16_kernels();
 constexpr int64_t kSplitTerms = 32;
 struct SplitKernels {
   int64_t parts;
-  void (*gemm)(const Gemm<float, Bf16Pair>&);
+  void (*gemm)(const Gemm<float, Bf16Pair>&);  // `init` is not `c`
   // Parts of `rows` rows of n numbers, any n; the first is term `first`, a multiple of 16.
   void (*split)(int64_t rows, int64_t n, Block<const float> from, int64_t first, Block<Bf16Pair> to);
   // Parts of one[i] and two[i], as a pair of terms in column i: the first at `to`.

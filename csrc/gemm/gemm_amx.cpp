@@ -1,5 +1,5 @@
 // gemm.h for bfloat16 on CPUs with AMX, whose registers hold 16 x 16 sums, or 16 rows of up to 16 pairs of terms each. Where a
-// product suits none of them, it is taken by vectors. And for float32 of which two parts in bfloat16 are multiplied.
+// product suits none of them, it is taken by vectors. And for float32 of which one or two parts in bfloat16 are multiplied.
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <sys/syscall.h>

@@ -16,11 +16,18 @@ namespace {
 
 constexpr int64_t kLanes = 16, kBlock = 2 * kLanes;  // pairs of a block of two parts
 
-// The nearest bfloat16 to x, which becomes what is left of it.
-[[gnu::always_inline]] inline __m256i take_part(__m512& x) {
-  const __m256i part = (__m256i)_mm512_cvtneps_pbh(x);
+// The nearest bfloat16 to a number, which is taken from x.
+[[gnu::always_inline]] inline __m256i take_nearest(__m512& x, __m512 to) {
+  const __m256i part = (__m256i)_mm512_cvtneps_pbh(to);
   x = _mm512_sub_ps(x, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16));
   return part;
+}
+// The next part of x. The first is finite where x is: what is nearest to infinity is cut off.
+[[gnu::always_inline]] inline __m256i take_part(int part, __m512& x) {
+  if (part > 0) return take_nearest(x, x);
+  const __m512i bits = (__m512i)x, size = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+  const __mmask16 largest = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(size, _mm512_set1_epi32(0x7f7f8000)), _mm512_set1_epi32(0x8000));
+  return take_nearest(x, (__m512)_mm512_mask_and_epi32(bits, largest, bits, _mm512_set1_epi32(-65536)));
 }
 
 [[gnu::always_inline]] inline __mmask16 lanes(int64_t left) { return left < kLanes ? (1u << left) - 1 : 0xffff; }
@@ -33,7 +40,7 @@ void split(int64_t rows, int64_t n, Block<const float> from, int64_t first, Bloc
       __m512 x = _mm512_maskz_loadu_ps(lanes(n - i), from.p + m * from.row + i);
       uint16_t* const out = row + term / kSplitTerms * kSplitTerms * PARTS + term % kSplitTerms;
 #pragma GCC unroll 2
-      for (int part = 0; part < PARTS; part++) _mm256_mask_storeu_epi16(out + part * kSplitTerms, lanes(n - i), take_part(x));
+      for (int part = 0; part < PARTS; part++) _mm256_mask_storeu_epi16(out + part * kSplitTerms, lanes(n - i), take_part(part, x));
     }
   }
 }
@@ -44,7 +51,8 @@ void split_columns(int64_t n, const float* one, const float* two, Block<Bf16Pair
     __m512 x = _mm512_maskz_loadu_ps(lanes(n - i), one + i), y = _mm512_maskz_loadu_ps(lanes(n - i), two + i);
 #pragma GCC unroll 2
     for (int part = 0; part < PARTS; part++) {
-      const __m512i low = _mm512_cvtepu16_epi32(take_part(x)), high = _mm512_cvtepu16_epi32(take_part(y));
+      const __m512i low = _mm512_cvtepu16_epi32(take_part(part, x));
+      const __m512i high = _mm512_cvtepu16_epi32(take_part(part, y));
       _mm512_mask_storeu_epi32(to.p + part * kLanes * to.row + i, lanes(n - i), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
   }

@@ -15,10 +15,11 @@ inline Range share(int64_t n, int64_t worker, int64_t workers, int64_t together 
   return {n / together * worker / workers * together, n / together * (worker + 1) / workers * together};
 }
 
+constexpr double kSplitRate = 200;  // multiply-adds per cycle, of one part of float32; of two, three times as many are needed
+
 // At most, and a multiple of the micro-kernels' and of rows that stay together: a tile of records stays in the first-level cache. A
 // convolution's sums are longer, and what stays there is a part of its weights; so are those of micro-kernels that take whole registers
 // of terms at once.
-constexpr double kSplitRate = 200;  // multiply-adds per cycle of products of one part of float32; three of them are those of two
 constexpr int64_t kTileRows = 24, kWideTileRows = 32, kImageTileRows = 48;
 
 // Workers form `row_groups` x `unit_groups`: a row group owns some tiles of rows of the batch, a unit group some panels of hidden

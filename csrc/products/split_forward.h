@@ -76,8 +76,10 @@ class SplitForward final : public ForwardProducts<float> {
       o.split->gemm({.m = tile.rows, .n = ih.width(), .k = x_pairs_, .a = x, .a_m = x_row_, .b = packed_ih(tile.p),
                      .next = ask ? packed_ih(tile.next) : nullptr, .init = bias_of(tile.p) + ih.offset(),
                      .c = records + ih.offset(), .c_m = c_m});
+    alignas(64) float begun[kWideTileRows * kMaxBlock];  // where a sum can be taken once more
+    o.micro.copy(tile.rows, hh.width(), {of_h, c_m}, {begun, kMaxBlock});
     o.split->gemm({.m = tile.rows, .n = hh.width(), .k = h_pairs_, .a = h, .a_m = h_row_, .b = packed_hh(tile.p),
-                   .next = ask ? packed_hh(tile.next) : nullptr, .init = of_h, .init_m = c_m, .c = of_h, .c_m = c_m});
+                   .next = ask ? packed_hh(tile.next) : nullptr, .init = begun, .init_m = kMaxBlock, .c = of_h, .c_m = c_m});
   }
 
   void init_h(Range rows, const State<float>& h0) override {
@@ -103,7 +105,7 @@ class SplitForward final : public ForwardProducts<float> {
   }
 
  private:
-    void precompute(bool wanted) {
+  void precompute(bool wanted) {
     precompute_ = wanted && !stepwise_;
     if (precompute_ && !products_) products_ = Buffer<float>(o.chunk_rows * o.n_panels * ih.width());
   }
