@@ -148,7 +148,7 @@ def test_a_sequence_in_parts_has_its_bits(precision):
 @pytest.mark.parametrize("kind", [fastlstm.LSTM, fastlstm.GRU])
 @pytest.mark.parametrize("value", [torch.inf, torch.finfo(torch.float32).min])
 def test_huge_factors_are_multiplied_as_in_float32(kind, value, precision):
-    """Infinity has no second part, and is what the largest numbers are nearest to in bfloat16: sums of both signs were no numbers."""
+    """Infinity has no second part, and is the bfloat16 nearest to the largest numbers: their sums would be no numbers."""
     module, x, h = kind(40, 33), torch.randn(5, 37, 40), torch.randn(1, 37, 33)
     x[1, 3, 7], x[2, 36, 39], x[3, 20, 0], h[0, 30, 4] = value, -value, torch.nan, value
     hx = h if kind is fastlstm.GRU else (h, torch.zeros_like(h))
