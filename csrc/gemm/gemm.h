@@ -1,8 +1,8 @@
 // Matrix products over small tiles, for the loops over time: one interface, one implementation per instruction set.
 //
 // `gemm` sums every element in the order of k, in blocks of fixed length, whatever the tile, the instruction set or the number of
-// threads (by AMX in one chain, in which even and odd terms of 32 are apart); the unpacked products in an order of their own, of k and
-// the vectors' length. So results don't depend on how work was split.
+// threads (by AMX in one chain, in which even and odd terms of 32 are apart), as does `gemm_in_order`; the other unpacked products in an
+// order of their own, of k and the vectors' length. So results don't depend on how work was split.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -56,12 +56,12 @@ struct Gemm {
 };
 
 // c[m][n] = init[m][n] + sum over k of a[m][k] * w[n][k]: for so few rows that packing `w` would cost more than it saves.
-template <class T>
+template <class T, class A = T>
 struct GemmUnpackedT {
   int64_t m, n, k;
-  const T* a;
+  const A* a;
   int64_t a_m;
-  const T* w;
+  const A* w;
   int64_t w_n;
   const T* init;
   int64_t init_m;
@@ -95,6 +95,8 @@ struct MicroKernels {
   int64_t width;  // of the blocks of packed matrices: what is taken at once, and whole panels
   void (*gemm)(const Gemm<T>&);
   void (*gemm_unpacked_t)(const GemmUnpackedT<T>&);
+  // The same with the sums of `gemm`, in blocks of so many terms as it has; n is a multiple of kPanel.
+  void (*gemm_in_order)(const GemmUnpackedT<T>&);
   void (*gemm_unpacked)(const GemmUnpacked<T>&);
   // to = from and to += from, over `rows` rows of `n` elements, n a multiple of kPanel.
   void (*copy)(int64_t rows, int64_t n, Block<const T> from, Block<T> to);
@@ -117,8 +119,11 @@ struct Bf16Kernels {
   void (*gemm)(const Gemm<float, Bf16Pair>&);
   // to = from, rounded, over `rows` rows of `n` elements, any n.
   void (*narrow)(int64_t rows, int64_t n, Block<const float> from, Block<uint16_t> to);
+  // to = from, of which only `n` values of a row exist; zeros up to `width`, a multiple of kPanel.
+  void (*widen)(int64_t rows, int64_t n, int64_t width, Block<const uint16_t> from, Block<float> to);
   // to[i] = (first[i], second[i]).
   void (*interleave)(int64_t n, const uint16_t* first, const uint16_t* second, Bf16Pair* to);
+  void (*gemm_unpacked_t)(const GemmUnpackedT<float, uint16_t>&);
   // Whether left factors are to have their terms side by side, and sums so many terms that whole registers are full.
   bool terms_together = false;
 };

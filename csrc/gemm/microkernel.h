@@ -174,8 +174,8 @@ namespace fastlstm::ISA {
 #ifndef PAIRS
 template <class T>
 MicroKernels<T> path() {
-  return {kWidth<T>, gemm<T>, gemm_unpacked_t<T>, gemm_unpacked<T>, move<T, false>, move<T, true>, transpose<T>, dots<T>,
-          multiply_adds<T>};
+  return {kWidth<T>, gemm<T>, gemm_unpacked_t<T>, gemm_in_order<T>, gemm_unpacked<T>, move<T, false>, move<T, true>, transpose<T>,
+          dots<T>, multiply_adds<T>};
 }
 template MicroKernels<float> path<float>();
 template MicroKernels<double> path<double>();

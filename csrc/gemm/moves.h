@@ -13,12 +13,12 @@ void move(int64_t rows, int64_t n, Block<const T> from, Block<T> to) {
     }
 }
 
-// A square block of `lanes` rows: rows j and j + lanes / 2 are zipped, over and over.
+// v = the columns of a square block of `lanes` rows: rows j and j + lanes / 2 are zipped, over and over.
 template <class T>
-[[gnu::always_inline]] inline void transpose_block(Block<const T> from, Block<T> to) {
+[[gnu::always_inline]] inline void take_columns(Block<const T> from, typename Simd<T>::V* v) {
   using S = Simd<T>;
   constexpr int n = S::lanes;
-  typename S::V v[n], w[n];
+  typename S::V w[n];
 #pragma GCC unroll 16
   for (int j = 0; j < n; j++) v[j] = S::load(from.p + j * from.row);
 #if !defined(__clang__)
@@ -42,8 +42,15 @@ template <class T>
     for (int i = 0; i < n; i++) w[j][i] = v[i][j];
   for (int j = 0; j < n; j++) v[j] = w[j];
 #endif
+}
+
+template <class T>
+[[gnu::always_inline]] inline void transpose_block(Block<const T> from, Block<T> to) {
+  using S = Simd<T>;
+  typename S::V v[S::lanes];
+  take_columns<T>(from, v);
 #pragma GCC unroll 16
-  for (int j = 0; j < n; j++) S::store(to.p + j * to.row, v[j]);
+  for (int j = 0; j < S::lanes; j++) S::store(to.p + j * to.row, v[j]);
 }
 
 template <class T>

@@ -56,6 +56,47 @@ void gemm_unpacked_t(const GemmUnpackedT<T>& d) {
     }
 }
 
+// ROWS rows of a against `lanes` rows of w, a square block of which is turned in registers: each sum is one chain, as in a tile.
+template <class T, int ROWS>
+void in_order_rows(const GemmUnpackedT<T>& d, const T* a, const T* w, const T* init, T* c) {
+  using S = Simd<T>;
+  constexpr int64_t block = Gemm<T>{}.block;
+  static_assert(block % S::lanes == 0);
+  for (int64_t k = 0, end; k == 0 || k < d.k; k = end) {
+    end = d.k - k < block ? d.k : k + block;
+    typename S::V acc[ROWS];
+#pragma GCC unroll 4
+    for (int m = 0; m < ROWS; m++) acc[m] = k ? typename S::V{} : S::load(init + m * d.init_m);
+    int64_t i = k;
+    for (; i + S::lanes <= end; i += S::lanes) {
+      typename S::V column[S::lanes];
+      take_columns<T>({w + i, d.w_n}, column);
+#pragma GCC unroll 16
+      for (int j = 0; j < S::lanes; j++)
+#pragma GCC unroll 4
+        for (int m = 0; m < ROWS; m++) acc[m] = multiply_add(acc[m], a[m * d.a_m + i + j], column[j]);
+    }
+    for (; i < end; i++) {
+      typename S::V column;
+      for (int j = 0; j < S::lanes; j++) column[j] = w[j * d.w_n + i];
+      for (int m = 0; m < ROWS; m++) acc[m] = multiply_add(acc[m], a[m * d.a_m + i], column);
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < ROWS; m++) S::store(c + m * d.c_m, k ? S::load(c + m * d.c_m) + acc[m] : acc[m]);
+  }
+}
+
+template <class T>
+void gemm_in_order(const GemmUnpackedT<T>& d) {
+  for (int64_t n = 0; n < d.n; n += Simd<T>::lanes)
+    for (int64_t m = 0, rows; m < d.m; m += rows) {
+      rows = d.m - m < 4 ? d.m - m : 4;
+      const auto f = rows == 4 ? in_order_rows<T, 4> : rows == 3 ? in_order_rows<T, 3>
+                     : rows == 2 ? in_order_rows<T, 2> : in_order_rows<T, 1>;
+      f(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
+    }
+}
+
 // TERMS rows of w, each read once, for all rows of c; or where c has many, each of those from end to end.
 template <class T, int TERMS>
 void unpacked_terms(const GemmUnpacked<T>& g, const T* a, const T* w, bool add) {
