@@ -101,6 +101,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   using typename Base::T;
   using Base::o, Base::h, Base::bias_of;
   using V = kept_t<S, A>;
+  static constexpr int64_t kLyingRows = 4;  // of all steps
   static constexpr bool kReadsX = std::is_same_v<S, V>;  // inputs are factors as they are, but for zeros behind them
 
  public:
@@ -113,6 +114,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
         ih_by_panel_(!kept && kReadsX && o.team->plan.row_groups == 1 && o.seq.rows() <= o.chunk_rows &&
                      (precompute_input ? !kPaired<A> : o.seq.T == 1)),
         hh_by_panel_(ih_by_panel_ && o.team->plan.few_steps),
+        as_it_lies_(hh_by_panel_ && precompute_input && o.H % kPanel == 0 && o.seq.rows() <= kLyingRows),
         packed_ih_(panels(ih_by_panel_) * (apart_ ? ih_size() : ih_size() + hh_size())),
         packed_hh_(apart_ ? panels(hh_by_panel_) * hh_size() : 0) {
     precompute(precompute_input);
@@ -127,7 +129,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   }
   void begin_panel(int64_t p) override {
     if (ih_by_panel_ && !precompute_) pack_ih(p);
-    if (hh_by_panel_) pack_hh(p);
+    if (hh_by_panel_ && !as_it_lies_) pack_hh(p);
   }
 
   // Each worker has a copy of its own of all rows that it multiplies: none waits for another.
@@ -151,6 +153,11 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
       if (thread.in_plan()) {
         const Range panels = thread.of_unit_group(o.n_panels), rows = thread.of_row_group(chunk.rows);
         for (int64_t p = panels.begin; p < panels.end; p++) {
+          if (as_it_lies_) {
+            multiply(o.w.ih, ih, o.I, p, rows.size(), {inputs_ + rows.begin * inputs_row_, inputs_row_}, {bias_of(p) + ih.offset(), 0},
+                     {product(p, rows.begin), ih.width()});
+            continue;
+          }
           if (ih_by_panel_) pack_ih(p);
           const bool next = p + 1 < panels.end && !ih_by_panel_;
           o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * inputs_row_, .a_m = inputs_row_,
@@ -173,6 +180,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (tile.next >= 0 && !hh_by_panel_) next_hh = packed_hh(tile.next);
     const int64_t h_m = h_rows.row / kTerms<A>, k = x_terms_ / kTerms<A>, k2 = h_terms_ / kTerms<A>, c_m = o.record.forward();
     if (o.v.joint()) {
+      if (as_it_lies_)
+        return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {product(tile.p, tile.row), ih.width()}, {records, c_m});
       if (precompute_)
         return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
                                  .b_rows = packed(hh).rows, .b_first = first_hh(), .next = next_hh, .init = product(tile.p, tile.row),
@@ -191,6 +200,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     else if constexpr (kReadsX)
       o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .b = packed_ih(tile.p),
                         .next = next_ih, .init = bias_of(tile.p) + ih.offset(), .c = records + ih.offset(), .c_m = c_m});
+    if (as_it_lies_) return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {of_h, c_m}, {of_h, c_m});
     o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m,
                       .b = packed_hh(tile.p), .next = next_hh, .init = of_h, .init_m = c_m, .c = of_h, .c_m = c_m});
   }
@@ -201,6 +211,15 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   void pack(const S* w, const GateMap& map, int64_t k, int64_t terms, int64_t p, int64_t first, A* to) {
     if constexpr (kPaired<A>) pack_gates(w, map, o.H, k, terms, p, packed(map), first, to);
     else pack_gates(w, map, o.H, k, p, packed(map), first, to);
+  }
+  // c = init + panel p of a @ w.T: w as it lies, with the sums that packed weights give.
+  void multiply(const S* w, const GateMap& map, int64_t k, int64_t p, int64_t rows, Block<const V> a, Block<const T> init,
+                Block<T> c) const {
+    if constexpr (std::is_same_v<S, A>)
+      for (int64_t i = 0; i < map.gates; i++)
+        o.micro.gemm_in_order({.m = rows, .n = kPanel, .k = k, .a = a.p, .a_m = a.row,
+                               .w = w + (map.gate[i] * o.H + p * kPanel) * k, .w_n = k, .init = init.p + i * kPanel,
+                               .init_m = init.row, .c = c.p + i * kPanel, .c_m = c.row});
   }
   // Whether inputs' products are taken for many steps at once, from now on.
   void precompute(bool wanted) {
@@ -241,6 +260,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   const int64_t block_, inputs_row_ = padded_row<V>(x_terms_);
   const bool stepwise_, apart_;
   const bool ih_by_panel_, hh_by_panel_;  // packed just before they are used: in the one chunk that there is, and in each step
+  const bool as_it_lies_;                 // by several steps of so few rows that weights are not packed at all
   bool precompute_ = false;
   Buffer<A> packed_ih_, packed_hh_;
   Buffer<V> inputs_;  // of a chunk's rows, or of a step's for each worker
@@ -251,24 +271,28 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 template <class S>
 class UnpackedForward final : public ForwardProductsOf<S, S> {
   using Base = ForwardProductsOf<S, S>;
+  using typename Base::T;
   using Base::o, Base::h, Base::bias_of;
+  using A = std::conditional_t<std::is_same_v<S, T>, S, uint16_t>;  // bfloat16's bits
 
  public:
   explicit UnpackedForward(const Context<S>& context) : Base(context, context.R) {}
 
-  void into_tile(const Thread&, const Tile& tile, S* records) const override {
+  void into_tile(const Thread&, const Tile& tile, T* records) const override {
     o.micro.copy(tile.rows, o.gate_width, {bias_of(tile.p), 0}, {records, o.record.forward()});
     add(o.v.ih, tile, o.I, {o.x.at(o.seq, tile.t, tile.b), o.x.b_stride}, o.w.ih, records);
     add(o.v.hh, tile, o.R, constant(h(tile.s).at(0, tile.b)), o.w.hh, records);
   }
 
  private:
-  void add(const GateMap& map, const Tile& tile, int64_t k, Block<const S> a, const S* w, S* records) const {
+  void add(const GateMap& map, const Tile& tile, int64_t k, Block<const S> a, const S* w, T* records) const {
     for (int64_t i = 0; i < map.gates; i++) {
-      S* const to = records + map.offset() + i * kPanel;
-      o.micro.gemm_unpacked_t({.m = tile.rows, .n = units_of(o.H, tile.p), .k = k, .a = a.p, .a_m = a.row,
-                               .w = w + (map.gate[i] * o.H + tile.p * kPanel) * k, .w_n = k, .init = to,
-                               .init_m = o.record.forward(), .c = to, .c_m = o.record.forward()});
+      T* const to = records + map.offset() + i * kPanel;
+      const GemmUnpackedT<T, A> product{.m = tile.rows, .n = units_of(o.H, tile.p), .k = k, .a = factors<A>(a.p), .a_m = a.row,
+                                        .w = factors<A>(w + (map.gate[i] * o.H + tile.p * kPanel) * k), .w_n = k, .init = to,
+                                        .init_m = o.record.forward(), .c = to, .c_m = o.record.forward()};
+      if constexpr (std::is_same_v<S, T>) o.micro.gemm_unpacked_t(product);
+      else o.bf16->gemm_unpacked_t(product);
     }
   }
 };
