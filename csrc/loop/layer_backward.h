@@ -12,6 +12,7 @@
 #include "products/split_backward.h"
 #include "products/unfolded_backward.h"
 #include "products/unpacked_backward.h"
+#include "products/widened_backward.h"
 #include "products/winograd_backward.h"
 
 namespace fastlstm {
@@ -128,6 +129,12 @@ class LayerBackward {
         unpacked = true;
         if (f.need_dw) gradients = f.make_dw();
         return std::make_unique<UnpackedBackward<S>>(o, f, gradients);
+      }
+    if constexpr (Context<S>::kBf16)
+      if (o.bf16 && !o.size.project && !f.stepwise_columns && seq.T == 1 && seq.rows() <= WidenedBackward::kRows) {
+        unpacked = true;
+        if (f.need_dw) gradients = f.make_dw();
+        return std::make_unique<WidenedBackward>(o, f, gradients);
       }
     if constexpr (Context<S>::kBf16)
       if (o.bf16) return std::make_unique<PackedBackward<S, Bf16Pair>>(o, f);

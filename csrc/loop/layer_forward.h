@@ -17,7 +17,7 @@ class LayerForward {
  public:
   // In a single step of no more rows than this, packing the weights would not pay. Several sum in one order, however few: they may
   // be a part of a sequence, or what a stream compares with
-  static constexpr int64_t kUnpackedStepRows = 8;
+  static constexpr int64_t kUnpackedStepRows = Context<S>::kBf16 ? 2 : 8;
 
   explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {}
 
@@ -100,8 +100,9 @@ class LayerForward {
       if (o.unfolds()) return std::make_unique<UnfoldedForward<S>>(o);
     if (o.images && suits_winograd(*o.images, o.R)) return std::make_unique<WinogradForward<S>>(o);
     if (o.images) return std::make_unique<ConvForward<S>>(o);
-    if constexpr (Context<S>::kSameType)
-      if (!f.streams && !o.size.project && seq.T == 1 && seq.rows() <= kUnpackedStepRows) return std::make_unique<UnpackedForward<S>>(o);
+    if constexpr (Context<S>::kSameType || Context<S>::kBf16)
+      if ((Context<S>::kSameType || o.bf16) && !f.streams && !o.size.project && seq.T == 1 && seq.rows() <= kUnpackedStepRows)
+        return std::make_unique<UnpackedForward<S>>(o);
     if constexpr (Context<S>::kBf16)
       if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false, f.streams, Gemm<float, Bf16Pair>{}.block, f.stepwise);
     if constexpr (std::is_same_v<S, float>)
