@@ -125,7 +125,8 @@ class SplitForward final : public ForwardProducts<float> {
   float* product(int64_t p, int64_t row) const { return products_ + (p * o.chunk_rows + row) * ih.width(); }
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
-  const int64_t x_pairs_ = o.split->pairs(o.I), h_pairs_ = o.split->pairs(o.R), x_row_ = split_row(*o.split, o.I), h_row_ = split_row(*o.split, o.R);
+  const int64_t x_pairs_ = o.split->pairs(o.I), h_pairs_ = o.split->pairs(o.R);
+  const int64_t x_row_ = split_row(*o.split, o.I), h_row_ = split_row(*o.split, o.R);
   const int64_t panel_size_ = x_pairs_ * ih.width() + h_pairs_ * hh.width();
   const bool stepwise_;
   bool precompute_ = false;
