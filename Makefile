@@ -89,6 +89,7 @@ bench: $(VENV)/dev.stamp  ## measure every case for the README, which is written
 	$(BENCH) --resume --variant lstm --variant gru --case 'T32 B16 I32 H64 fp32 train' --against ensemble
 	$(BENCH) --resume --variant lstm --variant gru --case 'T32 B64 I32 H64 fp32 train' --against samples
 	$(BENCH) --resume --variant lstm --variant gru --case packed --case tagger-lengths --against dense
+	$(BENCH) --resume --variant lstm --variant gru $(SOME) --against high
 	$(BENCH) --resume --variant lstm --variant gru $(OWN) --case darts --case ppo --case square --against onnx --mode infer
 	$(BENCH) --resume --variant conv_lstm
 	$(BENCH) --resume --variant conv_lstm --against channels-last --against keras
