@@ -10,7 +10,7 @@ class WidenedBackward final : public BackwardProducts<BFloat16> {
 
  public:
   // With more, packing weights into pairs and gradients from accumulators pays
-  static constexpr int64_t kRows = 16;
+  static constexpr int64_t kRows = 32;
 
   WidenedBackward(const Context<S>& context, const BackwardCall<S>& call, const WeightGradients<S>& gradients)
       : BackwardProducts(context, call), gradients_(gradients), h_column_(panels_of(o.I) * kPanel),
