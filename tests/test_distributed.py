@@ -1,6 +1,7 @@
 """Several processes do what one does: DDP and FSDP2 over every variant, and `fastlstm train` under torchrun.
 
-Run as a script, `test_distributed.py RANK FOLDER`, this file is one of the two processes that `results` starts.
+The processes are forked by one that has imported what they need, but where it is torchrun that starts them, or where what they
+import is what is tested.
 """
 
 import contextlib
@@ -12,12 +13,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
+from fresh import Ended, Process, Server, server
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -34,7 +37,9 @@ from fastlstm.training.errors import TrainError
 T, B, I, H = 7, 6, 3, 5
 PROCESSES = 2
 # loopback only: gloo otherwise looks up the machine's name
-ALONE = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+ALONE = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+IMPORTS = "import torch._dynamo, torch.distributed.fsdp, fastlstm.cli, fastlstm.training.plot, typer.testing, pytest"
+TRAIN = "from fastlstm.cli import main; main()"
 
 
 def model(variant: str) -> nn.RNNBase:
@@ -79,21 +84,36 @@ def one_of_two(rank: int, folder: str) -> None:
     os._exit(0)
 
 
-def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory) -> Iterator[Server]:
+    with server(IMPORTS, tmp_path_factory.mktemp("said"), **ALONE) as started:
+        yield started
+
+
+def start(command: list[str], environment: dict[str, str] = ALONE) -> subprocess.Popen:
+    environment, said = os.environ | environment, {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, **said)
 
 
 def outputs(*started: subprocess.Popen) -> list[str]:
     return [process.communicate(timeout=120)[0] for process in started]
 
 
+ONE_OF_TWO = f"""
+import sys, warnings
+warnings.simplefilter("error")
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_distributed import one_of_two
+one_of_two(int(sys.argv[1]), sys.argv[2])
+"""
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> list[dict[str, Tensor]]:
+def results(tmp_path_factory, forks: Server) -> list[dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("processes")
-    command = [sys.executable, "-W", "error", __file__]
-    started = [start([*command, str(rank), str(folder)], ALONE) for rank in range(PROCESSES)]
-    said = outputs(*started)
-    assert [process.returncode for process in started] == [0, 0], "".join(said)
+    started = [forks.start(ONE_OF_TWO, str(rank), str(folder)) for rank in range(PROCESSES)]
+    ended = [process.end() for process in started]
+    assert [one.returncode for one in ended] == [0, 0], ended
     return [safetensors.torch.load_file(folder / f"results-{rank}") for rank in range(PROCESSES)]
 
 
@@ -126,7 +146,7 @@ def by_one(folder: Path, *arguments: str) -> None:
 def by_two(folder: Path, *arguments: str) -> str:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(PROCESSES)]
     command = ["-m", "fastlstm", "train", "--checkpoint", str(folder), "--out", str(folder / "out"), *arguments]
-    process = start([*torchrun, "--master-addr", "127.0.0.1", "--master-port", str(*free_ports(1)), *command], ALONE)
+    process = start([*torchrun, "--master-addr", "127.0.0.1", "--master-port", str(*free_ports(1)), *command])
     (output,) = outputs(process)
     assert process.returncode == 0, output
     return output
@@ -150,7 +170,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert record == other_record
 
 
-def test_train_by_two_is_train_by_one(text: Path, tmp_path: Path) -> None:
+def test_train_by_two_is_train_by_one(text: Path, tmp_path: Path, forks: Server) -> None:
     first = ["--text", str(text), *OPTIONS, "--steps", "3", "--sample", "10"]
     more = ["--resume", "--steps", "6", "--sample", "0"]
     one, from_two, from_one = tmp_path / "one", tmp_path / "from-two", tmp_path / "from-one"
@@ -163,7 +183,8 @@ def test_train_by_two_is_train_by_one(text: Path, tmp_path: Path) -> None:
 
     by_one(one, *more)
     by_one(from_two, *more)
-    by_two(from_one, *more)
+    ended = both(forks, ["--checkpoint", str(from_one), "--out", str(from_one / "out"), *more])
+    assert [one.returncode for one in ended] == [0, 0], ended
     assert_same_run(one, from_two)
     assert_same_run(one, from_one)
 
@@ -173,17 +194,28 @@ def as_torchrun(rank: int, port: int) -> dict[str, str]:
     return ALONE | places | {"TORCHELASTIC_RUN_ID": "test"}
 
 
+def begin(forks: Server, first: list[str], second: list[str] | None = None) -> list[Process]:
+    """Two processes that train by these options."""
+    (port,) = free_ports(1)
+    options = enumerate((first, second or first))
+    return [forks.start(TRAIN, "train", *of_one, **as_torchrun(rank, port)) for rank, of_one in options]
+
+
+def both(forks: Server, first: list[str], second: list[str] | None = None) -> list[Ended]:
+    return [process.end() for process in begin(forks, first, second)]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
-def test_a_signal_to_one_ends_both(text: Path, tmp_path: Path, number: signal.Signals) -> None:
-    (port,), folder = free_ports(1), tmp_path / "run"
-    command = [sys.executable, "-m", "fastlstm", "train", "--text", str(text), *OPTIONS, "--steps", "100000"]
-    command += ["--checkpoint", str(folder), "--save-every", "3", "--out", str(tmp_path)]
-    first, second = (start(command, as_torchrun(rank, port)) for rank in range(PROCESSES))
+def test_a_signal_to_one_ends_both(text: Path, tmp_path: Path, forks: Server, number: signal.Signals) -> None:
+    folder = tmp_path / "run"
+    options = ["--text", str(text), *OPTIONS, "--steps", "100000"]
+    options += ["--checkpoint", str(folder), "--save-every", "3", "--out", str(tmp_path)]
+    first, second = begin(forks, options)
     while first.poll() is None and not any(folder.glob("step-*[1-9]")):
         time.sleep(0.01)
-    second.send_signal(number)
-    output, silent = outputs(first, second)
-    codes = (first.returncode, second.returncode)
+    os.kill(second.pid, number)
+    (output, of_first), (silent, of_second) = first.end(), second.end()
+    codes = (of_first, of_second)
     step = load_checkpoint(newest_checkpoint(folder))[1]["step"]
     if number != signal.SIGKILL:
         assert codes == (130, 128 + number), output + silent
@@ -194,14 +226,12 @@ def test_a_signal_to_one_ends_both(text: Path, tmp_path: Path, number: signal.Si
     assert silent == ""
 
 
-def test_an_error_in_one_is_an_error_in_all(tmp_path: Path) -> None:
+def test_an_error_in_one_is_an_error_in_all(tmp_path: Path, forks: Server) -> None:
     # only the second process finds no text
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "fastlstm", "train", *OPTIONS, "--out", str(tmp_path)]
-    second = [*command, "--text", str(tmp_path / "none")]
-    started = [start(line, as_torchrun(rank, port)) for rank, line in enumerate((command, second))]
-    output, silent = outputs(*started)
-    assert [process.returncode for process in started] == [2, 2], output + silent
+    options = [*OPTIONS, "--out", str(tmp_path)]
+    ended = both(forks, options, [*options, "--text", str(tmp_path / "none")])
+    assert [one.returncode for one in ended] == [2, 2], ended
+    (output, _), (silent, _) = ended
     assert output == f"fastlstm train: cannot read --text {tmp_path / 'none'}: No such file or directory\n"
     assert silent == ""
 
@@ -295,7 +325,3 @@ def test_shares(monkeypatch: pytest.MonkeyPatch) -> None:
         shares.append(processes.mine(x))
     assert [s.shape[1] for s in shares] == [2, 3]
     assert torch.equal(torch.cat(shares, dim=1), x)
-
-
-if __name__ == "__main__":
-    one_of_two(int(sys.argv[1]), sys.argv[2])

@@ -6,14 +6,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from fresh import Server, server
 from typer.testing import CliRunner, Result
 
 from fastlstm.backends import IN_PYTORCH, VARIANTS
@@ -35,11 +36,6 @@ def text(tmp_path: Path) -> Path:
 
 def train(folder: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, ["train", *TINY, "--out", str(folder / "out"), *arguments])
-
-
-def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fastlstm", "train", *TINY, "--out", str(folder / "out"), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
 
 
 def record(folder: Path) -> dict:
@@ -154,6 +150,14 @@ def test_without_matplotlib(text: Path, tmp_path: Path, monkeypatch: pytest.Monk
 # --- checkpoints
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory) -> Iterator[Server]:
+    with server(
+        "import torch._dynamo, fastlstm.cli, fastlstm.training.plot", tmp_path_factory.mktemp("said")
+    ) as started:
+        yield started
+
+
 COMPARED = ["--compare", "torch"]
 
 
@@ -163,18 +167,19 @@ COMPARED = ["--compare", "torch"]
     ids=["SIGKILL-compare", "SIGINT-alone", "SIGTERM-compare"],
 )
 def test_killed_and_resumed_ends_with_the_same_bits(
-    text: Path, tmp_path: Path, number: signal.Signals, compare: list[str]
+    text: Path, tmp_path: Path, forks: Server, number: signal.Signals, compare: list[str]
 ) -> None:
     options = ["--text", str(text), *compare, "--layers", "2", "--steps", "300", "--save-every", "7"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train(tmp_path, *options, "--checkpoint", str(whole)).exit_code == 0
 
-    process = spawn(tmp_path, *options, "--checkpoint", str(killed))
+    command = ["train", *TINY, "--out", str(tmp_path / "out"), *options, "--checkpoint", str(killed)]
+    process = forks.start("from fastlstm.cli import main; main()", *command)
     while process.poll() is None and not any(killed.glob("step-*[1-9]")):
         time.sleep(0.005)
     os.kill(process.pid, number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), errors
+    output, code = process.end(60)
+    assert code == (-number if number == signal.SIGKILL else 128 + number), output
     assert 0 < record(killed)["step"] < 300
     if number != signal.SIGKILL:
         assert f"go on with: fastlstm train --checkpoint {killed} --resume" in output
