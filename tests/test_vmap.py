@@ -95,6 +95,13 @@ def test_sequences(variant: str, options: str) -> None:
     check(module, random(N, *((B, T) if module.batch_first else (T, B)), I), called, mapped)
 
 
+@pytest.mark.parametrize("mapped", [[], ["reset"]])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resets_of_one_sequence_each(variant: str, mapped: list[str]) -> None:
+    module, reset = build(variant, I, H, dtype=torch.float64), (torch.arange(N * T) % 4 == 0).view(N, T, 1)
+    check(module, random(N, T, 1, I), {"reset": reset if mapped else reset[0]}, mapped)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_unbatched_sequences_and_states(variant: str) -> None:
     module = build(variant, I, H, dtype=torch.float64)

@@ -121,6 +121,8 @@ class Folded:
             else tensor.unsqueeze(at).expand(*[-1] * at, self.N, *[-1] * (rank - at))
         )
         rows = wide.flatten(at - 1, at)
+        if name == "reset":  # of one sequence each it is a view
+            rows = rows.contiguous()
         return rows if self.order is None else rows.index_select(at - 1, self.order.to(rows.device))
 
     def unfold(self, name: str, result: Tensor) -> tuple[Tensor, int | None]:
