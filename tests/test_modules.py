@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import pickle
+import re
 from itertools import chain
 
 import pytest
@@ -87,6 +88,24 @@ def test_attributes(variant, options):
     peephole = ", peephole=True" if variant == "cifg_peephole_lstm" else ""
     kind = type(theirs).__name__
     assert repr(ours) == repr(theirs).replace(kind, f"fastlstm.{type(ours).__name__}").replace(")", peephole + ")")
+
+
+@each_variant
+def test_methods_of_pytorchs_modules(variant):
+    """Others call what PyTorch's forward is made of."""
+    theirs, ours = peer(variant, **BOTH), build(variant, I, H, **BOTH)
+    assert not [name for name in dir(theirs) if not hasattr(ours, name)]
+    x, states = torch.randn(T, B, I), [s.float() for s in random_states(ours, B)]
+    hx = states[0] if len(states) == 1 else tuple(states)
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(ours.permute_hidden(hx, order), theirs.permute_hidden(hx, order), rtol=0, atol=0)
+    ours.check_forward_args(x, hx, None)
+    assert ours.get_expected_hidden_size(x, None) == theirs.get_expected_hidden_size(x, None)
+    if len(states) == 2:
+        assert ours.get_expected_cell_size(x, None) == theirs.get_expected_cell_size(x, None) == (4, B, H)
+        hx = states[0], states[1][:, 1:]
+        with pytest.raises(RuntimeError, match=re.escape("Expected hidden[1] size (4, 4, 5), got [4, 3, 5]")):
+            ours.check_forward_args(x, hx, None)
 
 
 @pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.GRU, fastlstm.PeepholeLSTM, fastlstm.CIFGLSTM])

@@ -14,6 +14,11 @@ from fastlstm.sequences import Input, Lengths
 class Family(Recurrent):
     """What the LSTM family shares: a pair of states, and cells."""
 
+    # not called here: what nn.LSTM has for a pair of states, and others call
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
     def forward(
         self,
         input: Input,
