@@ -308,6 +308,19 @@ def test_wrong_calls_raise_what_they_raise() -> None:
     assert seen.result["undescribed"] == 2  # there is no case of nothing
 
 
+def test_calls_that_are_no_case_are_counted_alone() -> None:
+    """Of no inputs, which PyTorch's cells take; and of weights that are refused, when the call was seen already."""
+    lstm = fastlstm.LSTM(8, 4)
+    lstm.weight_hh_l0 = nn.Parameter(torch.zeros(3, 4))
+    with tracing() as seen:
+        nn.GRUCell(0, 4)(X[0, :, :0])
+        with pytest.raises(ValueError, match="w_hh"):
+            lstm(X)
+        fastlstm.GRU(8, 4)(X)
+    assert [row["case"].split()[0] for row in seen.result["rows"]] == ["gru"]
+    assert seen.result["undescribed"] == 2
+
+
 def test_transforms_and_penalties() -> None:
     lstm = nn.LSTM(8, 4)
     weights = dict(lstm.named_parameters())

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from fastlstm.case import CaseError
 from fastlstm.convert import why_not_ours
 from fastlstm.subclasses import full_name
 from fastlstm.tracing.watch import Kind, Tally, Watch, watching
@@ -66,13 +67,19 @@ def trace(file: str | Path | None = "trace.json", *, program: str | None = None)
         raise
     finally:
         seconds = time.perf_counter() - begin
+        rows: list[dict[str, Any]] = []
+        for kind, tally in watch.tallies.items():
+            try:
+                rows += _rows(kind, tally)
+            except CaseError:  # of no inputs, or of weights that were refused
+                watch.undescribed += tally.total
         seen.result = results.new("trace") | {
             "program": program,
             "ended": ended,
             "seconds": seconds,
             "watching_s": watch.watching_s,
             "undescribed": watch.undescribed,
-            "rows": _merged(row for kind, tally in watch.tallies.items() for row in _rows(kind, tally)),
+            "rows": _merged(rows),
         }
         if file is not None:
             results.write(seen.result, file)
