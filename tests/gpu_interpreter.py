@@ -1,9 +1,11 @@
 """The GPU's ops on tensors of the CPU: C++ launches through a double of libcuda, Triton's interpreter runs."""
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +82,57 @@ def forget() -> None:
         known.cache_clear()
 
 
+def kept(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function of a type, which keeps what it returned."""
+
+    def call(of: Any) -> Any:
+        if (found := of.__dict__.get(name)) is None:
+            found = of.__dict__[name] = function(of)
+        return found
+
+    return call
+
+
+def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Triton's interpreter makes of a type at every operation is made once. Sums of integers are taken as the code that is
+    compiled takes them: the interpreter would look whether each fits."""
+    builder, known = of_triton.interpreter_builder, {}
+    make_tensor, make_block = tl.tensor.__init__, tl.block_type.__init__
+    semantic = type(of_triton.interpreter_semantic)
+    broadcast = semantic.broadcast_impl_value
+
+    def first(of: tl.dtype) -> dict[str, Any]:
+        made = tl.tensor.__new__(tl.tensor)
+        make_tensor(made, None, of)
+        return made.__dict__
+
+    facts = kept("_facts", first)
+
+    def tensor(self: tl.tensor, handle: of_triton.TensorHandle, of: tl.dtype) -> None:
+        self.__dict__.update(facts(of))
+        self.handle = handle
+
+    def block(self: tl.block_type, element: tl.dtype, shape: Sequence) -> None:
+        key = element.name, getattr(element, "address_space", None), *[getattr(n, "value", n) for n in shape]
+        if key not in known:
+            make_block(self, element, shape)
+            known[key] = self.__dict__
+        self.__dict__ = known[key]
+
+    def of_one_shape(self: Any, one: tl.tensor, other: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
+        a, b = one.type, other.type
+        if a.is_block() and b.is_block() and a.shape.values == b.shape.values:
+            return one, other
+        return broadcast(self, one, other)
+
+    monkeypatch.setattr(semantic, "broadcast_impl_value", of_one_shape)
+    monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+    monkeypatch.setattr(of_triton, "_get_np_dtype", kept("_np_dtype", of_triton._get_np_dtype))
+    monkeypatch.setattr(tl.tensor, "__init__", tensor)
+    monkeypatch.setattr(tl.block_type, "__init__", block)
+    monkeypatch.setattr(tl.block_type, "to_ir", lambda self, builder: self)
+
+
 @contextmanager
 def interpreted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[Interpreter]:
     """Inside, the ops of the CPU are those of the GPU."""
@@ -104,6 +157,7 @@ def interpreted(fake_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterato
     # Once: Triton itself puts the interpreter into its language at every call of every function, which is half of the time
     language = of_triton._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     monkeypatch.setattr(of_triton, "_patch_lang", lambda fn: of_triton._LangPatchScope())
+    quicken(monkeypatch)
     torch.use_deterministic_algorithms(True)  # torch.empty hands out NaN then
     try:
         yield interpreter
