@@ -7,10 +7,6 @@
 
 #include "cuda/cuda_driver.h"
 
-namespace pybind11 {
-class module_;
-}
-
 namespace fastlstm {
 
 struct Grid {
@@ -71,8 +67,5 @@ void run_steps(std::vector<Launch> launches, int64_t first, int64_t count, cuda:
 // `barrier_param` is the parameter that takes where they count: where it is 0, memory of ours, of which each stream has its own.
 // It holds zeros before the launch, and the launch has to leave it so.
 bool run_resident(const Kernel& kernel, Grid grid, std::vector<uint64_t> parameters, int64_t barrier_param, cuda::Stream stream);
-
-// Adds the above to the module fastlstm._C.
-void bind_launcher(pybind11::module_& m);
 
 }  // namespace fastlstm

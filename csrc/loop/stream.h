@@ -5,10 +5,6 @@
 #include <string>
 #include <vector>
 
-namespace pybind11 {
-class module_;
-}
-
 namespace fastlstm {
 
 class Stream {
@@ -35,8 +31,5 @@ class Stream {
 };
 
 std::unique_ptr<Stream> make_stream(const Stream::Options& options);
-
-// Adds the above to the module fastlstm._C.
-void bind_stream(pybind11::module_& m);
 
 }  // namespace fastlstm
