@@ -31,6 +31,13 @@ fastlstm: for full speed install a C++20 compiler (for example g++ >= 11) and in
 class BuildOptional(build_ext):
     """Builds what can be built, all processors at once; a missing compiler is reported, not fatal."""
 
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # a virtual environment's own, which holds nothing of ours: a compiler cache took each for other words
+        self.include_dirs = [
+            folder for folder in self.include_dirs if folder != os.path.join(sys.exec_prefix, "include")
+        ]
+
     def build_extension(self, ext: Extension) -> None:
         of_several = self.compiler.compile
 
@@ -59,7 +66,7 @@ def extension() -> Extension:
         sources=sorted(str(p) for p in Path("csrc").rglob("*.cpp")),
         depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
         # in this order: torch brings a pybind11 of its own, that of 2.11 refuses to be used beside the stable ABI
-        include_dirs=["csrc", pybind11.get_include(), str(root / "include")],
+        include_dirs=["csrc", str(Path(pybind11.get_include()).resolve()), str(root / "include")],
         library_dirs=[str(root / "lib")],
         libraries=["torch_cpu", "c10"],
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
