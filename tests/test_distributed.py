@@ -38,7 +38,9 @@ T, B, I, H = 7, 6, 3, 5
 PROCESSES = 2
 # loopback only: gloo otherwise looks up the machine's name
 ALONE = {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-IMPORTS = "import torch._dynamo, torch.distributed.fsdp, fastlstm.cli, fastlstm.training.plot, typer.testing, pytest"
+IMPORTS = (
+    "import torch._dynamo, torch.distributed.fsdp, numba, fastlstm.cli, fastlstm.training.plot, typer.testing, pytest"
+)
 TRAIN = "from fastlstm.cli import main; main()"
 
 

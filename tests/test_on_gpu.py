@@ -37,15 +37,18 @@ def test_no_gpu_is_said() -> None:
     assert "no GPU here" in done.stderr
 
 
+TORCH = """
+class cuda:
+    broken = []
+    is_available = lambda: True
+
+    def synchronize():
+        assert not cuda.broken, "the GPU refuses to go on"
+"""
 STUB = """
-import os, time, torch
-torch.cuda.is_available = lambda: True
-broken = []
+import os, time
+from torch import cuda
 
-def synchronize():
-    assert not broken, "the GPU refuses to go on"
-
-torch.cuda.synchronize = synchronize
 LIMIT_S = 1
 
 class Skip(Exception): pass
@@ -53,7 +56,7 @@ class Skip(Exception): pass
 def right(): pass
 def nothing(): raise Skip("no reason")
 def wrong():
-    broken.append(1)
+    cuda.broken.append(1)
     raise ValueError("a reason")
 def dead(): os._exit(5)
 def hung(): time.sleep(60)
@@ -64,6 +67,7 @@ CHECKS = {check.__name__: check for check in (right, nothing, wrong, dead, hung,
 
 
 def test_every_check_is_run_whatever_the_others_do(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text(TORCH)
     (tmp_path / "gpu_checks.py").write_text(STUB)
     (tmp_path / "on_gpu.py").write_text(SCRIPT.read_text())
     command = [sys.executable, tmp_path / "on_gpu.py"]

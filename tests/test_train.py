@@ -153,7 +153,7 @@ def test_without_matplotlib(text: Path, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory) -> Iterator[Server]:
     with server(
-        "import torch._dynamo, fastlstm.cli, fastlstm.training.plot", tmp_path_factory.mktemp("said")
+        "import torch._dynamo, numba, fastlstm.cli, fastlstm.training.plot", tmp_path_factory.mktemp("said")
     ) as started:
         yield started
 
