@@ -35,7 +35,7 @@ struct Packed {
 // A are the factors' elements where they are not those of the sum.
 template <class T, class A = T>
 struct Gemm {
-  int64_t m, n, k;               // n: a multiple of kPanel, at most 4 * kPanel
+  int64_t m, n, k;               // n: a multiple of kPanel; of a packed b, at most 4 * kPanel
   int64_t batch = 1;             // the sum over k may run over several matrices a; b is one block of batch * k rows
   const A* a;
   int64_t a_m, a_k = 1;          // strides of a, in elements
