@@ -5,6 +5,7 @@
 #include "cell/forward_stages.h"
 #include "products/conv_forward.h"
 #include "products/split_forward.h"
+#include "products/turned_forward.h"
 #include "products/unfolded_forward.h"
 #include "products/winograd_forward.h"
 
@@ -107,6 +108,8 @@ class LayerForward {
       if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false, f.streams, Gemm<float, Bf16Pair>{}.block, f.stepwise);
     if constexpr (std::is_same_v<S, float>)
       if (o.split) return std::make_unique<SplitForward>(o, plan.precompute_input, f.stepwise);
+    if constexpr (Context<S>::kSameType)
+      if (!f.streams && !f.stepwise && seq.T == 1 && TurnedForward<S>::suits(o)) return std::make_unique<TurnedForward<S>>(o, f.h0);
     if (f.stepwise) return std::make_unique<PackedForward<S, T>>(o, false, false, kStepwiseBlock);
     return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input, f.streams);
   }

@@ -32,7 +32,7 @@ class ForwardProducts {
   // Before a step whose inputs were not there when its chunk began.
   virtual void begin_step(const Thread&, [[maybe_unused]] int64_t s) {}
   // Before the tiles of a panel in a step, by the thread that runs them.
-  virtual void begin_panel(int64_t) {}
+  virtual void begin_panel(const Thread&, int64_t) {}
   // Where products are taken for more rows than a tile has: the next of this thread's rows of a step, after those given (which
   // end at 0 at first); false where none are left. `row` is the step's first one within the chunk. The products of a
   // panel are taken for all of them, then its tiles are asked for.
@@ -127,7 +127,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (!ih_by_panel_) pack_ih(p);
     if (!hh_by_panel_) pack_hh(p);
   }
-  void begin_panel(int64_t p) override {
+  void begin_panel(const Thread&, int64_t p) override {
     if (ih_by_panel_ && !precompute_) pack_ih(p);
     if (hh_by_panel_ && !as_it_lies_) pack_hh(p);
   }

@@ -9,6 +9,7 @@ ROWWISE = {
     "one": "T1 B1 I1 H1",
     "three": "T3 B3 I3 H3",
     "step": "T1 B1 I16 H32",
+    "step_of_some": "T1 B37 I116 H65 resets:0.2",
     "step_of_many": "T1 B130 I116 H65 resets:0.2",
     "h16": "T5 B3 I4 H16",
     "h17": "T5 B3 I4 H17",
@@ -65,8 +66,8 @@ ROWWISE = {
     "cells_padded_reset": "T7 B4 I4 H16 lengths:7,4,4,0 resets:0.2 return_cells",
 }
 OF_EVERY_VARIANT = (
-    "one", "step", "step_of_many", "h16", "h65", "h128", "b1", "b33", "long", "saturated", "zero_state", "no_bias",
-    "strided", "reverse", "packed", "padded_reverse", "padded_zeros", "stack", "stack_packed", "projection_stack",
+    "one", "step", "step_of_some", "step_of_many", "h16", "h65", "h128", "b1", "b33", "long", "saturated", "zero_state",
+    "no_bias", "strided", "reverse", "packed", "padded_reverse", "padded_zeros", "stack", "stack_packed", "projection_stack",
     "only_h_n", "frozen_input", "frozen_weights", "frozen_recurrence", "reset_reverse", "reset_packed", "reset_stack",
     "cells", "cells_stack", "cells_padded_reset",
 )  # fmt: skip
