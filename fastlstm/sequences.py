@@ -51,6 +51,12 @@ class Batch(NamedTuple):
         return tuple(states) if self.batched else tuple(s.squeeze(1) for s in states)
 
 
+def each(state: Tensor) -> Sequence[Tensor]:
+    """The parts of a state (L, ...). Where a compiler watches, not by `unbind`: it may keep a part for the backward beside the
+    whole, not see that they are one memory, and write to the whole before the part is read (Inductor did)."""
+    return [state[k] for k in range(len(state))] if torch.compiler.is_compiling() else state.unbind(0)
+
+
 def own(result: Tensor) -> Tensor:
     """For the caller, who may edit it in place: PyTorch's op that made `result` keeps it for its backward."""
     return result.clone() if torch.is_grad_enabled() or torch._C._get_tracing_state() is not None else result

@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch._functorch.config
-from helpers import B, H, I, T, assert_same, random
+from helpers import VARIANTS, B, H, I, T, as_hx, as_list, assert_same, random
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
-from fastlstm.backends import VARIANTS, extension_status
+from fastlstm.backends import extension_status
+from fastlstm.modules import build
 from fastlstm.training.model import build_model
 
 LENGTHS = torch.tensor([3, 6, 0, 4])
@@ -64,6 +65,23 @@ def test_compile_with_states_and_lengths():
     for steps, lengths in ((6, [3, 6, 0, 4]), (8, [8, 1, 2, 3])):
         x, hx = random(4, steps, I), (random(4, 4, H), random(4, 4, H))
         assert_same(compiled(x, hx, lengths=torch.tensor(lengths)), ours(x, hx, lengths=lengths))
+
+
+@quiet_compiler
+@pytest.mark.parametrize("variant", ["lstm", "gru"])
+@pytest.mark.parametrize("given", [False, True])
+def test_states_are_no_memory_that_a_compiled_backward_writes_to(variant, given):
+    """It has zeros of their size of its own, to add to: those of the forward, if it does not see that they are still read."""
+    ours, x = build(variant, I, H, dtype=torch.float64), random(T, B, I)
+
+    def loss(x: Tensor, order: Tensor) -> Tensor:
+        zeros = [x.new_zeros(1, B, H) for _ in range(VARIANTS[variant].states)] if given else None
+        y, finals = ours(x, as_hx(zeros) if given else None)
+        return y.sum() + sum(s.index_select(1, order).mean() for s in as_list(finals))
+
+    order, weights = torch.tensor([0, 2, 3, 1]), [*ours.parameters()]
+    compiled = torch.compile(loss, fullgraph=True)
+    assert_same(torch.autograd.grad(compiled(x, order), weights), torch.autograd.grad(loss(x, order), weights))
 
 
 @quiet_compiler

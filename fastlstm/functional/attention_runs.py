@@ -20,7 +20,7 @@ from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import differentiable
 from fastlstm.ops.dot_attend import dot_attend
 from fastlstm.ops.layer import layer
-from fastlstm.sequences import Batch, own
+from fastlstm.sequences import Batch, each, own
 
 
 class Plan(NamedTuple):
@@ -170,7 +170,7 @@ def _run_stack(plan: Plan, batch: Batch, states: tuple[Tensor, Tensor]) -> tuple
     ) -> stack.Results:
         return layer(cell, x, batch_sizes, None, states, weights, reverse, backend=chosen)
 
-    initials = list(zip(*[s.unbind(0) for s in states], strict=True))
+    initials = list(zip(*[each(s) for s in states], strict=True))
     outputs, ends = stack.stack(
         run, x, batch.batch_sizes, initials, plan.layers, directions=1, dropout=plan.call.drop, every_layer=inner
     )

@@ -14,7 +14,7 @@ from fastlstm.kernels.conv_lstm import Geometry, unmoved
 from fastlstm.kernels.variant import Variant
 from fastlstm.ops.conv_finals import Place, joined, places
 from fastlstm.ops.conv_layer import conv_layer, is_per_pixel
-from fastlstm.sequences import Batch, autocast, promote_to_state, time_major
+from fastlstm.sequences import Batch, autocast, each, promote_to_state, time_major
 
 Weights = Sequence[Sequence[Tensor]]
 
@@ -212,7 +212,7 @@ def _initial(right: Checked, batch: Batch, D: int) -> list[tuple[Tensor, Tensor]
     checks.check_conv_states(states, batch.x, (leading,), (batch.B,) if batch.batched else (), widths, image)
     if not batch.batched:
         states = [[t.unsqueeze(1) for t in s] for s in states]
-    rows = [[row for t in batch.sorted_states(s) for row in t.movedim(2, -1).unbind(0)] for s in states]
+    rows = [[row for t in batch.sorted_states(s) for row in each(t.movedim(2, -1))] for s in states]
     return list(zip(*rows, strict=True))
 
 

@@ -12,7 +12,7 @@ from fastlstm.call import Call
 from fastlstm.functional import quick
 from fastlstm.kernels.variant import Variant
 from fastlstm.ops.layer import layer
-from fastlstm.sequences import Batch, Input, autocast, promote_to_state, time_major
+from fastlstm.sequences import Batch, Input, autocast, each, promote_to_state, time_major
 
 Weights = Sequence[Sequence[Tensor]]
 
@@ -50,7 +50,7 @@ def recurrent(variant: Variant, input: Input, weights: Weights, hx: Any, call: C
             cells = call.return_cells and last
             return layer(variant, x, batch_sizes, batch.reset, states, weights, reverse, cells, backend=chosen)
 
-        initials = list(zip(*[s.unbind(0) for s in states], strict=True))
+        initials = list(zip(*[each(s) for s in states], strict=True))
         outputs, ends = stack.stack(
             run, batch.x, batch.batch_sizes, initials, named, directions=call.directions, dropout=call.drop
         )
