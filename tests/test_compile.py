@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch._functorch.config
 from helpers import VARIANTS, B, H, I, T, as_hx, as_list, assert_same, random
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastlstm
+from fastlstm import GRUCell, LSTMCell
 from fastlstm.backends import extension_status
 from fastlstm.modules import build
 from fastlstm.training.model import build_model
@@ -82,6 +83,38 @@ def test_states_are_no_memory_that_a_compiled_backward_writes_to(variant, given)
     order, weights = torch.tensor([0, 2, 3, 1]), [*ours.parameters()]
     compiled = torch.compile(loss, fullgraph=True)
     assert_same(torch.autograd.grad(compiled(x, order), weights), torch.autograd.grad(loss(x, order), weights))
+
+
+def _tied(module: nn.Module) -> nn.Module:
+    for name in [name for name in module._parameters if "_ih" in name]:
+        setattr(module, name.replace("_ih", "_hh"), getattr(module, name))
+    return module
+
+
+@quiet_compiler
+@pytest.mark.parametrize(
+    "run",
+    {
+        "a cell's zeros": (LSTMCell(H, H), lambda cell, x: cell(x)),
+        "h is c": (LSTMCell(H, H), lambda cell, x: cell(x, (x.cos(),) * 2)),
+        "h is x": (GRUCell(H, H), lambda cell, x: cell(x, x)),
+        "tied cell": (_tied(GRUCell(H, H)), lambda cell, x: cell(x)),
+        "tied layers": (_tied(fastlstm.LSTM(H, H, 2)), lambda lstm, x: lstm(x)[0]),
+        "tied convolutions": (_tied(fastlstm.ConvLSTM1d(1, 1, 3)), lambda lstm, x: lstm(x[None, :, None])[0]),
+    }.items(),
+    ids=lambda run: run[0],
+)
+def test_a_tensor_given_twice_is_compiled(run):
+    _, (module, call) = run
+    module, x = module.double(), random(B, H)
+
+    def loss(x: Tensor) -> Tensor:
+        found = call(module, x)
+        return sum(t.square().sum() for t in as_list(found))
+
+    given = [t.requires_grad_() for t in (x, *module.parameters())]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    assert_same(torch.autograd.grad(compiled(x), given), torch.autograd.grad(loss(x), given))
 
 
 @quiet_compiler

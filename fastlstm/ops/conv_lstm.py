@@ -13,7 +13,7 @@ from fastlstm.kernels.conv_lstm.reference import conv_lstm_reference
 from fastlstm.ops import conv_checkpoint
 from fastlstm.ops.conv_finals import Place
 from fastlstm.ops.derivatives import beyond_kernels
-from fastlstm.ops.dispatch import by_reference, differentiable, saved_like
+from fastlstm.ops.dispatch import apply, by_reference, differentiable, saved_like
 from fastlstm.ops.pair import OpPair
 
 
@@ -72,8 +72,8 @@ def conv_lstm(
         return _into(*tensors, *flags, return_cells, False, moved, return_y, place)[:4]
     if differentiable(tensors):
         if checkpoint:
-            return CheckpointFunction.apply(*tensors, *flags, return_cells)[:4]
-        return ConvLSTMFunction.apply(*tensors, *flags, return_cells, moved, return_y)[:4]
+            return apply(CheckpointFunction, *tensors, *flags, return_cells)[:4]
+        return apply(ConvLSTMFunction, *tensors, *flags, return_cells, moved, return_y)[:4]
     return OPS.fwd(*tensors, *flags, return_cells, False, moved, return_y)[:4]
 
 

@@ -1,7 +1,7 @@
 """How an op is called: with autograd or without, and what the reference does with half precision."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,20 @@ def differentiable(tensors: tuple[Tensor | None, ...]) -> bool:
 
 def apply(function: type[Function], *args: Any) -> tuple:
     """`function.apply`, which asks at every call what defaults arguments have: ours have none, and a cell takes no longer."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
+        return function.apply(*_apart(args))
+    if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     dead = torch._C._functorch.unwrap_if_dead  # a tensor that outlived the transform that it was made in
     return super(Function, function).apply(*[dead(a) if isinstance(a, Tensor) else a for a in args])  # type: ignore[misc]
+
+
+def _apart(args: Sequence[Any]) -> list[Any]:
+    """The same, none twice: PyTorch's compiler takes no Function of which two arguments are one tensor."""
+    found: list[Any] = []
+    for a in args:
+        found.append(a.view_as(a) if isinstance(a, Tensor) and any(a is b for b in found) else a)
+    return found
 
 
 def by_reference(reference: Callable[..., tuple[Tensor, ...]], x: Tensor, *others: Any) -> Any:
