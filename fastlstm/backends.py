@@ -233,9 +233,9 @@ def set_float32_precision(precision: str) -> None:
     `torch.set_float32_matmul_precision`: "highest" (the default) is float32's own; "high" takes 16 bits of each factor, the
     sum of two bfloat16; "medium" its nearest bfloat16, 8 bits. Sums, gates, states and what is saved stay float32.
 
-    Where the CPU has AMX, the recurrent family is faster by it, for 16 sequences or more (of a single step: 64). Elsewhere,
-    and in every other dtype, nothing changes. A backward runs with what is set by then; a `Stream` with what was set when it
-    was made. Raises ValueError for another name.
+    Where the CPU has AMX, the recurrent family is faster by it, for 16 sequences or more (of a single step: 64) and 64
+    hidden units or more. Elsewhere, and in every other dtype, nothing changes. A backward runs with what is set by then; a
+    `Stream` with what was set when it was made. Raises ValueError for another name.
 
     Example:
         >>> fastlstm.backends.set_float32_precision("high")

@@ -24,18 +24,18 @@ each_precision = pytest.mark.parametrize("precision", BITS)
 
 # Odd sizes, rows that fill no tile, sums that fill no block, each kind of gates, one step of many rows
 LINES = [
-    "lstm T9 B33 I13 H17 L2 bi lengths:1-9",
-    "lstm T4 B40 I300 H32 bi packed:1-4",
+    "lstm T9 B33 I13 H65 L2 bi lengths:1-9",
+    "lstm T4 B40 I300 H64 bi packed:1-4",
     "lstm T3 B100 I64 H128 resets:0.2",
-    "lstm T1 B70 I33 H50",
+    "lstm T1 B70 I33 H90",
     "lstm T40 B16 I32 H64",
-    "gru T9 B16 I7 H33 L2",
+    "gru T9 B16 I7 H67 L2",
     "gru T5 B49 I33 H129 resets:0.1",
-    "gru T1 B64 I40 H16",
+    "gru T1 B64 I40 H80",
     "peephole_lstm T9 B33 I32 H96",
-    "cifg_lstm T5 B40 I16 H50 P33 resets:0.2",
-    "cifg_peephole_lstm T12 B17 I17 H48 resets:0.2",
-    "attention_lstm T5 B17 S7 I12 H20 M24",
+    "cifg_lstm T5 B40 I16 H70 P33 resets:0.2",
+    "cifg_peephole_lstm T12 B17 I17 H72 resets:0.2",
+    "attention_lstm T5 B17 S7 I12 H66 M24",
 ]
 each_line = pytest.mark.parametrize("line", LINES)
 
@@ -109,8 +109,10 @@ def test_threads_change_no_bit(line, precision):
 
 
 @needs_extension
-@pytest.mark.parametrize("line", ["lstm T9 B15 I13 H40", "lstm T1 B63 I13 H40", "gru T5 B2 I16 H32"])
-def test_few_rows_are_multiplied_as_they_are(line):
+@pytest.mark.parametrize(
+    "line", ["lstm T9 B15 I13 H70", "lstm T1 B63 I13 H70", "gru T5 B2 I16 H64", "lstm T5 B40 I80 H63"]
+)
+def test_few_rows_and_units_are_multiplied_as_they_are(line):
     work = work_of(line)
     torch.testing.assert_close(results(work, "medium"), results(work), rtol=0, atol=0)
 
@@ -122,7 +124,7 @@ def test_nothing_changes_without_amx(path):
         backends.force_path(path)
     except RuntimeError as error:
         pytest.skip(str(error))
-    work = work_of("lstm T5 B33 I13 H40")
+    work = work_of("lstm T5 B33 I13 H70")
     torch.testing.assert_close(results(work, "medium"), results(work), rtol=0, atol=0)
 
 
@@ -131,7 +133,7 @@ def test_nothing_changes_without_amx(path):
 @each_precision
 def test_a_sequence_in_parts_has_its_bits(precision):
     backends.set_float32_precision(precision)
-    module, x = fastlstm.LSTM(20, 48, num_layers=2), torch.randn(7, 19, 20)
+    module, x = fastlstm.LSTM(20, 72, num_layers=2), torch.randn(7, 19, 20)
     with torch.inference_mode():
         whole, _ = module(x)
         first, state = module(x[:3])
@@ -149,7 +151,7 @@ def test_a_sequence_in_parts_has_its_bits(precision):
 @pytest.mark.parametrize("value", [torch.inf, torch.finfo(torch.float32).min])
 def test_huge_factors_are_multiplied_as_in_float32(kind, value, precision):
     """Infinity has no second part, and is the bfloat16 nearest to the largest numbers: their sums would be no numbers."""
-    module, x, h = kind(40, 33), torch.randn(5, 37, 40), torch.randn(1, 37, 33)
+    module, x, h = kind(40, 65), torch.randn(5, 37, 40), torch.randn(1, 37, 65)
     x[1, 3, 7], x[2, 36, 39], x[3, 20, 0], h[0, 30, 4] = value, -value, torch.nan, value
     hx = h if kind is fastlstm.GRU else (h, torch.zeros_like(h))
 
@@ -173,7 +175,7 @@ def test_huge_factors_are_multiplied_as_in_float32(kind, value, precision):
 
 @needs_extension
 def test_few_sequences_are_multiplied_as_they_are_in_second_derivatives():
-    module, x = fastlstm.LSTM(12, 24), torch.randn(4, 10, 12, requires_grad=True)
+    module, x = fastlstm.LSTM(12, 64), torch.randn(4, 10, 12, requires_grad=True)
     found = []
     for one in ("highest", "medium"):
         backends.set_float32_precision(one)
@@ -186,7 +188,7 @@ def test_few_sequences_are_multiplied_as_they_are_in_second_derivatives():
 @needs_amx
 def test_derivatives_of_derivatives_and_maps():
     torch.manual_seed(0)
-    module, x = fastlstm.GRU(12, 24), torch.randn(4, 20, 12, requires_grad=True)
+    module, x = fastlstm.GRU(12, 68), torch.randn(4, 20, 12, requires_grad=True)
 
     def penalty() -> Tensor:
         (gradient,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
@@ -213,7 +215,7 @@ def test_amx_is_asked_for_when_it_is_used():
             states = ctypes.c_uint64()
             ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(states))
             return bool(states.value >> 18 & 1)
-        module, x = fastlstm.LSTM(8, 16), torch.randn(3, 20, 8)
+        module, x = fastlstm.LSTM(8, 64), torch.randn(3, 20, 8)
         module(x)
         assert not asked()
         backends.set_float32_precision("high")

@@ -16,8 +16,8 @@ inline uint16_t* bits(BFloat16* p) { return reinterpret_cast<uint16_t*>(p); }
 inline const uint16_t* bits(const BFloat16* p) { return reinterpret_cast<const uint16_t*>(p); }
 
 constexpr int64_t kMaxBlock = 4 * kPanel;  // columns of a product at once
-// Sequences from which on products of float32 are taken by parts, where that is allowed: of several steps, and of one.
-constexpr int64_t kSplitRows = 16, kSplitStepRows = 64;
+// Sequences from which on products of float32 are taken by parts, where that is allowed: of several steps, and of one. And units.
+constexpr int64_t kSplitRows = 16, kSplitStepRows = 64, kSplitUnits = 64;
 
 // Values of one panel, from rows of one type to rows of another, of which only `n` <= kPanel exist.
 template <class From, class To>
@@ -186,11 +186,11 @@ struct Context : Arithmetic<S> {
     return b < seq.size[t] && seq.resets_before(t, b);
   }
 
-  // By the number of sequences alone, so that parts of them, and what a stream has of them, are multiplied alike, unless they are a
-  // single step, which packs its weights for more.
+  // By the numbers of sequences and units alone, so that parts of a sequence, and what a stream has of them, are multiplied alike, unless
+  // they are a single step, which packs its weights for more. Small products gain less than parts cost.
   template <class Call>
   static bool may_split(const Call& call) {
-    if (!std::is_same_v<S, float> || call.images) return false;
+    if (!std::is_same_v<S, float> || call.images || call.size.H < kSplitUnits) return false;
     bool many_steps = call.seq.T > 1;
     if constexpr (requires { call.streams; }) many_steps = many_steps || call.streams;
     return call.seq.B / call.seq.together >= (many_steps ? kSplitRows : kSplitStepRows);

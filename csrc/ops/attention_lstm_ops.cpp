@@ -110,7 +110,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_lstm_fwd(
                           .memory = read, .dropped = {data<S>(dropped_layers), data<S>(dropped_output), data<S>(dropped_fed)},
                           .x = rows_of<S>(x), .h0 = data<S>(h0), .c0 = data<S>(c0), .fed0 = data<S>(fed0), .y = out<S>(y),
                           .h_n = out<S>(h_n), .c_n = out<S>(c_n), .fed_n = out<S>(fed_n),
-                          .alignments = return_alignments ? out<S>(alignments) : nullptr, .saved = save ? out<compute_t<S>>(saved) : nullptr}
+                          .alignments = return_alignments ? out<S>(alignments) : nullptr,
+                          .saved = save ? out<compute_t<S>>(saved) : nullptr}
         .run();
   });
   return {y, h_n, c_n, fed_n, alignments, saved};

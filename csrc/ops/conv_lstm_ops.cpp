@@ -173,7 +173,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   };
   const Tensor h_n = final_state(given_h_n, "h_n"), c_n = final_state(given_c_n, "c_n");
   s.images.finals_moved = !h_n.is_contiguous();
-  check(h_n.is_contiguous() ? c_n.is_contiguous() : is_moved(h_n, dims) && is_moved(c_n, dims), "h_n and c_n must lie as maps do, and alike");
+  check(h_n.is_contiguous() ? c_n.is_contiguous() : is_moved(h_n, dims) && is_moved(c_n, dims),
+        "h_n and c_n must lie as maps do, and alike");
   std::optional<PixelPairs> pairs = make_pairs(s, x, w_peephole, variant);
   take_weights(s, w_ih, w_hh);
   const Tensor saved = new_saved(x, save ? s.rows() : 0, saved_row(variant, s.size), compute_type(x.scalar_type()));
