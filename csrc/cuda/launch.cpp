@@ -24,7 +24,7 @@ constexpr int64_t kInt = std::numeric_limits<int32_t>::max(), kMaxGridY = 65535,
 
 std::string gpu(int device) { return "GPU " + std::to_string(device); }
 
-std::string text(Grid grid) { return "(" + std::to_string(grid.x) + ", " + std::to_string(grid.y) + ")"; }
+std::string text(Grid grid) { return '(' + std::to_string(grid.x) + ", " + std::to_string(grid.y) + ')'; }
 
 // A launch's parameters as the driver wants them: a pointer to each.
 class Parameters {

@@ -1,4 +1,5 @@
-// The backward of one layer in one direction: what it is made of, a step of it, and what is taken over the steps of a chunk.
+// The backward of one layer in one direction: a step of it, and what is taken over the steps of a chunk. What it is made of:
+// layer_backward.cpp.
 //
 // A step yields gate gradients dG only, kept for a chunk of steps. After each chunk the gradients of weights and inputs are taken
 // over all of its rows at once, while dG is still in the cache.
@@ -7,13 +8,6 @@
 #include <optional>
 
 #include "cell/backward_stages.h"
-#include "products/conv_backward.h"
-#include "products/packed_backward.h"
-#include "products/split_backward.h"
-#include "products/unfolded_backward.h"
-#include "products/unpacked_backward.h"
-#include "products/widened_backward.h"
-#include "products/winograd_backward.h"
 
 namespace fastlstm {
 
@@ -27,22 +21,7 @@ class LayerBackward {
   Work work() const { return o.work(); }
 
   // By one thread, before the others begin.
-  void set_up(Team& team) {
-    o.team = &team;
-    o.chunk_rows = max_chunk_rows(seq);
-    int64_t of_product = o.images ? ImageBackward<S>::kTileSize : PackedBackward<S, T>::tile_size(o);
-    if constexpr (std::is_same_v<S, float>)
-      if (o.split) of_product = SplitBackward::tile_size(o);
-    o.make_tiles(std::max(team.plan.tile_rows * o.record.backward(), of_product), team.workers);
-    dh = States<T>::by_rows(seq.B, o.r_panels);
-    products = make_products();
-    if (o.size.project) projection = make_projection();
-    gates.emplace(o, f, *products, dh, projection.get());
-    states.emplace(o, *products, dh);
-    if (projection) stages.push_back(&*projection);
-    stages.push_back(&*gates);
-    stages.push_back(&*states);
-  }
+  void set_up(Team& team);
 
   // By every thread, before the first step; a barrier must follow.
   void begin(const Thread& thread) {
@@ -117,35 +96,8 @@ class LayerBackward {
   const States<T>& dh_before() const { return dh; }
 
  private:
-  std::unique_ptr<BackwardProducts<S>> make_products() {
-    if constexpr (Context<S>::kBf16)
-      if (o.unfolds()) return std::make_unique<UnfoldedBackward<S>>(o, f);
-    if (o.images && suits_winograd(*o.images, o.R)) return std::make_unique<WinogradBackward<S>>(o, f);
-    if (o.images) return std::make_unique<ConvBackward<S>>(o, f);
-    if constexpr (std::is_same_v<S, float>)
-      if (o.split) return std::make_unique<SplitBackward>(o, f);
-    if constexpr (Context<S>::kSameType)
-      if (!o.size.project && !f.stepwise_columns && seq.T > 0 && (seq.T == 1 || seq.rows() <= UnpackedBackward<S>::kRows)) {
-        unpacked = true;
-        if (f.need_dw) gradients = f.make_dw();
-        return std::make_unique<UnpackedBackward<S>>(o, f, gradients);
-      }
-    if constexpr (Context<S>::kBf16)
-      if (o.bf16 && !o.size.project && !f.stepwise_columns && seq.T == 1 && seq.rows() <= WidenedBackward::kRows) {
-        unpacked = true;
-        if (f.need_dw) gradients = f.make_dw();
-        return std::make_unique<WidenedBackward>(o, f, gradients);
-      }
-    if constexpr (Context<S>::kBf16)
-      if (o.bf16) return std::make_unique<PackedBackward<S, Bf16Pair>>(o, f);
-    return std::make_unique<PackedBackward<S, T>>(o, f);
-  }
-
-  std::unique_ptr<ProjectionBackward<S>> make_projection() const {
-    if constexpr (Context<S>::kBf16)
-      if (o.bf16) return std::make_unique<ProjectionBackwardBy<S, Bf16Pair>>(o, f, dh);
-    return std::make_unique<ProjectionBackwardBy<S, T>>(o, f, dh);
-  }
+  std::unique_ptr<BackwardProducts<S>> make_products();
+  std::unique_ptr<ProjectionBackward<S>> make_projection() const;
 
   void weight_gradients(const Thread& thread, const Chunk& chunk) {
     for (BackwardStage<S>* stage : stages) stage->weight_gradients(thread, chunk.rows);

@@ -1,13 +1,8 @@
-// The forward of one layer in one direction: what it is made of, and a step of it.
+// The forward of one layer in one direction: a step of it. What it is made of: layer_forward.cpp.
 #pragma once
 #include <optional>
 
 #include "cell/forward_stages.h"
-#include "products/conv_forward.h"
-#include "products/split_forward.h"
-#include "products/turned_forward.h"
-#include "products/unfolded_forward.h"
-#include "products/winograd_forward.h"
 
 namespace fastlstm {
 
@@ -25,17 +20,7 @@ class LayerForward {
   Work work() const { return o.work(); }
 
   // By one thread, before the others begin.
-  void set_up(Team& team) {
-    o.team = &team;
-    o.chunk_rows = max_chunk_rows(seq);
-    make_tiles(team);
-    products = make_products(team.plan);
-    sink.emplace(o, f, *products);
-    auto projection = o.size.project ? make_projection() : nullptr;
-    const HiddenTaker<S>* const hidden = projection ? static_cast<const HiddenTaker<S>*>(&*projection) : &*sink;
-    stages.push_back(std::make_unique<GateForward<S>>(o, f, *products, *sink, *hidden));
-    if (projection) stages.push_back(std::move(projection));
-  }
+  void set_up(Team& team);
 
   // By every thread, before the first step; a barrier must follow.
   void begin(const Thread& thread) {
@@ -96,29 +81,8 @@ class LayerForward {
     o.make_tiles(team.plan.tile_rows * std::max(o.record.forward(), kMaxBlock), tile_workers);
   }
 
-  std::unique_ptr<ForwardProducts<S>> make_products(const Plan& plan) const {
-    if constexpr (Context<S>::kBf16)
-      if (o.unfolds()) return std::make_unique<UnfoldedForward<S>>(o);
-    if (o.images && suits_winograd(*o.images, o.R)) return std::make_unique<WinogradForward<S>>(o);
-    if (o.images) return std::make_unique<ConvForward<S>>(o);
-    if constexpr (Context<S>::kSameType || Context<S>::kBf16)
-      if ((Context<S>::kSameType || o.bf16) && !f.streams && !o.size.project && seq.T == 1 && seq.rows() <= kUnpackedStepRows)
-        return std::make_unique<UnpackedForward<S>>(o);
-    if constexpr (Context<S>::kBf16)
-      if (o.bf16) return std::make_unique<PackedForward<S, Bf16Pair>>(o, false, f.streams, Gemm<float, Bf16Pair>{}.block, f.stepwise);
-    if constexpr (std::is_same_v<S, float>)
-      if (o.split) return std::make_unique<SplitForward>(o, plan.precompute_input, f.stepwise);
-    if constexpr (Context<S>::kSameType)
-      if (!f.streams && !f.stepwise && seq.T == 1 && TurnedForward<S>::suits(o)) return std::make_unique<TurnedForward<S>>(o, f.h0);
-    if (f.stepwise) return std::make_unique<PackedForward<S, T>>(o, false, false, kStepwiseBlock);
-    return std::make_unique<PackedForward<S, T>>(o, plan.precompute_input, f.streams);
-  }
-
-  std::unique_ptr<ProjectionForward<S>> make_projection() const {
-    if constexpr (Context<S>::kBf16)
-      if (o.bf16) return std::make_unique<ProjectionForwardBy<S, Bf16Pair>>(o, *sink, f.streams);
-    return std::make_unique<ProjectionForwardBy<S, T>>(o, *sink, f.streams);
-  }
+  std::unique_ptr<ForwardProducts<S>> make_products(const Plan& plan) const;
+  std::unique_ptr<ProjectionForward<S>> make_projection() const;
 
   void finish_at_once(const State<S>& from, int64_t row, int64_t rows, int64_t n, S* to) const {
     o.take_rows(from, row, rows, n, [&](int64_t first, int64_t count, int64_t p, Block<const T> values) {
