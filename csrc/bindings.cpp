@@ -168,7 +168,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("PANEL") = kPanel;
   m.def("empty_pool", &empty_pool, "Return scratch memory that is kept for the next call to the system.");
   m.def("poison", &set_poison, "For tests: whether fresh memory, scratch and results, is handed out full of NaN.");
-  m.def("fail_after", &fail_after, 
+  m.def("fail_after", &fail_after,
         "For tests: that so many blocks of memory from now on are there, and the next isn't; -1: all are. How many of the last such number "
         "were left, -1 where the next had been asked for.");
   m.def("multiply_adds", &multiply_adds, py::arg("is_double"), py::arg("times"), py::call_guard<py::gil_scoped_release>(),

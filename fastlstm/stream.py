@@ -25,7 +25,8 @@ class Stream:
 
     **The bits are those of the module's call on the whole sequence**, `module(x)[0]`, however it is cut into steps and chunks,
     and for any number of threads. (But a sequence of one step: the module's call with T = 1 does not pack its weights for up to
-    8 rows without a projection, 2 in bfloat16, and sums in another order: the last bits differ, by about 1e-7 in float32.)
+    8 rows without a projection, 2 in bfloat16, and sums in another order: the last bits differ, by about 1e-7 in float32. And
+    less precise float32, by `backends.set_float32_precision`, is for 64 rows there, but 16 here.)
 
     It begins with zero states. It is for inference: results have no gradient, there is no dropout, and autocast does not act.
     One thread may use a stream at a time, which does not hold Python's lock while it computes; streams of one module are

@@ -9,7 +9,8 @@ import os
 
 # before anything imports triton: kernels are interpreted, and compiled only in processes of their own
 os.environ["TRITON_INTERPRET"] = "1"
-# PyTorch's compiler takes it that g++ knows this CPU's instructions: it would compile a file for each kind, to see
+# PyTorch's compiler takes it that g++ knows this CPU's instructions: it would compile a file for each kind,
+# to see. (An old g++ on a newer CPU may not: then Inductor's tests say which option it lacks)
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 import sys

@@ -40,7 +40,7 @@ def test_several_chunks(kind: str) -> None:
 
 
 def test_a_single_step_of_many_rows() -> None:
-    """The last of several layers has x alone, of many rows: their gradients are products of packed strips."""
+    """The last of several layers has x alone, of many rows: their gradients are products of strips."""
     torch.manual_seed(0)
     module = fastlstm.AttentionLSTM(I, 48, 48, L, attention="dot", dtype=torch.float64)
     x, memory = torch.randn(1, 130, I, dtype=torch.float64), torch.randn(S, 130, 48, dtype=torch.float64)

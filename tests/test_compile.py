@@ -95,18 +95,25 @@ def _tied(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     "run",
     {
-        "a cell's zeros": (LSTMCell(H, H), lambda cell, x: cell(x)),
-        "h is c": (LSTMCell(H, H), lambda cell, x: cell(x, (x.cos(),) * 2)),
-        "h is x": (GRUCell(H, H), lambda cell, x: cell(x, x)),
-        "tied cell": (_tied(GRUCell(H, H)), lambda cell, x: cell(x)),
-        "tied layers": (_tied(fastlstm.LSTM(H, H, 2)), lambda lstm, x: lstm(x)[0]),
-        "tied convolutions": (_tied(fastlstm.ConvLSTM1d(1, 1, 3)), lambda lstm, x: lstm(x[None, :, None])[0]),
+        "a cell's zeros": (lambda: LSTMCell(H, H), lambda cell, x: cell(x)),
+        "h is c": (lambda: LSTMCell(H, H), lambda cell, x: cell(x, (x.cos(),) * 2)),
+        "h is x": (lambda: GRUCell(H, H), lambda cell, x: cell(x, x)),
+        "tied cell": (lambda: _tied(GRUCell(H, H)), lambda cell, x: cell(x)),
+        "tied layers": (lambda: _tied(fastlstm.LSTM(H, H, 2)), lambda lstm, x: lstm(x)[0]),
+        "tied convolutions": (
+            lambda: _tied(fastlstm.ConvLSTM1d(1, 1, 3)),
+            lambda lstm, x: lstm(x[None, :, None])[0],
+        ),
+        "a decoder's zeros": (
+            lambda: fastlstm.AttentionLSTM(H, H, H, attention="dot", feed="context"),
+            lambda decoder, x: decoder(x[None], x[None], (x.new_zeros(1, B, H),) * 2)[0],
+        ),
     }.items(),
     ids=lambda run: run[0],
 )
 def test_a_tensor_given_twice_is_compiled(run):
-    _, (module, call) = run
-    module, x = module.double(), random(B, H)
+    _, (make, call) = run
+    module, x = make().double(), random(B, H)
 
     def loss(x: Tensor) -> Tensor:
         found = call(module, x)

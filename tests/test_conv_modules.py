@@ -155,13 +155,13 @@ def test_weights_are_read_at_every_call():
 def test_compile_whole_and_once(case, options):
     ours = module(case, **{"spatial_size": None, "peephole": "channel"} | options)
     compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend="aot_eager")
-    options = {"lengths": torch.tensor([3, 5, 2]), "return_cells": True}
-    compiled(random(6, 3, C, 4, 5).requires_grad_(), **options)
+    use = {"lengths": torch.tensor([3, 5, 2]), "return_cells": True}
+    compiled(random(6, 3, C, 4, 5).requires_grad_(), **use)
     with torch.compiler.set_stance("fail_on_recompile"):
         for steps, S in ((6, (4, 5)), (9, (4, 6)), (7, (9, 8))):
             x, results = random(steps, 3, C, *S).requires_grad_(), []
             for run in (compiled, ours):
-                y, (h_n, c_n), cells = run(x, **options)
+                y, (h_n, c_n), cells = run(x, **use)
                 goal = y.square().sum() + cells.sum() + sum(s.sin().sum() for s in (*h_n, *c_n))
                 results.append([y, *h_n, *c_n, cells, *torch.autograd.grad(goal, [x, *ours.parameters()])])
             assert_same(*results)

@@ -66,6 +66,23 @@ def test_the_same_bits_for_any_number_of_threads(variant, batch):
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
 
 
+@each_drop_in
+@pytest.mark.parametrize("rows", [(30, 15), (12, 9), (1, 40)])
+def test_a_single_step_that_some_sequences_do_not_have(variant, rows):
+    """Workers share all rows of the batch, and of these take what exists."""
+    exist, lack = rows
+    ours = build(variant, 300, 17, dtype=torch.float64)
+    x, lengths = torch.randn(1, exist + lack, 300, dtype=torch.float64), torch.tensor([1] * exist + [0] * lack)
+    ours.backend = "reference"
+    expected = train_once(ours, x, lengths)
+    ours.backend = "auto"
+    one = train_once(ours, x, lengths)
+    torch.testing.assert_close(one, expected, rtol=1e-9, atol=1e-12)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        torch.testing.assert_close(train_once(ours, x, lengths), one, rtol=0, atol=0)
+
+
 @pytest.fixture
 def busy_processes():
     """One for each CPU, which this process then shares."""

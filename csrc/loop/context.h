@@ -187,7 +187,7 @@ struct Context : Arithmetic<S> {
   }
 
   // By the numbers of sequences and units alone, so that parts of a sequence, and what a stream has of them, are multiplied alike, unless
-  // they are a single step, which packs its weights for more. Small products gain less than parts cost.
+  // they are a single step, which has parts made of its weights for more. Small products gain less than parts cost.
   template <class Call>
   static bool may_split(const Call& call) {
     if (!std::is_same_v<S, float> || call.images || call.size.H < kSplitUnits) return false;

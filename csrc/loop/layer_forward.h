@@ -11,8 +11,8 @@ class LayerForward {
   using T = compute_t<S>;
 
  public:
-  // In a single step of no more rows than this, packing the weights would not pay. Several sum in one order, however few: they may
-  // be a part of a sequence, or what a stream compares with
+  // A single step of no more rows than this multiplies each with weights' rows as they lie, in an order of its own. Several steps sum in
+  // one order, however few: they may be a part of a sequence, or what a stream compares with
   static constexpr int64_t kUnpackedStepRows = Context<S>::kBf16 ? 2 : 8;
 
   explicit LayerForward(const ForwardCall<S>& call) : f(call), seq(call.seq), o(call) {}

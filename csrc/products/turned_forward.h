@@ -56,10 +56,14 @@ class TurnedForward final : public ForwardProducts<S> {
   static int64_t most_rows(const Context<S>& o) {
     int64_t most = 0;
     for (int64_t g = 0; g < o.team->plan.row_groups; g++)
-      most = std::max(most, share(o.seq.size[0], g, o.team->plan.row_groups, o.team->plan.together).size());
+      most = std::max(most, exist(o, share(o.team->plan.rows, g, o.team->plan.row_groups, o.team->plan.together)).size());
     return panels_of(most) * kPanel;
   }
-  Range rows_of(const Thread& thread) const { return thread.of_row_group(o.seq.size[0]); }
+  // Of a row group's rows, those that the step has: others are of sequences of length zero.
+  static Range exist(const Context<S>& o, Range rows) {
+    return {std::min(rows.begin, o.seq.size[0]), std::min(rows.end, o.seq.size[0])};
+  }
+  Range rows_of(const Thread& thread) const { return exist(o, thread.of_row_group(o.team->plan.rows)); }
   S* x_of(const Thread& thread) const { return factors_ + thread.row_group() * columns_ * (o.I + o.R); }
   S* h_of(const Thread& thread) const { return x_of(thread) + columns_ * o.I; }
   S* sums_of(const Thread& thread) const { return sums_ + thread.worker * o.gate_width * columns_; }

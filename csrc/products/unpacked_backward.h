@@ -11,8 +11,9 @@ class UnpackedBackward final : public BackwardProducts<S> {
   using Base::o, Base::f, Base::db;
 
  public:
-  // With no more rows than this in all, or in a single step, packing weights and gradients would not pay
+  // Of more steps than one, with no more rows than this in all packing weights and gradients would not pay
   static constexpr int64_t kRows = 8;
+  static constexpr int64_t kFewTerms = 8;  // a sum of no more is written row by row
 
   UnpackedBackward(const Context<S>& context, const BackwardCall<S>& call, const WeightGradients<S>& gradients)
       : Base(context, call), gradients_(gradients), in_strips_(o.seq.rows() > kRows),
@@ -115,7 +116,7 @@ class UnpackedBackward final : public BackwardProducts<S> {
   // gradient of few terms is written row by row, each from end to end.
   void multiply(const GemmUnpacked<S>& product) const {
     GemmUnpacked<S> rest = product;
-    const int64_t whole = !skinny() && product.k > kRows ? product.n / kPanel * kPanel : 0;
+    const int64_t whole = !skinny() && product.k > kFewTerms ? product.n / kPanel * kPanel : 0;
     if (whole > 0)
       o.micro.gemm({.m = product.m, .n = whole, .k = product.k, .a = product.a, .a_m = product.a_m, .a_k = product.a_k, .b = product.w,
                     .b_k = product.w_k, .c = product.c, .c_m = product.c_m, .accumulate = product.accumulate});

@@ -10,7 +10,7 @@ from fastlstm import backends
 from fastlstm.gpu import attend as gpu_attend
 from fastlstm.kernels.attention_lstm.reference import attend_reference
 from fastlstm.ops.derivatives import beyond_kernels
-from fastlstm.ops.dispatch import by_reference, differentiable
+from fastlstm.ops.dispatch import apply, by_reference, differentiable
 from fastlstm.ops.pair import OpPair
 
 ELEMENTS = 1 << 20  # of a chunk of steps, (t, S, B, A)
@@ -44,7 +44,7 @@ def attend(
 
 def _kernels(*args: Any) -> tuple[Tensor, Tensor]:
     if differentiable(args[:-1]):
-        return AttendFunction.apply(*args)[:2]
+        return apply(AttendFunction, *args)[:2]
     return OPS.fwd(*args, False)[:2]
 
 

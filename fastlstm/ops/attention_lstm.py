@@ -10,7 +10,7 @@ from fastlstm import backends
 from fastlstm.gpu import attention_lstm as gpu_attention_lstm
 from fastlstm.kernels.attention_lstm.reference import attention_lstm_reference
 from fastlstm.ops.derivatives import beyond_kernels
-from fastlstm.ops.dispatch import by_reference, differentiable
+from fastlstm.ops.dispatch import apply, by_reference, differentiable
 from fastlstm.ops.pair import OpPair
 
 FLAGS = 7  # of the forward's arguments, those that are no tensors
@@ -89,7 +89,7 @@ def _multiplies_pairs(x: Tensor, h0: Tensor, memory: Tensor, w_query: Tensor | N
 
 def _kernels(*args: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if differentiable(args[:-FLAGS]):
-        return AttentionLSTMFunction.apply(*args)[:5]
+        return apply(AttentionLSTMFunction, *args)[:5]
     return OPS.fwd(*args, False)[:5]
 
 

@@ -30,10 +30,11 @@ def apply(function: type[Function], *args: Any) -> tuple:
 
 
 def _apart(args: Sequence[Any]) -> list[Any]:
-    """The same, none twice: PyTorch's compiler takes no Function of which two arguments are one tensor."""
+    """The same, none twice: PyTorch's compiler takes no Function of which two arguments are one tensor. Nor of one memory: see
+    `sequences.each`."""
     found: list[Any] = []
     for a in args:
-        found.append(a.view_as(a) if isinstance(a, Tensor) and any(a is b for b in found) else a)
+        found.append(a.clone() if isinstance(a, Tensor) and any(a is b for b in found) else a)
     return found
 
 

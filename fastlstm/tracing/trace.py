@@ -70,7 +70,7 @@ def trace(file: str | Path | None = "trace.json", *, program: str | None = None)
         rows: list[dict[str, Any]] = []
         for kind, tally in watch.tallies.items():
             try:
-                rows += _rows(kind, tally)
+                rows += list(_rows(kind, tally))
             except CaseError:  # of no inputs, or of weights that were refused
                 watch.undescribed += tally.total
         seen.result = results.new("trace") | {
