@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = """if True:
-    import json, os, sys
+    import json, os, signal, sys
     exec(sys.argv[1])
+    living = set()
     for line in sys.stdin:
         given = json.loads(line)
         if given["pid"]:
             pid, status = os.waitpid(given["pid"], os.WNOHANG)
+            living.discard(pid)
             print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
         elif pid := os.fork():
+            living.add(pid)
             print(pid, flush=True)
         else:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -31,6 +34,8 @@ SERVER = """if True:
             sys.argv[1:] = given["arguments"]
             break
     else:
+        for pid in living:  # of a test that failed before it ended them
+            os.kill(pid, signal.SIGKILL)
         sys.exit()
     exec(given["code"], {"__name__": "__main__"})
 """
