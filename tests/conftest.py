@@ -1,4 +1,5 @@
 """Every test runs on one thread, from the same seed, and in fresh memory full of NaN: reading it before it is written shows.
+What it switches for the whole process is switched back.
 
 Where a test sets more threads, there are so many workers, however few the CPUs: plans are the same on every machine.
 
@@ -14,6 +15,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 import sys
+from collections.abc import Iterator
 
 import fake_cuda as fakes
 import pytest
@@ -87,9 +89,14 @@ def _nothing_compiled() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_start() -> None:
+def _same_start(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     if backends._C is not None:
         backends._C.poison(True)
         backends._C.crowd(True)
+    yield
+    backends.set_float32_precision("highest")
+    backends.force_form(None)
+    if backends.forced_path() != (path := request.config.getoption("--path")):
+        backends.force_path(path)

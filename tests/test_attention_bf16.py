@@ -31,12 +31,6 @@ LINES = {
 each_line = pytest.mark.parametrize("line", LINES)
 
 
-@pytest.fixture(autouse=True)
-def _path_of_the_run(request):
-    yield
-    backends.force_path(request.config.getoption("--path"))
-
-
 def case_of(line: str) -> str:
     return f"attention_lstm {LINES[line]} bf16"
 

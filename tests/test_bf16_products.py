@@ -35,12 +35,6 @@ LINES = [
 each_line = pytest.mark.parametrize("line", LINES)
 
 
-@pytest.fixture(autouse=True)
-def _path_of_the_run(request):
-    yield
-    backends.force_path(request.config.getoption("--path"))
-
-
 def results(line: str) -> dict[str, Tensor]:
     """Output, final states and all gradients, dense and in both directions of time where the case has them."""
     case = dataclasses.replace(parse(line), layout="dense", lengths=(), resets=0.0, reverse=False, return_cells=False)

@@ -28,12 +28,6 @@ CASES: dict[str, tuple[int, int, object, tuple[int, ...], dict]] = {
 each_case = pytest.mark.parametrize("case", CASES)
 
 
-@pytest.fixture(autouse=True)
-def _path_of_the_run(request):
-    yield
-    backends.force_path(request.config.getoption("--path"))
-
-
 def module(case: str, **more) -> torch.nn.Module:
     C, H, kernel, S, options = CASES[case]
     torch.manual_seed(1)

@@ -40,13 +40,6 @@ LINES = [
 each_line = pytest.mark.parametrize("line", LINES)
 
 
-@pytest.fixture(autouse=True)
-def _as_it_was(request):
-    yield
-    backends.set_float32_precision("highest")
-    backends.force_path(request.config.getoption("--path"))
-
-
 def work_of(line: str) -> Work:
     return make_work(dataclasses.replace(parse(line), dtype="fp32", mode="train"))
 

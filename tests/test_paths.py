@@ -27,13 +27,6 @@ def here() -> list[str]:
     return list(PATHS[: PATHS.index(backends.gemm_path()) + 1])
 
 
-@pytest.fixture(autouse=True)
-def _path_of_the_run(request):
-    yield
-    if backends.extension_status() == "built":
-        backends.force_path(request.config.getoption("--path"))
-
-
 @needs_extension
 @pytest.mark.parametrize("path", FORCED)
 def test_a_path_is_used_or_refused(path):
