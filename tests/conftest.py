@@ -24,6 +24,11 @@ from hypothesis import settings
 
 from fastlstm import backends
 
+# Where no such device is, PyTorch keeps each of its seeds for when it comes, and the stack that asked for it: a millisecond
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():
+        device.manual_seed_all = lambda seed: None
+
 # the same examples at every run; a slow machine is no failure
 settings.register_profile("fastlstm", derandomize=True, deadline=None)
 settings.load_profile("fastlstm")
