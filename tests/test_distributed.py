@@ -276,7 +276,7 @@ for error, text, port in ENDS:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
-def test_no_thread_outlives_the_connection(text: Path, tmp_path: Path) -> None:
+def test_no_thread_outlives_the_connection(text: Path, tmp_path: Path, forks: Server) -> None:
     # one that does may abort the interpreter at its end, or wait for it for good
     ways = [
         ("None", "text", 0),
@@ -291,12 +291,14 @@ def test_no_thread_outlives_the_connection(text: Path, tmp_path: Path) -> None:
     for rank in range(PROCESSES):
         texts = [str(text if which == "text" or rank == 0 else tmp_path / "none") for _, which, _ in ways]
         ends = [f"({error}, {path!r}, {port})" for (error, _, _), path, port in zip(ways, texts, ports, strict=True)]
-        command = [sys.executable, "-c", COUNTING.replace("ENDS", f"[{', '.join(ends)}]"), *options]
+        code = COUNTING.replace("ENDS", f"[{', '.join(ends)}]")
         # autograd has a thread for every GPU
-        started.append(start(command, as_torchrun(rank, 0) | {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}))
-    said = outputs(*started)
-    assert [process.returncode for process in started] == [1, 1], said
-    for output in said:
+        started.append(
+            forks.start(code, *options, **as_torchrun(rank, 0), CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+        )
+    said = [process.end() for process in started]
+    assert [code for _, code in said] == [1, 1], said
+    for output, _ in said:
         assert re.findall(r"^code: (\d+)$", output, re.M) == [str(code) for *_, code in ways[:-1]], output
         counts = re.findall(r"^threads: (\d+) (\d+)$", output, re.M)
         assert len(counts) == len(ways), output
