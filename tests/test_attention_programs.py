@@ -16,9 +16,15 @@ from fastlstm.functional import AttentionState
 
 
 @quiet_compiler
-@pytest.mark.parametrize("use", ["plain", "both"])
-@each_case
-def test_compile_whole(case, use):
+@pytest.mark.parametrize(
+    ("case", "use", "weights"),
+    [
+        *((case, use, (k + n) % 2 == 1) for k, case in enumerate(SOME) for n, use in enumerate(("plain", "both"))),
+        ("at once, products", "both", False),  # PyTorch's attention, masked
+    ],
+)
+def test_compile_whole(case, use, weights):
+    """Each case in both uses, with weights in one and without in the other; each use with them and without."""
     torch.compiler.reset()
     ours = some(case)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
@@ -26,8 +32,8 @@ def test_compile_whole(case, use):
     x, memory, state = given(ours, T=2)
     leaves, results = [x.requires_grad_(), memory.requires_grad_(), *ours.parameters()], []
     for run in (compiled, ours):
-        found = run(x, memory, state, need_weights=True, **options)
-        results.append((found, gradients(flat(found), leaves), run(x, memory, state, **options)))
+        found = run(x, memory, state, need_weights=weights, **options)
+        results.append((found, gradients(flat(found), leaves)))
     assert_same(*results)
 
 

@@ -56,7 +56,12 @@ def oracle_we_did_not_write(case: str) -> str | None:
     return "fp64" if "torch" in double else "fp32" if "onnx" in single else None
 
 
-@pytest.mark.parametrize("case", [name for name in parity.CASES if oracle_we_did_not_write(name)])
+# the reference is a loop over steps, of which one variant of each op has many here
+LONG = {"lstm_longer", *(f"{variant}_long" for variant in backends.VARIANTS if variant not in backends.IN_PYTORCH)}
+CHECKABLE = [name for name in parity.CASES if name not in LONG and oracle_we_did_not_write(name)]
+
+
+@pytest.mark.parametrize("case", CHECKABLE)
 def test_the_reference_is_right(case: str) -> None:
     rows = parity.check(case, oracle_we_did_not_write(case), "reference")
     assert {row.oracle for row in rows} > {"reference"}
