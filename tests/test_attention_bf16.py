@@ -117,3 +117,16 @@ def test_the_op_says_what_it_does_not_take(path):
     beside, flags = (w_query, None, w_score, w_out, None), (False, False, 1, 0, True, 1.0, False, False)
     with pytest.raises(RuntimeError, match="even sizes"):
         torch.ops.fastlstm.attention_lstm_fwd(*states, *weights, *beside, *flags)
+
+
+@pytest.mark.parametrize("score", ["additive", "general"])
+def test_nan_beyond_a_memory_has_no_influence(score):
+    """Where nobody asks for gradients, and rows of the memory fill no tiles."""
+    torch.manual_seed(0)
+    S, B, M = 17, 9, 33
+    ours = fastlstm.AttentionLSTM(5, 8, M, attention=score, dtype=torch.bfloat16).requires_grad_(False)
+    lengths = torch.tensor([4, 9, 16, 3, 8, 1, 14, 7, 8])
+    x, memory = torch.randn(6, B, 5).bfloat16(), torch.randn(S, B, M).bfloat16()
+    beyond = (torch.arange(S)[:, None] >= lengths)[..., None]
+    found = [ours(x, memory.masked_fill(beyond, fill), memory_lengths=lengths)[0] for fill in (0.0, torch.nan)]
+    assert torch.equal(*found)

@@ -15,6 +15,7 @@ from fastlstm.kernels.attention_lstm import ATTENTION_LSTM, FEEDS
 from fastlstm.kernels.variant import Variant
 from fastlstm.ops import program
 from fastlstm.ops.attention_layer import attend_layer, attention_layer
+from fastlstm.ops.attention_lstm import HALVES
 from fastlstm.ops.attentional import attentional
 from fastlstm.ops.derivatives import beyond_kernels
 from fastlstm.ops.dispatch import differentiable
@@ -64,7 +65,9 @@ def precompute(plan: Plan, memory: Tensor, lengths: Tensor | None, for_one_call:
     """
     w_key = plan.beside["w_key"]
     copied = not for_one_call or _chosen(plan, memory) != "numba" or program.is_made() or beyond_kernels()
-    if lengths is not None and (copied or (w_key is not None and differentiable((memory, w_key)))):
+    # PyTorch's product by AMX reads on behind a row that fills no tiles, times zero: NaN there would be NaN here
+    reads_on = memory.dtype in HALVES and memory.shape[2] % 32 > 0
+    if lengths is not None and (copied or (w_key is not None and (reads_on or differentiable((memory, w_key))))):
         beyond = (torch.arange(memory.shape[0], device="cpu")[:, None] >= lengths).to(memory.device)
         memory = memory.masked_fill(beyond.unsqueeze(-1), 0)
     return Precomputed(memory, None if w_key is None else linear(memory, w_key), lengths)
