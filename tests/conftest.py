@@ -101,6 +101,7 @@ def _same_start(request: pytest.FixtureRequest) -> Iterator[None]:
         backends._C.poison(True)
         backends._C.crowd(True)
     yield
+    torch.set_autocast_cache_enabled(True)  # PyTorch's old exporter of ONNX leaves it off where it fails
     backends.set_float32_precision("highest")
     backends.force_form(None)
     if backends.forced_path() != (path := request.config.getoption("--path")):
