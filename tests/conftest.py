@@ -13,6 +13,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 # PyTorch's compiler takes it that g++ knows this CPU's instructions: it would compile a file for each kind,
 # to see. (An old g++ on a newer CPU may not: then Inductor's tests say which option it lacks)
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
+# and that this process compiles: others would import PyTorch first
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import sys
 from collections.abc import Iterator
