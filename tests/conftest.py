@@ -102,7 +102,9 @@ def _same_start(request: pytest.FixtureRequest) -> Iterator[None]:
     if backends._C is not None:
         backends._C.poison(True)
         backends._C.crowd(True)
+    hook = sys.excepthook
     yield
+    sys.excepthook = hook  # torch.distributed's puts a rank before what it says
     torch.set_autocast_cache_enabled(True)  # PyTorch's old exporter of ONNX leaves it off where it fails
     backends.set_float32_precision("highest")
     backends.force_form(None)
