@@ -31,6 +31,11 @@ LINES = [
     "lstm T9 B35 I3 H33 P17 L2 bi lengths:0-9",
     "peephole_lstm T7 B5 I4 H20 P1 L2 packed:2-7",
     "cifg_lstm T5 B40 I16 H50 P49 resets:0.2",
+    # A single step, by products/step_backward.h
+    "lstm T1 B67 I37 H45 L2",
+    "lstm T1 B300 I96 H64",
+    "gru T1 B50 I33 H70 bi lengths:0-1",
+    "cifg_peephole_lstm T1 B131 I5 H33 resets:0.5",
 ]
 each_line = pytest.mark.parametrize("line", LINES)
 
@@ -73,7 +78,7 @@ def test_they_are_what_runs(path, line):
     backends.force_path("avx512")
     of_float32 = results(line)
     for name, gradient in ours.items():
-        if gradient.numel() > 256 and not name.startswith("output"):
+        if gradient.numel() > 256 and gradient.any() and not name.startswith("output"):
             assert not torch.equal(gradient, of_float32[name]), name
             torch.testing.assert_close(
                 gradient, of_float32[name], rtol=0.1, atol=0.03 * of_float32[name].abs().max().item()

@@ -4,6 +4,7 @@
 #include "products/conv_backward.h"
 #include "products/packed_backward.h"
 #include "products/split_backward.h"
+#include "products/step_backward.h"
 #include "products/unfolded_backward.h"
 #include "products/unpacked_backward.h"
 #include "products/widened_backward.h"
@@ -44,10 +45,12 @@ std::unique_ptr<BackwardProducts<S>> LayerBackward<S>::make_products() {
       return std::make_unique<UnpackedBackward<S>>(o, f, gradients);
     }
   if constexpr (Context<S>::kBf16)
-    if (o.bf16 && !o.size.project && !f.stepwise_columns && seq.T == 1 && seq.rows() <= WidenedBackward::kRows) {
-      unpacked = true;
-      if (f.need_dw) gradients = f.make_dw();
-      return std::make_unique<WidenedBackward>(o, f, gradients);
+    if (o.bf16 && !o.size.project && !f.stepwise_columns && seq.T == 1) {
+      const bool tiles = o.bf16->terms_together, few = seq.rows() <= (tiles ? WidenedBackward::kRowsBesideTiles : WidenedBackward::kRows);
+      unpacked = few || tiles;
+      if (unpacked && f.need_dw) gradients = f.make_dw();
+      if (few) return std::make_unique<WidenedBackward>(o, f, gradients);
+      if (tiles) return std::make_unique<StepBackward>(o, f, gradients);
     }
   if constexpr (Context<S>::kBf16)
     if (o.bf16) return std::make_unique<PackedBackward<S, Bf16Pair>>(o, f);

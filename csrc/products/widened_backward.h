@@ -9,8 +9,8 @@ class WidenedBackward final : public BackwardProducts<BFloat16> {
   using S = BFloat16;
 
  public:
-  // With more, packing weights into pairs and gradients from accumulators pays
-  static constexpr int64_t kRows = 32;
+  // With more, packing weights into pairs and gradients from accumulators pays; where there are tiles (AMX), StepBackward does
+  static constexpr int64_t kRows = 32, kRowsBesideTiles = 8;
 
   WidenedBackward(const Context<S>& context, const BackwardCall<S>& call, const WeightGradients<S>& gradients)
       : BackwardProducts(context, call), gradients_(gradients), h_column_(panels_of(o.I) * kPanel),
