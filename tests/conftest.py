@@ -13,6 +13,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 # PyTorch's compiler takes it that g++ knows this CPU's instructions: it would compile a file for each kind,
 # to see. (An old g++ on a newer CPU may not: then Inductor's tests say which option it lacks)
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
+# and that this process compiles: others would import PyTorch first
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import sys
 from collections.abc import Iterator
@@ -100,7 +102,10 @@ def _same_start(request: pytest.FixtureRequest) -> Iterator[None]:
     if backends._C is not None:
         backends._C.poison(True)
         backends._C.crowd(True)
+    hook = sys.excepthook
     yield
+    sys.excepthook = hook  # torch.distributed's puts a rank before what it says
+    torch.set_autocast_cache_enabled(True)  # PyTorch's old exporter of ONNX leaves it off where it fails
     backends.set_float32_precision("highest")
     backends.force_form(None)
     if backends.forced_path() != (path := request.config.getoption("--path")):

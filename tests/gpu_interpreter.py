@@ -82,12 +82,12 @@ def forget() -> None:
         known.cache_clear()
 
 
-def kept(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function of a type, which keeps what it returned."""
+def kept(name: str, function: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """The function of a type, which keeps what it returned: no longer than the patches last, for others pickle types."""
 
     def call(of: Any) -> Any:
         if (found := of.__dict__.get(name)) is None:
-            found = of.__dict__[name] = function(of)
+            monkeypatch.setitem(of.__dict__, name, found := function(of))
         return found
 
     return call
@@ -106,7 +106,7 @@ def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
         make_tensor(made, None, of)
         return made.__dict__
 
-    facts = kept("_facts", first)
+    facts = kept("_facts", first, monkeypatch)
 
     def tensor(self: tl.tensor, handle: of_triton.TensorHandle, of: tl.dtype) -> None:
         self.__dict__.update(facts(of))
@@ -127,7 +127,7 @@ def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(semantic, "broadcast_impl_value", of_one_shape)
     monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
-    monkeypatch.setattr(of_triton, "_get_np_dtype", kept("_np_dtype", of_triton._get_np_dtype))
+    monkeypatch.setattr(of_triton, "_get_np_dtype", kept("_np_dtype", of_triton._get_np_dtype, monkeypatch))
     monkeypatch.setattr(tl.tensor, "__init__", tensor)
     monkeypatch.setattr(tl.block_type, "__init__", block)
     monkeypatch.setattr(tl.block_type, "to_ir", lambda self, builder: self)

@@ -49,6 +49,7 @@ def kernel(name: str, of_pass: str, suffix: str, cpu: str | None):
     dtype = FLOATS[suffix]
 
     def call(*given):
+        assert len(given) == len(arguments)
         for tensor in given:
             assert not isinstance(tensor, torch.Tensor) or tensor.dtype == dtype
         return function(*[x.data_ptr() if isinstance(x, torch.Tensor) else x for x in given])
@@ -116,8 +117,8 @@ class Case:
         out = {"p": q.new_full((len(q), S), nan), "c": q.new_full((len(q), M), nan)}
         out |= {"de": torch.full_like(out["p"], nan), "dq": torch.full_like(q, nan)}
         for t in range(len(q)):
-            common = (q[t], k, k.stride(0), m, m.stride(0), w, S, A, M, fits, scratch, out["p"][t], out["c"][t])
-            kernel(name, "fwd", self.suffix, cpu)(*common)
+            common = (q[t], k, k.stride(0), m, m.stride(0), w, S, A, M, fits, scratch, out["p"][t])
+            kernel(name, "fwd", self.suffix, cpu)(*common, out["c"][t])
             given = (dc[t], dp[t] if dweights else 0, int(dweights), out["de"][t], out["dq"][t])
             kernel(name, "bwd", self.suffix, cpu)(*common, *given)
         if self.kind == "additive":

@@ -83,6 +83,12 @@ def by_hand(module: nn.Module):
     return run
 
 
+@pytest.fixture(autouse=True)
+def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put on Python's path to find an implementation ends with a test."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
 def test_what_is_right_passes_and_what_is_refused_is_told() -> None:
     found = assert_parity(Plain, "lstm", cases=LINES)
     assert {row.quantity for row in found.rows} >= {
@@ -163,7 +169,6 @@ def test_bad_arguments(impl: object, variant: str, message: str) -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "our_own.py").write_text("from torch import nn\n\n\nclass Mine(nn.LSTM):\n    pass\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path)
     options = [
         "--impl",
         "our_own:Mine",

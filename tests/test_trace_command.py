@@ -24,6 +24,13 @@ if sys.argv[1] == "interrupt":
 """
 
 
+@pytest.fixture(autouse=True)
+def _own_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What commands put on Python's path, and its arguments, end with a test."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+
 @pytest.mark.parametrize(
     ("what", "code", "ended"),
     [
@@ -33,11 +40,9 @@ if sys.argv[1] == "interrupt":
         ("interrupt", 130, "KeyboardInterrupt"),
     ],
 )
-def test_the_command(what: str, code: int, ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(what: str, code: int, ended: str, tmp_path: Path) -> None:
     script, file = tmp_path / "mine.py", tmp_path / "run.json"
     script.write_text(SCRIPT)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     result = CliRunner().invoke(app, ["trace", "--json", str(file), str(script), what, "-x"])
     assert result.exit_code == code
     assert result.stdout == f"{[str(script), what, '-x']} __main__\n"
@@ -55,8 +60,6 @@ def test_a_module_is_run_as_python_does(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "mine/__init__.py").touch()
     (tmp_path / "mine/train.py").write_text(SCRIPT)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.setattr(sys, "path", [*sys.path])
     result = CliRunner().invoke(app, ["trace", "-m", "mine.train", "fine"])
     assert result.stdout == f"{[str(tmp_path / 'mine/train.py'), 'fine']} __main__\n"
     assert json.loads((tmp_path / "trace.json").read_text())["program"] == "mine.train"

@@ -116,9 +116,8 @@ void AttendBackwardCall<T>::run() {
                                        {dscores + row * S, B * S}, {dqueries ? dqueries + row * A : nullptr, B * A});
           for (int64_t t = 0; t < n; t++) {
             const int64_t at = row + t * B;
-            reader.read_backward(b, queries + at * A, own, weights + at * S, contexts + at * M, dcontext + at * M,
-                                 dw ? dw + t * dweights.t_stride : nullptr, dscores + at * S,
-                                 dqueries ? dqueries + at * A : own + reader.scratch_size());
+            reader.read_backward(b, queries + at * A, own, weights + at * S, dcontext + at * M, dw ? dw + t * dweights.t_stride : nullptr,
+                                 dscores + at * S, dqueries ? dqueries + at * A : own + reader.scratch_size());
           }
         });
         thread.barrier_all();

@@ -20,7 +20,7 @@ template <class T>
 struct AttendBackwardCall {
   int64_t steps;
   Memory<T> memory;
-  const T *queries, *weights, *contexts;
+  const T *queries, *weights;
   Rows<const T> dcontexts, dweights;  // .p may be null
   T *dqueries, *dmemory, *dkeys, *dscore;  // dqueries and dscore: null where not wanted
   void run();

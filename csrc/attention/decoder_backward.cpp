@@ -117,7 +117,7 @@ void DecoderBackward<S>::attend(const Thread& thread, int64_t t) {
     T* const dquery = chunk_row(dqueries, d.A, t, b);
     const S* const dweights = f.dalignments.p ? f.dalignments.at(seq, t, b) : nullptr;
     const auto read_backward = [&](const T* given) {
-      reader.read_backward(b, q, mine, row(kept.weights, d.S, t, b), nullptr, dcontext, given, row(dscores, d.S, t, b), dquery);
+      reader.read_backward(b, q, mine, row(kept.weights, d.S, t, b), dcontext, given, row(dscores, d.S, t, b), dquery);
     };
     if constexpr (kSameType) {
       read_backward(dweights);

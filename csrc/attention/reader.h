@@ -79,8 +79,8 @@ class Reader {
   using Forward = void (*)(const T* query, const T* keys, int64_t key_stride, const T* memory, int64_t memory_stride, const T* score,
                            int64_t S, int64_t A, int64_t M, int64_t prepared, T* scratch, T* weights, T* context);
   using Backward = void (*)(const T* query, const T* keys, int64_t key_stride, const T* memory, int64_t memory_stride, const T* score,
-                            int64_t S, int64_t A, int64_t M, int64_t prepared, T* scratch, const T* weights, const T* context,
-                            const T* dcontext, const T* dweights, int64_t has_dweights, T* dscores, T* dquery);
+                            int64_t S, int64_t A, int64_t M, int64_t prepared, T* scratch, const T* weights, const T* dcontext,
+                            const T* dweights, int64_t has_dweights, T* dscores, T* dquery);
   using Keys = void (*)(const T* queries, int64_t query_stride, int64_t steps, const T* keys, int64_t key_stride, const T* score, int64_t S,
                         int64_t A, int64_t prepared, T* scratch, const T* dscores, int64_t dscore_stride, T* dkeys, T* dscore);
 
@@ -118,14 +118,14 @@ class Reader {
     forward_(query, keys(b), key_stride(), m.memory.at(b), m.memory.slot, m.score, S, m.A, m.M, is_prepared(b), scratch, weights, context);
   }
 
-  // The gradients of the scores (S) and of the query (A); `dweights` may be null, and `context`, which no kernel reads.
-  void read_backward(int64_t b, const T* query, T* scratch, const T* weights, const T* context, const T* dcontext, const T* dweights,
-                     T* dscores, T* dquery) const {
+  // The gradients of the scores (S) and of the query (A); `dweights` may be null.
+  void read_backward(int64_t b, const T* query, T* scratch, const T* weights, const T* dcontext, const T* dweights, T* dscores,
+                     T* dquery) const {
     const auto& m = memory;
     const int64_t S = m.length(b);
     std::fill(dscores + S, dscores + m.S, T(0));
     if (S == 0) return void(std::fill_n(dquery, m.A, T(0)));
-    backward_(query, keys(b), key_stride(), m.memory.at(b), m.memory.slot, m.score, S, m.A, m.M, is_prepared(b), scratch, weights, context,
+    backward_(query, keys(b), key_stride(), m.memory.at(b), m.memory.slot, m.score, S, m.A, m.M, is_prepared(b), scratch, weights,
               dcontext, dweights ? dweights : dcontext, dweights != nullptr, dscores, dquery);
   }
 

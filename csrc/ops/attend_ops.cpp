@@ -25,9 +25,6 @@ void check_arguments(
   check_memory(query, memory, keys, memory_lengths, w_score, query.size(1), query.size(2));
 }
 
-// What is saved of a query: the weights, and of additive scores the context.
-int64_t saved_size(const Tensor& memory, const Optional& w_score) { return memory.size(0) + (w_score ? memory.size(2) : 0); }
-
 std::tuple<Tensor, Tensor, Tensor> attend_fwd(Tensor query, Tensor memory, Optional keys, Optional memory_lengths, Optional w_score,
                                               bool return_alignments, bool save) {
   check_arguments(query, memory, keys, memory_lengths, w_score);
@@ -37,13 +34,12 @@ std::tuple<Tensor, Tensor, Tensor> attend_fwd(Tensor query, Tensor memory, Optio
   memory_lengths = as_contiguous(memory_lengths), w_score = as_contiguous(w_score);
   const Tensor context = new_tensor(query, {T, B, M});
   const Tensor alignments = new_tensor(query, return_alignments ? std::vector<int64_t>{T, B, S} : std::vector<int64_t>{0});
-  const Tensor saved = new_saved(query, save ? T * B : 0, saved_size(memory, w_score), query.scalar_type());
+  const Tensor saved = new_saved(query, save ? T * B : 0, S, query.scalar_type());
   for_arithmetic_type(query.scalar_type(), [&]<class V>(V) {
     const int64_t rows = T * B;
     V* const weights = save ? out<V>(saved) : return_alignments ? out<V>(alignments) : nullptr;
     AttendCall<V>{T, memory_of<V>(memory, keys, memory_lengths, w_score, A), data<V>(query), out<V>(context), weights}.run();
     if (!save) return;
-    if (w_score) std::copy_n(data<V>(context), rows * M, weights + rows * S);
     if (return_alignments) std::copy_n(weights, rows * S, out<V>(alignments));
   });
   return {context, alignments, saved};
@@ -55,7 +51,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_bwd(Optional dcontext, Optiona
   const int64_t T = query.size(0), B = query.size(1), A = query.size(2), S = memory.size(0), M = memory.size(2);
   check_like(query, dcontext, "dcontext", {T, B, M});
   check_like(query, dalignments, "dalignments", {T, B, S});
-  check_saved(saved, query.scalar_type(), T * B, saved_size(memory, w_score), "attend_fwd");
+  check_saved(saved, query.scalar_type(), T * B, S, "attend_fwd");
   query = with_contiguous_rows(query), memory = with_contiguous_rows(memory);
   if (keys) keys = with_contiguous_rows(*keys);
   memory_lengths = as_contiguous(memory_lengths), w_score = as_contiguous(w_score), saved = as_contiguous(saved);
@@ -67,7 +63,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_bwd(Optional dcontext, Optiona
   for_arithmetic_type(query.scalar_type(), [&]<class V>(V) {
     const V* const weights = data<V>(saved);
     const auto out_or_null = [](const Tensor& t) { return t.numel() > 0 ? out<V>(t) : nullptr; };
-    AttendBackwardCall<V>{T, memory_of<V>(memory, keys, memory_lengths, w_score, A), data<V>(queries), weights, weights + T * B * S,
+    AttendBackwardCall<V>{T, memory_of<V>(memory, keys, memory_lengths, w_score, A), data<V>(queries), weights,
                           rows_of<V>(dcontext), rows_of<V>(dalignments), need_dx ? out<V>(dquery) : nullptr, out<V>(dmemory),
                           out_or_null(dkeys), out_or_null(dscore)}
         .run();

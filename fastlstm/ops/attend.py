@@ -112,7 +112,7 @@ def _reference(*args: Any) -> tuple[Tensor, ...]:
 def _fake_fwd(query, memory, keys, memory_lengths, w_score, return_alignments, save):
     (T, B, _), (S, _, M) = query.shape, memory.shape
     alignments = query.new_empty((T, B, S) if return_alignments else (0,))
-    like = query.new_empty(T * B if save else 0, S + (0 if w_score is None else M))
+    like = query.new_empty(T * B if save else 0, S)
     saved = gpu_attend.saved_like(query, memory, save) if query.is_cuda else like
     return query.new_empty(T, B, M), alignments, saved
 

@@ -20,7 +20,7 @@ MOST_THREADS = 1024
 
 @dataclass(frozen=True)
 class Options:
-    """Two runs with equal options take the same steps; those of FREE change none of them.
+    """Two runs with equal options take the same steps; those of FREE change none of them, but for `steps`: rates end with it.
 
     Sizes: L layers, H hidden, E embedding, B batch, T length. `dtype` takes PyTorch's names as well, and holds the short one.
     """

@@ -13,7 +13,7 @@
 
     attend       query (A), keys, key_stride, memory, memory_stride, score (A), S, A, M, prepared, scratch (2 A)
                  -> weights (S), context (M)
-    attend back  the same with weights and context, dcontext (M), dweights (S), has_dweights -> dscores (S), dquery (A)
+    attend back  the same with weights, dcontext (M), dweights (S), has_dweights -> dscores (S), dquery (A)
 
 Pointers are to values of the kernel's dtype; the rest are int64, sizes and strides in values. S >= 1 is the row's own length:
 nothing is read beyond it. `prepared`: what "prepare" returned for the keys. Dot attention takes no score and no scratch, and
@@ -27,7 +27,7 @@ from fastlstm.kernels.attention_lstm.cpu_dot import dot_bwd, dot_fwd, softmax_bw
 from fastlstm.kernels.cpu_math import SOURCE_STAMP, compile_c, tanh
 
 # (name, pass): what makes the kernel, its arguments (p a pointer, n an int64), whether it returns an int64
-FORWARD, BACKWARD = "ppnpnpnnnnppp", "ppnpnpnnnnpppppnpp"
+FORWARD, BACKWARD = "ppnpnpnnnnppp", "ppnpnpnnnnppppnpp"
 
 
 def output_fwd(dtype, stamp=SOURCE_STAMP):

@@ -117,8 +117,8 @@ def additive_bwd(dtype, stamp=SOURCE_STAMP):
     end = dtype(LIMIT[dtype().itemsize] + SATURATED[dtype().itemsize])
 
     def kernel(
-        query, keys, key_stride, memory, memory_stride, score, S, A, M, prepared, scratch, weights, context,
-        dcontext, dweights, has_dweights, dscores, dquery,
+        query, keys, key_stride, memory, memory_stride, score, S, A, M, prepared, scratch, weights, dcontext,
+        dweights, has_dweights, dscores, dquery,
     ):  # fmt: skip
         stamp  # noqa: B018
         q, k, w = carray(query, A, dtype), carray(keys, (S, key_stride), dtype), carray(score, A, dtype)

@@ -112,8 +112,8 @@ def dot_bwd(dtype, stamp=SOURCE_STAMP):
     zero, nothing = dtype(0), dtype(NOTHING * np.finfo(dtype).tiny)
 
     def kernel(
-        query, keys, key_stride, memory, memory_stride, score, S, A, M, prepared, scratch, weights, context,
-        dcontext, dweights, has_dweights, dscores, dquery,
+        query, keys, key_stride, memory, memory_stride, score, S, A, M, prepared, scratch, weights, dcontext,
+        dweights, has_dweights, dscores, dquery,
     ):  # fmt: skip
         stamp  # noqa: B018
         k, m = carray(keys, (S, key_stride), dtype), carray(memory, (S, memory_stride), dtype)
