@@ -14,19 +14,24 @@ struct Grid {
   int64_t line, column, tile = 0;
 };
 
+// How many products there are along an axis; 0 for other numbers of taps.
+constexpr int64_t winograd_products(int64_t taps) { return taps == 3 ? 4 : taps == 5 ? 7 : 0; }
+
 template <class T>
 struct WinogradKernels {
   using Map = void (*)(int64_t tiles, int64_t n, Grid<const T> from, Grid<T> to);
 
-  Map inputs;            // (taps + 1)^2 pixels to the left factors of the products
-  Map weights;           // taps^2 to the right factors
-  Map outputs[2];        // products to two pixels of a line of outputs: a tile's first line, or its second
-  Map output_gradients;  // 2 x 2 pixels to the gradients of products
-  Map weight_gradients;  // gradients of the right factors to those of taps
+  Map inputs;      // (taps + 1)^2 pixels to the left factors of the products
+  Map weights;     // taps^2 to the right factors
+  Map outputs[2];  // products to two pixels of a line of outputs: a tile's first line, or its second
+  // Gradients of weights take a part of the products at a time: all of 3 taps, a line of 5.
+  int parts;
+  struct Part {
+    Map inputs;            // pixels to its left factors
+    Map output_gradients;  // 2 x 2 pixels to the gradients of its products
+    Map weight_gradients;  // gradients of its right factors, added to those of the taps they are made from
+  } part[winograd_products(5)];
 };
-
-// How many products there are along an axis; 0 for other numbers of taps.
-constexpr int64_t winograd_products(int64_t taps) { return taps == 3 ? 4 : taps == 5 ? 7 : 0; }
 
 // The implementation for the instruction set in use, of 3 or of 5 taps.
 template <class T>

@@ -1,4 +1,6 @@
 // The maps of winograd.h over vectors of channels. Included by one source file per instruction set, after microkernel.h.
+#include <utility>
+
 #include "gemm/winograd.h"
 
 namespace fastlstm::ISA {
@@ -112,14 +114,55 @@ void map_tiles(int64_t tiles, int64_t n, Grid<const T> from, Grid<T> to) {
   }
 }
 
+// Taps += what lines of right factors give them, from I on; n: whole vectors.
+template <class A, int I, int LINES, class T>
+void add_to_taps(int64_t, int64_t n, Grid<const T> from, Grid<T> to) {
+  using S = Simd<T>;
+  for (int64_t i = 0; i < n; i += S::lanes) {
+    typename S::V lines[LINES][A::taps];
+#pragma GCC unroll 8
+    for (int y = 0; y < LINES; y++) {
+      typename S::V in[A::products];
+#pragma GCC unroll 8
+      for (int x = 0; x < A::products; x++) in[x] = S::load(from.p + i + y * from.line + x * from.column);
+      map_axis<Transposed<OfWeights<A>>>(in, lines[y]);
+    }
+#pragma GCC unroll 8
+    for (int tap = 0; tap < A::taps; tap++) {
+      bool any = false;
+      for (int y = 0; y < LINES; y++) any = any || A::weights[I + y][tap] != 0;
+      if (!any) continue;
+#pragma GCC unroll 8
+      for (int x = 0; x < A::taps; x++) {
+        T* const out = to.p + i + tap * to.line + x * to.column;
+        typename S::V sum = S::load(out);
+#pragma GCC unroll 8
+        for (int y = 0; y < LINES; y++)
+          if (A::weights[I + y][tap] != 0) sum += lines[y][x] * A::weights[I + y][tap];
+        S::store(out, sum);
+      }
+    }
+  }
+}
+
 template <class A, class T>
 WinogradKernels<T> of_taps() {
   using Inputs = OfInputs<A>;
   using Weights = OfWeights<A>;
   using Outputs = OfOutputs<A>;
-  return {map_tiles<Inputs, Inputs, T>, map_tiles<Weights, Weights, T>,
-          {map_tiles<Only<Outputs, 0>, Outputs, T>, map_tiles<Only<Outputs, 1>, Outputs, T>},
-          map_tiles<Transposed<Outputs>, Transposed<Outputs>, T>, map_tiles<Transposed<Weights>, Transposed<Weights>, T>};
+  using Gradients = Transposed<Outputs>;
+  WinogradKernels<T> found{map_tiles<Inputs, Inputs, T>, map_tiles<Weights, Weights, T>,
+                           {map_tiles<Only<Outputs, 0>, Outputs, T>, map_tiles<Only<Outputs, 1>, Outputs, T>}, 1, {}};
+  if constexpr (A::taps == 3) {
+    found.part[0] = {found.inputs, map_tiles<Gradients, Gradients, T>, add_to_taps<A, 0, A::products, T>};
+  } else {
+    found.parts = A::products;
+    [&]<int... I>(std::integer_sequence<int, I...>) {
+      ((found.part[I] = {map_tiles<Only<Inputs, I>, Inputs, T>, map_tiles<Only<Gradients, I>, Gradients, T>,
+                         add_to_taps<A, I, 1, T>}), ...);
+    }(std::make_integer_sequence<int, A::products>{});
+  }
+  return found;
 }
 
 }  // namespace

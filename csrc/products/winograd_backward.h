@@ -1,4 +1,4 @@
-// The backward's products of pixels by Winograd's convolutions, and gradients of weights as those of their products' factors.
+// The backward's products of pixels by Winograd's convolutions, and gradients of weights as those of their products' right factors.
 #pragma once
 #include "products/image_backward.h"
 #include "products/winograd.h"
@@ -15,19 +15,21 @@ class WinogradBackward final : public ImageBackward<S> {
 
   WinogradBackward(const Context<S>& context, const BackwardCall<S>& call)
       : Base(context, call, frame_of_gates(context, call), Winograd<S>::frame_of_inputs(context.images->ih, frame_row<T>(context.I)),
-             Winograd<S>::frame_of_inputs(context.images->hh, frame_row<T>(context.R)), dw_rows(context),
+             Winograd<S>::frame_of_inputs(context.images->hh, frame_row<T>(context.R)), context.k_input() + context.k_recurrent(),
              !context.v.peepholes.empty()),
         winograd_(o, hh.axes[2].kernel), of_outputs_{hh.axes[1].out, hh.axes[2].out}, of_inputs_{ih.axes[1].in, ih.axes[2].in},
-        K_(o.I + o.R), columns_(std::max(o.r_panels, wants_columns() ? o.i_panels : 0) * kPanel), lines_(lines_of(of_outputs_)),
-        input_lines_(lines_of(of_inputs_)), sum_lines_(winograd_.lines_at_once(of_outputs_, K_)),
-        dg_m_(of_lines(std::max(lines_, f.need_dw ? sum_lines_ : 0), o.gate_width)), result_m_(of_lines(lines_, columns_)),
+        part_(winograd_.products / winograd_.kernels.parts), K_(o.I + o.R),
+        columns_(std::max(o.r_panels, wants_columns() ? o.i_panels : 0) * kPanel), lines_(lines_of(of_outputs_)),
+        input_lines_(lines_of(of_inputs_)), sum_lines_(lines_of_sums()), gates_m_(of_lines(o.gate_width)), result_m_(of_lines(columns_)),
+        dg_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), o.gate_width)),
         xh_m_(TileMatrices::of<T>(sum_lines_ * of_outputs_.columns(), K_)),
         in_turn_(wants_columns() && next_chunk(o.seq, 0, true).end == o.seq.T),
         packed_hh_(factors(in_turn_ ? std::max(o.r_panels, o.i_panels) : o.r_panels)),
         packed_ih_(wants_columns() && !in_turn_ ? factors(o.i_panels) : 0),
-        of_worker_(std::max(winograd_.products * dg_m_.matrix, hh.taps() * o.gate_width * kMaxBlock)),
+        of_worker_(std::max({winograd_.products * gates_m_.matrix, f.need_dw ? part_ * (dg_m_.matrix + K_ * o.gate_width) : 0,
+                             hh.taps() * o.gate_width * kMaxBlock})),
         dg_factors_(o.team->workers * of_worker_),
-        shared_(winograd_.products * std::max(o.team->workers * result_m_.matrix, f.need_dw ? xh_m_.matrix : 0)) {}
+        shared_(std::max(o.team->workers * winograd_.products * result_m_.matrix, f.need_dw ? part_ * xh_m_.matrix : 0)) {}
 
   void pack(const Thread& thread, int64_t p) override {
     Base::pack(thread, p);
@@ -57,8 +59,8 @@ class WinogradBackward final : public ImageBackward<S> {
     h_.clear(thread, row / o.seq.pixels, o.seq.size[t] / o.seq.pixels);
   }
 
-  // Sums over tiles, some lines of them at once: all threads make the factors of x and h, then each takes panels of dG, or where there
-  // are not enough, some of a panel's products.
+  // Sums over tiles, a part of the products after the other, so that factors stay in the cache: all threads make those of x and h, then
+  // each takes panels of dG, or where there are not enough, some of a panel's channels.
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
     const int64_t all = chunk.rows / o.seq.pixels * of_outputs_.lines(), columns = of_outputs_.columns();
     const int64_t parts = (o.team->workers + o.n_panels - 1) / o.n_panels;
@@ -68,21 +70,20 @@ class WinogradBackward final : public ImageBackward<S> {
       const Range lines{line, std::min(all, line + sum_lines_)}, of_mine = thread.mine(lines.size());
       const Range mine{lines.begin + of_mine.begin, lines.begin + of_mine.end};
       T* const xh = shared_ + of_mine.begin * columns * xh_m_.row;
-      winograd_.from_frames(winograd_.kernels.inputs, x_, 0, of_outputs_, mine, o.I, xh_m_, xh);
-      winograd_.from_frames(winograd_.kernels.inputs, h_, 0, of_outputs_, mine, o.R, xh_m_, xh + o.I);
-      thread.barrier_all();
-      for (int64_t job = jobs.begin; job < jobs.end; job++) {
-        const int64_t p = job / parts;
-        const Range products = share(winograd_.products, job % parts, parts);
-        if (job == jobs.begin || job % parts == 0)
-          winograd_.from_frames(winograd_.kernels.output_gradients, dg_, Winograd<S>::first_pixel(dg_.frame) + p * o.gate_width,
-                                of_outputs_, lines, o.gate_width, dg_m_, dg);
-        for (int64_t i = products.begin; i < products.end; i++)
-          o.gemm(Gemm<T>{.m = K_, .n = o.gate_width, .k = lines.size() * columns, .a = shared_ + i * xh_m_.matrix, .a_m = 1,
-                         .a_k = xh_m_.row, .b = dg + i * dg_m_.matrix, .b_k = dg_m_.row, .c = dw(p) + i * K_ * o.gate_width,
-                         .c_m = o.gate_width, .accumulate = true, .block = Winograd<S>::kBlock});
+      for (int i = 0; i < winograd_.kernels.parts; i++) {
+        const auto& maps = winograd_.kernels.part[i];
+        winograd_.from_frames(maps.inputs, x_, 0, of_outputs_, mine, o.I, xh_m_, xh);
+        winograd_.from_frames(maps.inputs, h_, 0, of_outputs_, mine, o.R, xh_m_, xh + o.I);
+        thread.barrier_all();
+        for (int64_t job = jobs.begin; job < jobs.end; job++) {
+          const int64_t p = job / parts;
+          if (job == jobs.begin || job % parts == 0)
+            winograd_.from_frames(maps.output_gradients, dg_, Winograd<S>::first_pixel(dg_.frame) + p * o.gate_width, of_outputs_, lines,
+                                  o.gate_width, dg_m_, dg);
+          add_part(maps.weight_gradients, p, share(K_, job % parts, parts), lines.size() * columns, dg);
+        }
+        thread.barrier_all();
       }
-      thread.barrier_all();
     }
     const Range panels = thread.mine(o.n_panels);
     for (int64_t p = panels.begin; p < panels.end; p++) this->add_bias_product(p, chunk.rows);
@@ -117,12 +118,14 @@ class WinogradBackward final : public ImageBackward<S> {
   void release() override { packed_ih_ = {}, packed_hh_ = {}, dg_factors_ = {}, shared_ = {}, Base::release(); }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
-    write_taps(p, o.I, 0, to.ih);
-    write_taps(p, o.R, o.I, to.hh);
+    this->write_transposed(dw(p), o.k_input(), p, to.ih, o.k_input());
+    this->write_transposed(dw_hh(p), o.k_recurrent(), p, to.hh, o.k_recurrent());
     this->write_biases(p, to);
   }
 
  private:
+  static constexpr int64_t kSumBytes = 3 << 19, kLeastSumTiles = 64, kMostSumTiles = 256;
+
   static Frame frame_of_gates(const Context<S>& o, const BackwardCall<S>& f) {
     Frame frame{.row = frame_row<T>(o.n_panels * o.gate_width)};
     for (int d = 0; d < kAxes; d++) frame.size[d] = o.images->hh.axes[d].out;
@@ -130,18 +133,20 @@ class WinogradBackward final : public ImageBackward<S> {
     if (Base::wants_columns(o, f)) Winograd<S>::widen(frame, o.images->ih);
     return frame;
   }
-  static int64_t dw_rows(const Context<S>& o) {
-    const int64_t side = winograd_products(o.images->hh.axes[2].kernel);
-    return side * side * (o.I + o.R);
-  }
   // So many lines of tiles that a panel of dG's factors and all results stay in the cache; no more than a worker has.
   int64_t lines_of(const TileGrid& grid) const {
-    const int64_t images = o.chunk_rows / o.seq.pixels, workers = o.team->workers;
-    const int64_t most = (images * grid.lines() + workers - 1) / workers;
+    const int64_t workers = o.team->workers, most = (lines_of_chunk(grid) + workers - 1) / workers;
     return std::min(most, winograd_.lines_at_once(grid, (o.gate_width + columns_) / 2));
   }
-  TileMatrices of_lines(int64_t of_outputs, int64_t channels) const {
-    const int64_t of_dh = of_outputs * of_outputs_.columns(), of_dx = input_lines_ * of_inputs_.columns();
+  // And that a part of the products' factors of a panel and of x and h do: it depends on shapes alone, as the order of sums does.
+  int64_t lines_of_sums() const {
+    const int64_t of_tile = part_ * (K_ + o.gate_width) * static_cast<int64_t>(sizeof(T));
+    const int64_t tiles = std::clamp<int64_t>(kSumBytes / of_tile, kLeastSumTiles, kMostSumTiles);
+    return std::clamp<int64_t>(tiles / of_outputs_.columns(), 1, std::max<int64_t>(1, lines_of_chunk(of_outputs_)));
+  }
+  int64_t lines_of_chunk(const TileGrid& grid) const { return o.chunk_rows / o.seq.pixels * grid.lines(); }
+  TileMatrices of_lines(int64_t channels) const {
+    const int64_t of_dh = lines_ * of_outputs_.columns(), of_dx = input_lines_ * of_inputs_.columns();
     return TileMatrices::of<T>(std::max(of_dh, wants_columns() ? of_dx : 0), channels);
   }
   int64_t factors(int64_t panels) const { return winograd_.products * width_ * panels * kPanel; }
@@ -166,13 +171,15 @@ class WinogradBackward final : public ImageBackward<S> {
     T* const dg = dg_factors_of(thread);
     for (int64_t p = 0; p < o.n_panels; p++) {
       winograd_.from_frames(winograd_.kernels.inputs, dg_, Winograd<S>::first_tap(dg_.frame, conv) + p * o.gate_width, grid, lines,
-                            o.gate_width, dg_m_, dg);
+                            o.gate_width, gates_m_, dg);
       for (int64_t i = 0; i < winograd_.products; i++)
         for_column_blocks(0, panels, [&](int64_t panel, int64_t count) {
-          o.gemm(Gemm<T>{.m = lines.size() * grid.columns(), .n = count * kPanel, .k = o.gate_width, .a = dg + i * dg_m_.matrix,
-                         .a_m = dg_m_.row, .b = packed + factors(panel) + i * width_ * count * kPanel, .b_rows = width_,
-                         .b_first = p * o.gate_width, .c = results_of(thread, panel) + i * result_m_.matrix, .c_m = result_m_.row,
-                         .accumulate = p > 0, .block = Winograd<S>::kBlock});
+          const int64_t product = width_ * count * kPanel;
+          const T* const b = packed + factors(panel) + i * product;
+          o.gemm(Gemm<T>{.m = lines.size() * grid.columns(), .n = count * kPanel, .k = o.gate_width, .a = dg + i * gates_m_.matrix,
+                         .a_m = gates_m_.row, .b = b, .b_rows = width_, .b_first = p * o.gate_width,
+                         .next = i + 1 < winograd_.products ? b + product : nullptr, .c = results_of(thread, panel) + i * result_m_.matrix,
+                         .c_m = result_m_.row, .accumulate = p > 0, .block = Winograd<S>::kBlock});
         });
     }
   }
@@ -181,24 +188,36 @@ class WinogradBackward final : public ImageBackward<S> {
     return shared_ + thread.worker * winograd_.products * result_m_.matrix + panel * kPanel;
   }
 
-  void write_taps(int64_t p, int64_t channels, int64_t first, S* to) const {
-    if (channels == 0) return;
-    const int64_t taps = winograd_.taps, side = winograd_.side, K = K_ * o.gate_width;
-    T* const sums = dw(p) + first * o.gate_width;
-    winograd_.kernels.weight_gradients(1, channels * o.gate_width, {sums, side * K, K}, {sums, side * K, K});  // in place
-    for (int64_t k = 0; k < taps * taps; k++)
-      this->write_transposed(sums + (k / taps * side + k % taps) * K, channels, p, to + k * channels, taps * taps * channels);
+  // Some channels of a part of a panel's products, of as many tiles, which `map` adds to the gradients of taps.
+  void add_part(typename Winograd<S>::Map map, int64_t p, Range channels, int64_t tiles, T* dg) {
+    const int64_t n = o.gate_width, taps = winograd_.taps;
+    T* const sums = dg + part_ * dg_m_.matrix;
+    for (int64_t j = 0; j < part_; j++)
+      o.gemm(Gemm<T>{.m = channels.size(), .n = n, .k = tiles, .a = shared_ + j * xh_m_.matrix + channels.begin, .a_m = 1,
+                     .a_k = xh_m_.row, .b = dg + j * dg_m_.matrix, .b_k = dg_m_.row, .c = sums + j * channels.size() * n, .c_m = n,
+                     .block = Winograd<S>::kBlock});
+    const auto add = [&](Range some, int64_t all, T* to) {
+      const int64_t product = channels.size() * n;
+      if (some.size() > 0)
+        map(1, some.size() * n, {sums + (some.begin - channels.begin) * n, winograd_.side * product, product},
+            {to, taps * all * n, all * n});
+    };
+    const Range x{channels.begin, std::min(channels.end, o.I)}, h{std::max(channels.begin, o.I), channels.end};
+    add(x, o.I, dw(p) + x.begin * n);
+    add(h, o.R, dw_hh(p) + (h.begin - o.I) * n);
   }
+  T* dw_hh(int64_t p) const { return dw(p) + o.k_input() * o.gate_width; }
 
   const Winograd<S> winograd_;
   const TileGrid of_outputs_, of_inputs_;
+  const int64_t part_;         // products whose gradients of weights are taken at once
   const int64_t K_, columns_;  // channels of x and h; columns of the results
   const int64_t lines_, input_lines_, sum_lines_;  // lines of tiles at once, of the three sums
-  const TileMatrices dg_m_, result_m_, xh_m_;
+  const TileMatrices gates_m_, result_m_, dg_m_, xh_m_;  // of dG; of dh and dx; and for sums over tiles, of dG; of x and h
   const bool in_turn_;               // in a chunk that is all there is, dx comes when dh is done with
   Buffer<T> packed_hh_, packed_ih_;  // right factors; in turn: both in the first
   const int64_t of_worker_;
-  Buffer<T> dg_factors_;             // of each worker: left factors of a panel; before, a block of its weights is there
+  Buffer<T> dg_factors_;             // of each worker: left factors, and a part's sums of a panel; before, a block of its weights is there
   Buffer<T> shared_;                 // products of each worker; and in turn, for gradients of weights, the factors of x and h of all
 };
 
