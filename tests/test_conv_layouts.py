@@ -72,6 +72,45 @@ def test_the_op_writes_and_reads_both_layouts(S, hidden, dtype):
         assert_same(bwd(*d, *tensors, None, saved, *shared, True, True), of_last)
 
 
+@pytest.mark.parametrize("S", [(9,), (5, 6), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("hidden", [3, 8, 17, 32])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gradients_of_weights_lie_as_weights_do(S, hidden, kernel, dtype):
+    """As PyTorch has weights, channels before taps, so that autograd adds to them, or keeps them, without a copy."""
+    n = len(S)
+    torch.manual_seed(0)
+    x, h0, c0 = (torch.randn(shape).to(dtype) for shape in ((4, 3, *S, 2), (3, *S, hidden), (3, *S, hidden)))
+    last = [torch.randn(4 * hidden, *[kernel] * n, channels).to(dtype) / 9 for channels in (2, hidden)]
+    moved = [w.movedim(-1, 1).contiguous().movedim(1, -1) for w in last]
+    shared = ([1] * n, [kernel // 2] * (2 * n), [1] * n, False, False, False)
+    *results, saved = torch.ops.fastlstm.conv_lstm_fwd(
+        x, None, None, h0, c0, *last, None, None, None, *shared, False, True
+    )
+    upstream = *[torch.randn_like(t) for t in results[:3]], None
+
+    def arguments(weights):
+        return *upstream, x, None, None, h0, c0, *weights, None, saved, *shared, True, True
+
+    bwd = torch.ops.fastlstm.conv_lstm_bwd
+    of_last, of_moved = bwd(*arguments(last)), bwd(*arguments(moved))
+    assert all(torch.equal(a, b) for a, b in zip(of_last, of_moved, strict=True))
+    for a, b in zip(of_last[3:5], of_moved[3:5], strict=True):
+        assert a.is_contiguous()
+        assert b.movedim(-1, 1).is_contiguous()
+    for weights in (last, moved, [last[0], moved[1]]):
+        torch.library.opcheck(bwd, arguments(weights), test_utils="test_faketensor")
+
+
+@pytest.mark.parametrize("checkpoint", [False, True], ids=["", "checkpoint"])
+@pytest.mark.parametrize("case", ["1d", "2d", "3d", STACKED])
+def test_gradients_of_parameters_are_kept_without_a_copy(case, checkpoint):
+    ours = module(case, checkpoint=checkpoint)
+    y, _ = ours(random(T, B, C, *CASES[case][0]))
+    for d in torch.autograd.grad(y.sum(), [w for name, w in ours.named_parameters() if "peephole" not in name]):
+        assert d.is_contiguous()
+
+
 def test_what_lies_both_ways_is_contiguous():
     """Such are all images of one channel."""
     ours = KINDS[2](1, H, 3)

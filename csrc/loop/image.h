@@ -36,6 +36,7 @@ struct Images {
   int64_t x_t, x_b, x_c;                 // strides of the inputs: of steps, sequences and channels
   std::array<int64_t, kAxes> x_pixel;  // and of pixels along each axis
   bool taps_inside = false;
+  bool gradients_inside = false;  // and so do gradients of weights
   bool paired = false;  // a pixel is two of the image: ops/pixel_pairs.h
   bool moved = false;   // in outputs, channels come before the pixels of an image
   bool finals_moved = false;  // and in final states

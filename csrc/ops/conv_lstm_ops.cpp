@@ -10,6 +10,8 @@ using Ints = std::vector<int64_t>;
 
 Ints shape_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
 
+Ints kernel(const Tensor& w) { return {w.sizes().begin() + 1, w.sizes().end() - 1}; }
+
 // Leading dimensions, then the image, then channels.
 Ints image_shape(Ints leading, const Ints& image, Ints channels) {
   leading.insert(leading.end(), image.begin(), image.end());
@@ -66,7 +68,6 @@ Shapes make_shapes(const Tensor& x, const Optional& batch_sizes, const Optional&
   s.size = {C, H, H, false};
   const bool of_pixels = w_peephole && w_peephole->dim() > 2;
   if (of_pixels) s.size.peephole_rows = s.seq.pixels;
-  const auto kernel = [](const Tensor& w) { return Ints(w.sizes().begin() + 1, w.sizes().end() - 1); };
   const int64_t gates = v.ih.gates * H, peepholes = v.peepholes.size();
   check_like(x, h0, "h0", s.states());
   check_like(x, c0, "c0", s.states());
@@ -98,14 +99,17 @@ std::optional<PixelPairs> make_pairs(Shapes& s, Tensor& x, const Optional& w_pee
   return PixelPairs(v.ih.gates, v.peepholes.size(), w_peephole && w_peephole->dim() > 2, s.seq, s.size, s.images);
 }
 
+// The strides of a tensor whose channels, which are last, come before its images in memory.
+Ints moved_strides(Ints leading, const Ints& image, int64_t channels) {
+  leading.push_back(channels);
+  Ints strides = contiguous_strides(image_shape(leading, image, {}));
+  std::rotate(strides.end() - 1 - image.size(), strides.end() - image.size(), strides.end());
+  return strides;
+}
 // A tensor of images, channels last; `moved`: in memory, they come before the pixels.
-Tensor new_images(const Tensor& like, const Shapes& s, Ints leading, bool moved) {
+Tensor new_images(const Tensor& like, const Shapes& s, const Ints& leading, bool moved) {
   const Ints shape = image_shape(leading, s.image, {s.size.H});
-  if (!moved) return new_tensor(like, shape);
-  leading.push_back(s.size.H);
-  Ints strides = contiguous_strides(image_shape(leading, s.image, {}));
-  std::rotate(strides.end() - 1 - s.image.size(), strides.end() - s.image.size(), strides.end());
-  return new_strided(like.scalar_type(), shape, strides);
+  return moved ? new_strided(like.scalar_type(), shape, moved_strides(leading, s.image, s.size.H)) : new_tensor(like, shape);
 }
 
 // Whether in each image of `t`, whose channels are last, they lie before the last `dims` dimensions.
@@ -146,6 +150,13 @@ void take_weights(Shapes& s, Tensor& w_ih, Tensor& w_hh) {
   const int64_t dims = static_cast<int64_t>(s.image.size());
   s.images.taps_inside = either_way && is_moved(w_ih, dims) && is_moved(w_hh, dims);
   if (!s.images.taps_inside) w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
+}
+
+// Whether gradients of weights are to lie as PyTorch has weights, channels before taps, so that it adds to them without a copy.
+// fastlstm/ops/conv_lstm.py knows it as well.
+bool gradients_are_moved(const Tensor& w_ih, const Tensor& w_hh, int64_t dims) {
+  const auto moved = [&](const Tensor& w) { return w.numel() == 0 || is_moved(w, dims); };
+  return moved(w_ih) && moved(w_hh) && !(w_ih.is_contiguous() && w_hh.is_contiguous());
 }
 
 int64_t saved_row(const Variant& v, const Sizes& size) { return panels_of(size.H) * Record(v, size).saved(); }
@@ -228,12 +239,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   dh_n = readable_state(dh_n, dims), dc_n = readable_state(dc_n, dims);
   const Optional from_h = fresh ? std::nullopt : Optional(readable_state(h0, dims));
   const Optional from_c = fresh ? std::nullopt : Optional(readable_state(c0, dims));
+  const bool moved = gradients_are_moved(w_ih, w_hh, dims);
+  s.images.gradients_inside = moved && !pairs;
   take_weights(s, w_ih, w_hh);
   saved = as_contiguous(saved), w_peephole = as_contiguous(w_peephole);
   const Tensor dh0 = gradient_of(x, h0, !fresh), dc0 = gradient_of(x, c0, !fresh);
   Tensor dw_ih, dw_hh, db, dw_peephole;
+  const auto like_weights = [&](const Tensor& w) {
+    return gradient_of(x, w, need_dw, moved ? moved_strides({w.size(0)}, kernel(w), w.size(dims + 1)) : Ints{});
+  };
   const auto make_dw = [&] {
-    dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
+    dw_ih = like_weights(w_ih), dw_hh = like_weights(w_hh);
     db = new_tensor(x, {need_dw ? w_ih.size(0) : 0}), dw_peephole = gradient_of(x, w_peephole, need_dw);
   };
   if (!need_dw) make_dw();
@@ -252,7 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
                       return of_pairs = pairs ? pairs->gradients(of_pixels) : of_pixels;
                     }}
         .run();
-    if (pairs && need_dw) pairs->add_up(of_pairs, of_pixels);
+    if (pairs && need_dw) pairs->add_up(of_pairs, of_pixels, moved);
   });
   return {dx, dh0, dc0, dw_ih, dw_hh, db, dw_peephole};
 }

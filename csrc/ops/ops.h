@@ -112,15 +112,18 @@ inline Tensor new_tensor(ScalarType dtype, const std::vector<int64_t>& shape) {
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& shape) { return new_tensor(like.scalar_type(), shape); }
 
 // The same in memory of the pool, where it goes back to; such a tensor can't be resized.
+inline Tensor pooled_strided(const Tensor& like, ScalarType dtype, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides,
+                             size_t bytes) {
+  return torch::stable::from_blob(take_block(bytes), {shape.data(), shape.size()}, {strides.data(), strides.size()}, like.device(), dtype,
+                                  give_back_block);
+}
 inline Tensor new_pooled(const Tensor& like, ScalarType dtype, const std::vector<int64_t>& shape, size_t bytes) {
   if (Parts* const of = std::exchange(parts, nullptr)) {
     const Tensor t = of->next(shape, [&](const auto& all) { return new_pooled(like, dtype, all, bytes * of->n); });
     parts = of;
     return t;
   }
-  const std::vector<int64_t> strides = contiguous_strides(shape);
-  return torch::stable::from_blob(take_block(bytes), {shape.data(), shape.size()}, {strides.data(), strides.size()}, like.device(), dtype,
-                                  give_back_block);
+  return pooled_strided(like, dtype, shape, contiguous_strides(shape), bytes);
 }
 
 // What only the backward sees.
@@ -235,12 +238,15 @@ Rows<const S> rows_of(const Optional& t) {
 constexpr size_t kPooledGradient = 1 << 16;
 
 // A gradient of the shape of `t`, or nothing (zero elements) where it is not wanted. Those that are large enough for the pool
-// take what the call is done with.
-inline Tensor gradient_of(const Tensor& like, const Optional& t, bool wanted) {
+// take what the call is done with. `strides`: if not contiguous.
+inline Tensor gradient_of(const Tensor& like, const Optional& t, bool wanted, const std::vector<int64_t>& strides = {}) {
   if (!wanted || !t) return new_tensor(like, {0});
   const std::vector<int64_t> shape(t->sizes().begin(), t->sizes().end());
   const size_t bytes = t->numel() * t->element_size();
-  return bytes >= kPooledGradient ? new_pooled(like, like.scalar_type(), shape, bytes) : new_tensor(like, shape);
+  const bool pooled = bytes >= kPooledGradient;
+  if (!strides.empty())
+    return pooled ? pooled_strided(like, like.scalar_type(), shape, strides, bytes) : new_strided(like.scalar_type(), shape, strides);
+  return pooled ? new_pooled(like, like.scalar_type(), shape, bytes) : new_tensor(like, shape);
 }
 
 }  // namespace fastlstm

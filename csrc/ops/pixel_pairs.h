@@ -53,9 +53,13 @@ class PixelPairs {
             of_pixels_ || !peepholes_ ? to.peephole : make(2 * peepholes_ * H_)};
   }
   template <class T>
-  void add_up(const WeightGradients<T>& from, const WeightGradients<T>& to) const {
-    each_tap(ih_, C_, [&](int64_t wide, int64_t narrow, bool first) { to.ih[narrow] = from.ih[wide] + (first ? T(0) : to.ih[narrow]); });
-    each_tap(hh_, H_, [&](int64_t wide, int64_t narrow, bool first) { to.hh[narrow] = from.hh[wide] + (first ? T(0) : to.hh[narrow]); });
+  void add_up(const WeightGradients<T>& from, const WeightGradients<T>& to, bool taps_inside) const {
+    each_tap(ih_, C_, taps_inside, [&](int64_t wide, int64_t narrow, bool first) {
+      to.ih[narrow] = from.ih[wide] + (first ? T(0) : to.ih[narrow]);
+    });
+    each_tap(hh_, H_, taps_inside, [&](int64_t wide, int64_t narrow, bool first) {
+      to.hh[narrow] = from.hh[wide] + (first ? T(0) : to.hh[narrow]);
+    });
     add_halves(from.b_ih, gates_, to.b_ih);
     if (!of_pixels_ && peepholes_) add_halves(from.peephole, peepholes_, to.peephole);
   }
@@ -73,18 +77,21 @@ class PixelPairs {
   }
 
   // Calls f(wide, narrow, first) for each weight of a pair's that stands for one of a pixel's, of which it is the first or the second.
+  // `taps_inside`: of the latter.
   template <class F>
-  void each_tap(const Convolution& conv, int64_t channels, const F& f) const {
+  void each_tap(const Convolution& conv, int64_t channels, bool taps_inside, const F& f) const {
     const Axis &axis = conv.axes[2], pair = paired(axis);
-    const int64_t lines = lines_of_taps(conv);
+    const int64_t lines = lines_of_taps(conv), taps = lines * axis.kernel;
     for (int64_t e = 0; e < 2; e++)  // the pixel of a pair that is written
       for (int64_t row = 0; row < gates_ * H_; row++)
         for (int64_t line = 0; line < lines; line++)
           for (int64_t tap = 0; tap < axis.kernel; tap++) {
             const int64_t at = tap + e - axis.before + 2 * pair.before;  // among the pixels of the pairs that are met
-            const int64_t wide = ((row / H_ * 2 + e) * H_ + row % H_) * lines + line, narrow = row * lines + line;
-            for (int64_t c = 0; c < channels; c++)
-              f((wide * pair.kernel * 2 + at) * channels + c, (narrow * axis.kernel + tap) * channels + c, e == 0);
+            const int64_t wide = ((row / H_ * 2 + e) * H_ + row % H_) * lines + line, k = line * axis.kernel + tap;
+            for (int64_t c = 0; c < channels; c++) {
+              const int64_t one = taps_inside ? (row * channels + c) * taps + k : (row * taps + k) * channels + c;
+              f((wide * pair.kernel * 2 + at) * channels + c, one, e == 0);
+            }
           }
   }
 
@@ -93,7 +100,7 @@ class PixelPairs {
     const int64_t n = elements(conv, channels);
     T* const to = keep<T>(n);
     std::fill_n(to, n, T(0));
-    each_tap(conv, channels, [&](int64_t wide, int64_t narrow, bool) { to[wide] = w[narrow]; });
+    each_tap(conv, channels, false, [&](int64_t wide, int64_t narrow, bool) { to[wide] = w[narrow]; });
     return to;
   }
   template <class T>

@@ -121,6 +121,20 @@ class ImageBackward : public BackwardProducts<S> {
     }
   }
 
+  // Rows of a panel's gradients of weights, in the order of taps and then channels.
+  void write_weights(const T* from, int64_t taps, int64_t channels, int64_t p, S* to) const {
+    const int64_t terms = taps * channels;
+    if (!o.images->gradients_inside) return write_transposed(from, terms, p, to, terms);
+    constexpr int64_t kRows = 128;
+    T rows[kRows * kMaxBlock];
+    for (int64_t first = 0; first < terms; first += kRows) {
+      const int64_t n = std::min(kRows, terms - first);
+      for (int64_t i = 0, at = first; i < n; i++, at++)
+        std::copy_n(from + (at % taps * channels + at / taps) * o.gate_width, o.gate_width, rows + i * o.gate_width);
+      write_transposed(rows, n, p, to + first, terms);
+    }
+  }
+
   // Into `n` columns of the gradients of weights, which have rows of `row`.
   void write_transposed(const T* from, int64_t n, int64_t p, S* to, int64_t row) const {
     for (int64_t i = 0; i < o.v.ih.gates && n > 0; i++)

@@ -124,8 +124,8 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
       for (int64_t u = 0; u < units_of(o.H, p); u++) {
         const int64_t column = i * kPanel + u, row = o.v.ih.gate[i] * o.H + p * kPanel + u;
         const T* const from = dw_of(p, 0) + column * terms_;
-        o.store(1, x_terms_, {from, 0}, {to.ih + row * x_terms_, 0});
-        o.store(1, one_ - x_terms_, {from + x_terms_, 0}, {to.hh + row * (one_ - x_terms_), 0});
+        write_row(from, ih.taps(), o.I, to.ih + row * x_terms_);
+        write_row(from + x_terms_, hh.taps(), o.R, to.hh + row * (one_ - x_terms_));
       }
     this->write_biases(p, to);
   }
@@ -148,6 +148,19 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
     return std::min(whole_terms(o.chunk_rows), std::clamp(of_part, kLeastPixels, kMostPixels));
   }
   int64_t packed_size(int64_t taps, int64_t channels) const { return taps * width_ / 2 * panels_of(channels) * kPanel; }
+
+  // A row of the gradients of weights, in the order of taps and then channels.
+  void write_row(const T* from, int64_t taps, int64_t channels, S* to) const {
+    const int64_t terms = taps * channels;
+    if (!o.images->gradients_inside) return o.store(1, terms, {from, 0}, {to, 0});
+    constexpr int64_t kTerms = 1024;
+    T part[kTerms];
+    for (int64_t first = 0, n; first < terms; first += n) {
+      n = std::min(kTerms, terms - first);
+      for (int64_t i = 0, at = first; i < n; i++, at++) part[i] = from[at % taps * channels + at / taps];
+      o.store(1, n, {part, 0}, {to + first, 0});
+    }
+  }
 
   // Blocks of columns, each with its rows in the order of taps: phase by phase.
   void pack_taps(const std::vector<Taps>& phases, const S* w, int64_t taps, int64_t channels, int64_t p, Pair* packed) const {

@@ -118,8 +118,8 @@ class WinogradBackward final : public ImageBackward<S> {
   void release() override { packed_ih_ = {}, packed_hh_ = {}, dg_factors_ = {}, shared_ = {}, Base::release(); }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
-    this->write_transposed(dw(p), o.k_input(), p, to.ih, o.k_input());
-    this->write_transposed(dw_hh(p), o.k_recurrent(), p, to.hh, o.k_recurrent());
+    this->write_weights(dw(p), ih.taps(), o.I, p, to.ih);
+    this->write_weights(dw_hh(p), hh.taps(), o.R, p, to.hh);
     this->write_biases(p, to);
   }
 

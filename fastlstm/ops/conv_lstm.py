@@ -228,10 +228,24 @@ def _fake_checkpoint_fwd(x, *args):
     return *outputs, x.new_empty(2, count, *outputs[1].shape)
 
 
+class ConvPair(OpPair):
+    """Gradients of weights lie as weights do: contiguous, or with channels before the taps, if both are such."""
+
+    def fake_bwd(self, *args: Any) -> tuple[Tensor, ...]:
+        found = super().fake_bwd(*args)
+        given = dict(zip(self.bwd_inputs, args, strict=True))
+        x, weights = given["x"], [given["w_ih"], given["w_hh"]]
+        moved = all(w.movedim(-1, 1).is_contiguous() for w in weights) and not all(w.is_contiguous() for w in weights)
+        if x.is_cuda or not given["need_dw"] or not moved:
+            return found
+        named = zip(self.gradients, found, strict=True)
+        return tuple([_images(x, *d.shape, moved=True) if name in ("dw_ih", "dw_hh") else d for name, d in named])
+
+
 ROWS = {"x": 1, "reset": 1, "h0": 0, "c0": 0, "y": 1, "h_n": 0, "c_n": 0, "cells": 1}
 
 if backends.extension_status() == "built":
-    OPS = OpPair("conv_lstm", conv_lstm_reference, ROWS)
+    OPS = ConvPair("conv_lstm", conv_lstm_reference, ROWS)
     OPS.register((gpu_conv_lstm.conv_lstm_fwd, gpu_conv_lstm.conv_lstm_bwd), _fake_fwd)
-    CHECKPOINT = OpPair("conv_lstm_checkpoint", conv_lstm_reference, ROWS)
+    CHECKPOINT = ConvPair("conv_lstm_checkpoint", conv_lstm_reference, ROWS)
     CHECKPOINT.register(None, _fake_checkpoint_fwd)
