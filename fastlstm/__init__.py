@@ -1,5 +1,7 @@
 """Fast recurrent networks in PyTorch."""
 
+from torch.compiler import config as _compiler
+
 from fastlstm import adapters, functional, loaders
 from fastlstm.convert import convert, patch, to_torch
 from fastlstm.modules import (
@@ -25,6 +27,9 @@ from fastlstm.report import report
 from fastlstm.stream import Stream
 from fastlstm.tracing import trace
 from fastlstm.version import __version__
+
+# Inductor keeps programs on disk by the names of ops: those of another version of ours, whose results lay otherwise, would fail
+_compiler.cache_key_tag += f"fastlstm {__version__}"
 
 __all__ = [
     "CIFGLSTM",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch._functorch.config
+import torch.compiler.config
 from helpers import VARIANTS, B, H, I, T, as_hx, as_list, assert_same, random
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -24,6 +25,11 @@ def quiet_compiler(test):
     """PyTorch's compiler makes an instance of each autograd.Function that it traces, and imports deprecated torch.jit."""
     test = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")(test)
     return pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")(test)
+
+
+def test_no_version_is_given_what_was_compiled_for_another():
+    """Programs that Inductor keeps on disk know how results of ops lie, and it finds them by names and this tag."""
+    assert f"fastlstm {fastlstm.__version__}" in torch.compiler.config.cache_key_tag
 
 
 @quiet_compiler
