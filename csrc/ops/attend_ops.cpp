@@ -39,8 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> attend_fwd(Tensor query, Tensor memory, Optio
     const int64_t rows = T * B;
     V* const weights = save ? out<V>(saved) : return_alignments ? out<V>(alignments) : nullptr;
     AttendCall<V>{T, memory_of<V>(memory, keys, memory_lengths, w_score, A), data<V>(query), out<V>(context), weights}.run();
-    if (!save) return;
-    if (return_alignments) std::copy_n(weights, rows * S, out<V>(alignments));
+    if (save && return_alignments) std::copy_n(weights, rows * S, out<V>(alignments));
   });
   return {context, alignments, saved};
 }

@@ -106,6 +106,7 @@ Ints moved_strides(Ints leading, const Ints& image, int64_t channels) {
   std::rotate(strides.end() - 1 - image.size(), strides.end() - image.size(), strides.end());
   return strides;
 }
+
 // A tensor of images, channels last; `moved`: in memory, they come before the pixels.
 Tensor new_images(const Tensor& like, const Shapes& s, const Ints& leading, bool moved) {
   const Ints shape = image_shape(leading, s.image, {s.size.H});
