@@ -7,6 +7,7 @@ from gpu_checking import as_exact, close, same, train
 from torch import Tensor, nn
 
 import fastlstm
+from fastlstm.parity.compare import exact_products
 
 DEVICE, BACKEND = "cuda", "triton"
 
@@ -34,11 +35,12 @@ def images(T: int, B: int, channels: int, *S: int, dtype: torch.dtype = torch.bf
 def compare(S: tuple[int, ...], channels: int, dtype: torch.dtype, T: int, B: int, given: dict, **options) -> None:
     """Outputs and gradients as exact as those of PyTorch's ops, step by step."""
     ours, x = conv(S, channels, dtype, **options), images(T, B, channels, *S, dtype=dtype)
-    exact, peers = (
-        train(alike(ours, S, as_wide, **options), x.detach().to(as_wide).requires_grad_(), **given)
-        for as_wide in (torch.float64, dtype)
-    )
-    as_exact(train(ours, x, **given), peers, exact, dtype)
+    with exact_products():
+        exact, peers = (
+            train(alike(ours, S, as_wide, **options), x.detach().to(as_wide).requires_grad_(), **given)
+            for as_wide in (torch.float64, dtype)
+        )
+        as_exact(train(ours, x, **given), peers, exact, dtype)
 
 
 def conv_small_case() -> None:

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from fastlstm import alarm, backends, parity, sequences
+from fastlstm.cli.parity import compile_ahead
+from fastlstm.gpu import ahead, launch, plan
 from fastlstm.gpu import gru as gpu_gru
-from fastlstm.gpu import launch, plan
 from fastlstm.gpu import lstm as gpu_lstm
 from fastlstm.gpu.rows import Rows, steps_of
 from fastlstm.kernels import gpu_compile
+from fastlstm.ops import conv_lstm as ops_conv_lstm
 from fastlstm.ops import lstm as ops_lstm
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
@@ -160,17 +162,25 @@ def test_float32_is_as_exact_as_cudnn_is_set_to_be(monkeypatch: pytest.MonkeyPat
         torch.backends.fp32_precision, rnn.fp32_precision = above, before
 
 
-def test_parity_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is set: it compares with oracles, not with another one's rounding."""
-    rnn, seen, run = torch.backends.cudnn.rnn, [], torch.ops.fastlstm.lstm_fwd
-    before = rnn.fp32_precision
-    rnn.fp32_precision = "tf32"
+OF_CUDNN = {"lstm_h16": ("rnn", ops_lstm.OPS), "conv_lstm_conv": ("conv", ops_conv_lstm.OPS)}
+
+
+@pytest.mark.parametrize("case", OF_CUDNN)
+def test_parity_is_exact(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is set: it compares with oracles, not with another one's rounding. Kernels are compiled for that before."""
+    (name, ops), seen = OF_CUDNN[case], []
+    cudnn, run = getattr(torch.backends.cudnn, name), ops.fwd
+    before = cudnn.fp32_precision
+    cudnn.fp32_precision = "tf32"
     try:
-        monkeypatch.setattr(ops_lstm.OPS, "fwd", lambda *args: seen.append(rnn.fp32_precision) or run(*args))
-        parity.check("lstm_h16", "fp32", "numba")
-        assert rnn.fp32_precision == "tf32"
+        monkeypatch.setattr(ops, "fwd", lambda *args: seen.append(cudnn.fp32_precision) or run(*args))
+        parity.check(case, "fp32", "numba")
+        monkeypatch.setattr(ahead, "compile_ahead", lambda work, device: seen.append(cudnn.fp32_precision))
+        compile_ahead([(parity.find(case, "fp32"), "triton", "op")], "cpu")
+        assert cudnn.fp32_precision == "tf32"
     finally:
-        rnn.fp32_precision = before
+        cudnn.fp32_precision = before
+    assert len(seen) > 1
     assert set(seen) == {"ieee"}
 
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
@@ -235,19 +236,30 @@ def test_rollouts_of_torchrl_are_the_same_work(variant: str, more: str, monkeypa
         assert module.rollout.recurrent_matmul_precision == setting
 
 
-def test_results_are_compared_exactly_and_timed_as_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    rnn, seen = torch.backends.cudnn.rnn, []
-    before = rnn.fp32_precision
-    monkeypatch.setitem(contenders.CONTENDERS, "cell", lambda w: noting(contenders.ours(w)))
+@pytest.fixture
+def noting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], Callable[[work.Contender], work.Contender]]]:
+    """What recurrent nets are set to at each step of a contender, where "tf32" is set; and the contender that notes it."""
+    rnn, seen = torch.backends.cudnn.rnn, list[str]()
+    before, rnn.fp32_precision = rnn.fp32_precision, "tf32"
+    yield (
+        seen,
+        lambda one: dataclasses.replace(one, step=lambda: seen.append(rnn.fp32_precision) or one.step()),
+    )
+    rnn.fp32_precision = before
 
-    def noting(one: work.Contender) -> work.Contender:
-        return dataclasses.replace(one, step=lambda: seen.append(rnn.fp32_precision) or one.step())
 
-    try:
-        rnn.fp32_precision = "tf32"
-        row = runner.measure(parse("lstm T3 B2 I3 H4 fp32 infer"), "cell", pairs=2, device="cpu")
-    finally:
-        rnn.fp32_precision = before
+def test_results_are_compared_exactly_and_timed_as_is_set(noting: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, note = noting
+    monkeypatch.setitem(contenders.CONTENDERS, "cell", lambda w: note(contenders.ours(w)))
+    row = runner.measure(parse("lstm T3 B2 I3 H4 fp32 infer"), "cell", pairs=2, device="cpu")
     assert "ratios" in row
     assert seen[0] == "ieee"
     assert set(seen[1:]) == {"tf32"}
+
+
+def test_kernels_are_compiled_as_compared_and_as_timed(noting: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, note = noting
+    monkeypatch.setitem(contenders.CONTENDERS, "ours", lambda w: note(contenders.ours(w)))
+    monkeypatch.setattr(ahead, "compile_ahead", lambda steps, device: [step() for step in steps])
+    runner.compile_ahead([(parse("lstm T3 B2 I3 H4 fp32 infer"), "torch")], "cpu")
+    assert seen == ["ieee", "tf32"]

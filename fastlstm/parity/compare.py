@@ -194,14 +194,15 @@ def answered(case: Case, forward: Forward, device: str) -> Results:
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """RNNs on a GPU, ours and cuDNN's, have a setting of TF32 of their own, on by default: its error would hide others."""
-    rnn: Any = torch.backends.cudnn.rnn  # what it has is younger than its types
-    before = rnn.fp32_precision
-    rnn.fp32_precision = "ieee"
+    """RNNs and convolutions on a GPU, ours and cuDNN's, have settings of TF32 of their own, on by default: its error would hide
+    others; and cuDNN takes it for some sizes only, so that ours alone would err by it."""
+    cudnn: Any = torch.backends.cudnn  # what it has is younger than its types
+    before = cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision
+    cudnn.rnn.fp32_precision = cudnn.conv.fp32_precision = "ieee"
     try:
         yield
     finally:
-        rnn.fp32_precision = before
+        cudnn.rnn.fp32_precision, cudnn.conv.fp32_precision = before
 
 
 def difference(result: Tensor, oracle: Tensor) -> float:
