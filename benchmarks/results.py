@@ -82,7 +82,7 @@ def _check(value: Any, fields: dict[str, Any], where: str) -> None:
             raise ResultError(f"{where}: {name} is {value[name]!r}, expected {names}")
 
 
-def write(result: dict[str, Any], file: str | Path) -> None:
+def write(result: dict[str, Any] | list[dict], file: str | Path) -> None:
     """All of it or nothing: who is interrupted meanwhile finds the file as it was."""
     path, text = Path(file).resolve(), json.dumps(result, indent=1) + "\n"
     if path.exists() and not path.is_file():  # such as /dev/stdout

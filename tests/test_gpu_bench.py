@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
@@ -114,9 +115,43 @@ def test_kernels_are_planned_without_launching(planning: None, monkeypatch: pyte
     monkeypatch.setattr(ahead, "ProcessPoolExecutor", lambda *_: started.append(1))
     monkeypatch.setattr(launch, "target", lambda index: None)
     few = [partial(floor.floor, 16, H, torch.bfloat16, 2, device="cpu") for H in (64, 128)]
-    assert len(ahead.planned(few * 2)) == 2
+    assert len(list(ahead.planned(few * 2))) == 2
     ahead.compile_ahead(few, torch.device("cpu"))
     assert not started
+
+
+def nothing_to_plan() -> None:
+    raise ValueError("its own affair")
+
+
+@built
+@pytest.mark.parametrize("places", [100, 3])
+def test_kernels_are_compiled_meanwhile(places: int, planning: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order in which they are met; neither what raises, nor a process that is killed, ends those who use them."""
+    submitted = []
+
+    class Pool:
+        def __init__(self, processes: int, context: object, **options: object) -> None: ...
+        def __enter__(self) -> "Pool":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def submit(self, function: object, spec: gpu_compile.Spec, target: object) -> str:
+            if len(submitted) == places:
+                raise BrokenProcessPool
+            submitted.append(spec)
+            return "a job"
+
+        def shutdown(self, *, cancel_futures: bool) -> None:
+            assert cancel_futures
+
+    monkeypatch.setattr(ahead, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(launch, "target", lambda index: None)
+    sizes = [64 * k for k in range(1, ahead.FEW + 2)]
+    many = [partial(floor.floor, 16, H, torch.bfloat16, 2, device="cpu") for H in sizes]
+    with ahead.compiling([nothing_to_plan, *many], torch.device("cpu")) as found:
+        assert found == ["a job"] * min(places, len(many))
+    assert [dict(spec.constants)["H"] for spec in submitted] == sizes[:places]
 
 
 def test_a_step_is_the_sum_of_its_terms() -> None:

@@ -1,5 +1,6 @@
 """Every backend against the oracles, by the code of `fastlstm parity`, which test_planted_bugs.py holds to wrong gradients."""
 
+import importlib
 import itertools
 import json
 import re
@@ -111,6 +112,40 @@ def test_the_command_writes_its_errors(tmp_path) -> None:
     assert {"case", "quantity", "oracle", "error", "allowed", "ok"} <= rows[0].keys()
     assert {"dweight_hr_l1_reverse", "dh0", "dx", "c_n"} <= {row["quantity"] for row in rows}
     assert "0 above what is allowed" in result.output
+
+
+@pytest.mark.parametrize(("alive", "words"), [(True, ", 1 runs failed"), (False, "refuses to go on, 2 runs are left")])
+def test_a_run_that_fails_ends_no_other(alive: bool, words: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a GPU goes with it. What is known before the end is written."""
+    command, file, right, seen = (
+        importlib.import_module("fastlstm.cli.parity"),
+        tmp_path / "parity.json",
+        parity.check,
+        [],
+    )
+
+    def check(case, *others) -> list:
+        seen.append(json.loads(file.read_text()) if file.exists() else [])
+        if len(seen) == 2:
+            raise RuntimeError("an illegal [address]")
+        return right(case, *others)
+
+    monkeypatch.setattr(parity, "check", check)
+    monkeypatch.setattr(command, "EVERY_S", 0.0)
+    monkeypatch.setattr(command, "goes_on", lambda device: alive)
+    cases = [word for name in ("lstm_one", "lstm_three") for word in ("--case", name)]
+    options = ["--variant", "lstm", "--backend", "reference", "--dtype", "fp32", "--json", str(file)]
+    result = CliRunner().invoke(app, ["parity", *cases, *options], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert "FAILED reference, module: lstm T1 B1 I1 H1 fp32: RuntimeError: an illegal [address]" in result.output
+    assert words in result.output
+    assert seen[1][-1] == {"left": 3}
+    written = json.loads(file.read_text())
+    assert {"case": "lstm T1 B1 I1 H1 fp32", "level": "module", "backend": "reference"}.items() <= written[
+        -2 + alive
+    ].items()
+    assert ("left" in written[-1]) != alive
+    assert len({row["case"] for row in written if "error" in row}) == 1 + alive
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`fastlstm parity`."""
 
-import json
+import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from fastlstm.parity import Row
 
 BACKENDS = ["numba", "triton", "reference"]
+EVERY_S = 10.0  # what is known so far is written so often
 KINDS = VARIANTS | CONVOLUTIONAL | ATTENTION
 
 
@@ -50,8 +52,9 @@ def parity(
     --impl holds somebody's implementation to the same: a class with nn.LSTM's constructor and parameter names, or a function
     from our module to a callable. What it raises is shown, as refused. docs/parity.md says more.
     """
+    from fastlstm.benchmarks import results
     from fastlstm.parity import CASES, DTYPES, LEVELS, check, skip
-    from fastlstm.parity.impl import Comparison, load
+    from fastlstm.parity.impl import Comparison, load, told
 
     backends = known("--backend", backend, BACKENDS)
     dtypes = known_dtypes(dtype, DTYPES)
@@ -78,30 +81,61 @@ def parity(
         raise typer.BadParameter(str(skip(cases[0][1], None, backends[0], "op", device)))
 
     console, found = Console(), Comparison(impl or "")
-    compile_ahead(combinations, device)
-    for one, b, level in track(combinations, "parity", console=console, transient=True):
-        if thing is None:
-            found.rows += check(one, None, b, level, device)
-        else:
-            found.hold(thing, one, device)
+    failed: list[dict[str, str]] = []  # runs of backends that raised
+    left, since = len(combinations), time.monotonic()
+
+    def write() -> None:
+        """All that is known so far: who is ended before the end leaves that."""
+        written: list[dict] = [row._asdict() | {"name": names.get(row.case), "ok": row.ok} for row in found.rows]
+        for word in ("refused", "failed"):
+            some: dict[str, str] = getattr(found, word)
+            written += [{"case": line, "backend": impl, word: why} for line, why in some.items()]
+        if json_file:
+            results.write([*written, *failed, *([{"left": left}] if left else [])], json_file)
+
+    with compiling_ahead(combinations, device):
+        for one, b, level in track(combinations, "parity", console=console, transient=True):
+            left -= 1
+            if thing is not None:
+                found.hold(thing, one, device)
+            else:
+                try:
+                    found.rows += check(one, None, b, level, device)
+                except Exception as error:  # of one run: the others are to be compared
+                    failed.append({"case": str(one), "level": level, "backend": b, "failed": told(error)})
+                    if not goes_on(device):
+                        break
+            if time.monotonic() - since > EVERY_S:
+                write()
+                since = time.monotonic()
     rows, missed = found.rows, found.missed
     shown = rows if verbose else worst(rows)
     for b, d in dict.fromkeys((row.backend, row.dtype) for row in shown):
         console.print(table(f"{b}, {d}", [row for row in shown if (row.backend, row.dtype) == (b, d)], names))
     if thing is not None:
         console.print(str(found), highlight=False, soft_wrap=True, markup=False)
-    console.print(f"{len(rows)} errors of {len(combinations)} runs compared, {len(missed)} above what is allowed")
+    for one_failed in failed:
+        console.print("FAILED {backend}, {level}: {case}: {failed}".format(**one_failed), soft_wrap=True, markup=False)
+    more = f", {len(failed)} runs failed" if failed else ""
+    more += f"; the GPU refuses to go on, {left} runs are left" if left else ""
+    said = f"{len(rows)} errors of {len(combinations)} runs compared, {len(missed)} above what is allowed{more}"
+    console.print(said, soft_wrap=True)
     option, where = "--impl" if impl else "--backend", "" if device == "cpu" else f" --device {device}"
     for line, who in dict.fromkeys((row.case, row.backend) for row in missed):
         console.print(f"fastlstm parity --case '{line}' {option} {who}{where}", soft_wrap=True, highlight=False)
-    if json_file:
-        written = [row._asdict() | {"name": names.get(row.case), "ok": row.ok} for row in rows]
-        for word in ("refused", "failed"):
-            some: dict[str, str] = getattr(found, word)
-            written += [{"case": line, "backend": impl, word: why} for line, why in some.items()]
-        json_file.write_text(json.dumps(written, indent=1) + "\n")
-    if not found.ok:
+    write()
+    if not found.ok or failed:
         raise typer.Exit(1)
+
+
+def goes_on(device: str) -> bool:
+    """Whether the device can run anything more: an access to no memory, for one, leaves a GPU that refuses all."""
+    try:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
 
 
 def chosen(texts: list[str] | None, names: dict[str, Case]) -> list[Named]:
@@ -115,18 +149,22 @@ def chosen(texts: list[str] | None, names: dict[str, Case]) -> list[Named]:
     return found
 
 
-def compile_ahead(combinations: list[tuple[Case, str, str]], device: str) -> None:
-    """Compile the GPU kernels of all combinations at once: they are many hundreds."""
+def compiling_ahead(combinations: list[tuple[Case, str, str]], device: str) -> AbstractContextManager:
+    """Inside, the GPU kernels of all combinations are compiled meanwhile: they are many hundreds."""
     from fastlstm.gpu import ahead
     from fastlstm.parity import DTYPES
     from fastlstm.parity.compare import exact_products, problems
     from fastlstm.parity.runs import run, stacked
 
     cases = [one for one, backend, level in combinations if (backend, level) == ("triton", "op")]
-    if cases:
-        work = (partial(run, problems(one)[0], DTYPES[one.dtype or ""], stacked("triton"), device) for one in cases)
-        with exact_products():  # as `check` runs them: products in TF32 are other kernels
-            ahead.compile_ahead(work, torch.device(device))
+    if not cases:
+        return nullcontext()
+
+    def exactly(one: Case) -> None:
+        with exact_products():  # as `check` runs it: products in TF32 are other kernels
+            run(problems(one)[0], DTYPES[one.dtype or ""], stacked("triton"), device)
+
+    return ahead.compiling([partial(exactly, one) for one in cases], torch.device(device))
 
 
 def worst(rows: list["Row"]) -> list["Row"]:
