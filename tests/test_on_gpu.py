@@ -1,8 +1,11 @@
 """The checks of `on_gpu.py` as tests, each in a process of its own: there Triton compiles, and does not interpret."""
 
+import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,14 +69,38 @@ CHECKS = {check.__name__: check for check in (right, nothing, wrong, dead, hung,
 """
 
 
-def test_every_check_is_run_whatever_the_others_do(tmp_path: Path) -> None:
+@pytest.fixture
+def script(tmp_path: Path) -> list[str | Path]:
+    """The command of checks that need no GPU."""
     (tmp_path / "torch.py").write_text(TORCH)
     (tmp_path / "gpu_checks.py").write_text(STUB)
     (tmp_path / "on_gpu.py").write_text(SCRIPT.read_text())
-    command = [sys.executable, tmp_path / "on_gpu.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    (tmp_path / "fastlstm/benchmarks").mkdir(parents=True)
+    (tmp_path / "fastlstm/benchmarks/machine.py").write_text("machine = str")
+    return [sys.executable, tmp_path / "on_gpu.py", "--json", tmp_path / "checks.json"]
+
+
+def test_every_check_is_run_whatever_the_others_do(script: list, tmp_path: Path) -> None:
+    done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "6 checks, 3 failed wrong dead hung"
-    seen = [line.split()[:2] for line in done.stdout.splitlines()[:-1]]
-    assert seen == [["right", "ok"], ["nothing", "skipped"], ["wrong", "FAIL"], ["last", "ok"]]
+    seen = {tuple(line.split()[:2]) for line in done.stdout.splitlines()[:-1]}
+    assert seen == {("right", "ok"), ("nothing", "skipped"), ("wrong", "FAIL"), ("last", "ok")}
     assert "ValueError: a reason" in done.stdout
+    written = json.loads((tmp_path / "checks.json").read_text())
+    assert written["machine"] == "cuda"
+    assert [one["status"] for one in written["checks"]] == ["ok", "skipped", "FAIL", "FAIL", "FAIL", "ok"]
+
+
+def test_who_is_ended_leaves_what_was_found(script: list, tmp_path: Path) -> None:
+    file = tmp_path / "checks.json"
+    (tmp_path / "gpu_checks.py").write_text(STUB.replace("def right(): pass", "def right(): time.sleep(2)"))
+    with subprocess.Popen(script, stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}) as run:
+        begin, status = time.monotonic(), {}
+        while status.get("nothing") != "skipped":
+            assert time.monotonic() - begin < 60
+            with suppress(OSError, ValueError):
+                status = {one["name"]: one["status"] for one in json.loads(file.read_text())["checks"]}
+            time.sleep(0.05)
+        run.kill()
+    assert status["hung"] == "not run"  # it comes after `right`
