@@ -48,7 +48,7 @@ def gpu_software() -> dict[str, str | int | None]:
         "triton": version("triton"),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "tf32": str(torch.backends.cuda.matmul.allow_tf32),
+        "tf32": str(torch.backends.cuda.matmul.fp32_precision == "tf32"),
         "l2": "neither flushed nor rotated: the same batch at every run",
     }
 

@@ -34,9 +34,7 @@ def measure(case: Case, against: str, *, name: str | None = None, pairs: int, de
     `case` has its variant, dtype and mode, `name` is what it is called, if anything; `memory`: its peak is taken too. A row
     with "reason" was not timed: the contender can't do the work, or doesn't agree with the oracle.
     """
-    row: dict[str, Any] = {"case": str(case), "variant": case.variant, "mode": case.mode, "against": against}
-    if name:
-        row["name"] = name
+    row = head(case, against, name)
     try:
         work = make_work(case, device)
         if of_derivatives := derivatives.KINDS.get(against):
@@ -90,6 +88,12 @@ def measure(case: Case, against: str, *, name: str | None = None, pairs: int, de
         else:
             row["memory"] = {one: allocated(run.step, device) for one, run in (("ours", mine), (against, theirs))}
     return row
+
+
+def head(case: Case, against: str, name: str | None) -> dict[str, Any]:
+    """How a row begins."""
+    row: dict[str, Any] = {"case": str(case), "variant": case.variant, "mode": case.mode, "against": against}
+    return row | ({"name": name} if name else {})
 
 
 def allocated(step: Callable[[], object], device: str) -> int:

@@ -80,6 +80,32 @@ def test_it_is_interrupted_and_goes_on(tmp_path: Path, measured: list[str], monk
     assert measured == [A, B]
 
 
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_row_that_fails_ends_no_other(
+    alive: bool, tmp_path: Path, measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a GPU goes with it."""
+    file, measure = tmp_path / "a.json", runner.measure
+
+    def broken(case: Case, *args: object, **options: object) -> dict:
+        row = measure(case, *args, **options)
+        if len(measured) == 1:
+            raise RuntimeError("an illegal address")
+        return row
+
+    monkeypatch.setattr(runner, "measure", broken)
+    monkeypatch.setattr(measuring, "goes_on", lambda device: alive)
+    code, _, err = bench(*both(file))
+    assert code == 1
+    assert "RuntimeError: an illegal address" in err
+    assert ("The GPU refuses to go on" in err) != alive
+    failed, *others = results.read(file)["rows"]
+    assert failed["reason"] == "RuntimeError: an illegal address"
+    assert failed["miss"]
+    assert failed["case"] == A
+    assert [row["case"] for row in others] == [B] * alive
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -190,6 +190,29 @@ def test_predictions_stand_beside_what_is_measured(planning: None, monkeypatch: 
     assert seconds == step_model.predicted_s(counts)
 
 
+def test_a_floor_that_fails_ends_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a prediction take along what was measured."""
+    file, seconds, broken = tmp_path / "floor.json", (3e-6, 4e-6), iter([True])
+
+    def loop(*_: object) -> tuple[float, float]:
+        if next(broken, False):
+            raise RuntimeError("an illegal address")
+        return seconds
+
+    monkeypatch.setattr(floor, "machine", lambda device: MACHINE)
+    monkeypatch.setattr(ahead, "compile_ahead", lambda work, device: None)
+    monkeypatch.setattr(floor, "loop_seconds_per_step", loop)
+    monkeypatch.setattr(floor, "floor_seconds_per_step", lambda *_, product=True: 2e-6 if product else 1e-6)
+    monkeypatch.setattr(floor, "predicted", lambda run: 1 / 0)
+    with pytest.raises(SystemExit) as ended:
+        floor.main(file)
+    assert ended.value.code == 1
+    failed, right, *_ = json.loads(file.read_text())["rows"]
+    assert failed == {"case": "b16-h256", "dtype": "bf16", "failed": "RuntimeError: an illegal address"}
+    assert [value for key, value in right.items() if key.endswith("_s")] == [1e-6, 2e-6, *seconds]
+    assert right["not_predicted"].startswith("ZeroDivisionError")
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 def test_make_on_gpu(tmp_path: Path) -> None:
     """Every part is there, by the package that was built, in at most 8 files; nothing is installed."""

@@ -52,6 +52,16 @@ def check_device(device: str) -> None:
         raise typer.BadParameter(f"--device is {device!r}, expected one that PyTorch has here: {reason}") from error
 
 
+def goes_on(device: str) -> bool:
+    """Whether the device can run anything more: an access to no memory, for one, leaves a GPU that refuses all."""
+    try:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def check_writable(option: str, file: Path | None, endings: Iterable[str] = ()) -> None:
     """The file can be written, and has one of the endings, where they are given."""
     if file is None:

@@ -1,6 +1,7 @@
 """What `fastlstm bench` measures, row by row: progress, an interruption, and going on after one."""
 
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fastlstm.case import Case
+from fastlstm.cli.checks import goes_on
 
 Work = Sequence[tuple[str | None, Case, str]]  # name, case, peer
 BUSY = 0.25  # CPUs that others keep busy, which is worth a word
@@ -20,6 +22,7 @@ def measure_all(work: Work, result: dict, file: Path | None, device: str, memory
     """Add a row to the result for each that it doesn't have, and write it after each. False where Ctrl-C ended it."""
     from fastlstm.benchmarks import results, runner
     from fastlstm.benchmarks.machine import Others
+    from fastlstm.parity.impl import told as shortly
 
     have = {(row["case"], row["against"]) for row in result["rows"]}
     left = [(name, case, peer) for name, case, peer in work if (str(case), peer) not in have]
@@ -33,11 +36,20 @@ def measure_all(work: Work, result: dict, file: Path | None, device: str, memory
                 runner.compile_ahead([(case, peer) for _, case, peer in left], device)
             for name, case, peer in left:
                 told.now(f"{case.variant}, {name or case}, {case.mode}, against {peer}")
-                row = runner.measure(case, peer, name=name, pairs=result["pairs"], device=device, memory=memory)
+                alive = True
+                try:
+                    row = runner.measure(case, peer, name=name, pairs=result["pairs"], device=device, memory=memory)
+                except Exception as error:  # of one row: the others are to be measured
+                    typer.echo(traceback.format_exc(), err=True)
+                    row = runner.head(case, peer, name) | {"reason": shortly(error), "miss": True}
+                    alive = goes_on(device)
                 result["rows"].append(row)
                 told.done(row)
                 if file:
                     results.write(result, file)
+                if not alive:
+                    typer.echo("The GPU refuses to go on: rows that are left are not measured.", err=True)
+                    break
     except KeyboardInterrupt:
         on = (
             f"; the same command with --resume goes on from {file}"

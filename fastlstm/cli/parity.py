@@ -17,7 +17,7 @@ from rich.table import Table
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, VARIANTS
 from fastlstm.case import Case
 from fastlstm.cli.cases import Named, complete, named
-from fastlstm.cli.checks import check_device, check_writable, known, known_dtypes, known_impl
+from fastlstm.cli.checks import check_device, check_writable, goes_on, known, known_dtypes, known_impl
 
 if TYPE_CHECKING:
     from fastlstm.parity import Row
@@ -126,16 +126,6 @@ def parity(
     write()
     if not found.ok or failed:
         raise typer.Exit(1)
-
-
-def goes_on(device: str) -> bool:
-    """Whether the device can run anything more: an access to no memory, for one, leaves a GPU that refuses all."""
-    try:
-        if device != "cpu":
-            torch.cuda.synchronize(device)
-    except RuntimeError:
-        return False
-    return True
 
 
 def chosen(texts: list[str] | None, names: dict[str, Case]) -> list[Named]:
