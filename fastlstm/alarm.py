@@ -17,6 +17,7 @@ steps_only = False  # no launch is of all steps: see `backends.force_form`
 _word: Tensor | None = None
 _reading: Any = None  # its numbers, which NumPy reads in a tenth of the time
 _launches: dict[tuple[str, tuple[int, int]], int] = {}  # their numbers, from 1 on
+devices: set[torch.device] = set()  # where programs have waited for each other
 
 
 def arguments(name: str, grid: tuple[int, int], device: torch.device) -> dict[str, Tensor | int | None]:
@@ -26,6 +27,7 @@ def arguments(name: str, grid: tuple[int, int], device: torch.device) -> dict[st
         # memory that is pinned has the same address on every GPU
         _word = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
         _reading = _word.numpy()
+    devices.add(device)
     number = _launches.setdefault((name, grid), len(_launches) + 1)
     return {"barrier": None, "alarm": _word, "number": number, "patience": PATIENCE}
 

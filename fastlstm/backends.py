@@ -293,12 +293,12 @@ def force_form(form: str | None) -> None:
 
 
 def check_gpu() -> None:
-    """Wait for all that was launched on GPUs, and raise RuntimeError if a launch of ours has given up: its programs waited in
-    vain for each other, and its results are NaN. Without this call, the next call of ours raises it.
+    """Wait for the GPUs on which programs of ours wait for each other, and raise RuntimeError if a launch has given up: they
+    waited in vain, and its results are NaN. Without this call, the next call of ours raises it.
     """
-    if torch.cuda.is_initialized():
-        for index in range(torch.cuda.device_count()):
-            torch.cuda.synchronize(index)
+    for device in alarm.devices:  # of another GPU, it would make a context there, of hundreds of MB
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     alarm.check()
 
 

@@ -221,7 +221,13 @@ def test_nothing_is_compiled_where_nothing_is_to_run(T: int, B: int, projected: 
 @pytest.fixture
 def no_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is known of launches, as in a new process."""
-    for name, value in {"_word": None, "_reading": None, "_launches": {}, "steps_only": False}.items():
+    for name, value in {
+        "_word": None,
+        "_reading": None,
+        "_launches": {},
+        "devices": set(),
+        "steps_only": False,
+    }.items():
         monkeypatch.setattr(alarm, name, value)
 
 
@@ -232,20 +238,24 @@ def test_a_gpu_reports_to_memory_that_is_pinned(no_launches: None, monkeypatch: 
     assert asked == [True]
 
 
-def test_check_gpu_waits_for_all_gpus_and_then_looks(no_launches: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    alarm.arguments("lstm_forward", (3, 4), torch.device("cpu"))
+def test_check_gpu_waits_for_what_was_used_and_then_looks(no_launches: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other GPUs are left alone: a wait there makes a context, in every process."""
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     waited = []
 
-    def synchronize(index: int) -> None:
-        waited.append(index)
-        alarm._reading[0] = index  # the second one has something to say, when it is done
+    def synchronize(device: torch.device) -> None:
+        waited.append(device)
+        alarm._reading[0] = 1  # it has something to say, when it is done
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    backends.check_gpu()
+    assert not waited
+    alarm.arguments("lstm_forward", (3, 4), torch.device("cpu"))
+    alarm.devices.add(torch.device("cuda", 1))
     with pytest.raises(RuntimeError, match=r"lstm_forward gave up: its grid of 3 x 4 programs"):
         backends.check_gpu()
-    assert waited == [0, 1]
+    assert waited == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize(("name", "value"), [("global_scratch_size", 8), ("profile_scratch_size", 4), ("num_ctas", 2)])
