@@ -21,7 +21,9 @@ from fastlstm.benchmarks import floor, step_model
 from fastlstm.cli import app
 from fastlstm.cli.kernels import SPILL_BUDGET
 from fastlstm.gpu import ahead, catalogue, launch
+from fastlstm.gpu.attention_catalogue import DECODERS, decoder_launched
 from fastlstm.gpu.catalogue import entries as all_entries
+from fastlstm.kernels import gpu_compile
 from fastlstm.kernels import gpu_machine_code as machine_code
 
 pytestmark = pytest.mark.skipif(backends.extension_status() != "built", reason="the launcher is in the C++ extension")
@@ -163,6 +165,45 @@ def test_the_model_of_a_step_has_what_the_kernels_compile_to(compiled: Found) ->
         ]
         grid = (1, 768 // dict(row.entry.spec.constants)["BH"])
         assert step_model.counts(row.entry.spec, grid, row.step) == expected
+
+
+PTX = """
+import pickle, sys
+from fastlstm.gpu.catalogue import TARGETS
+from fastlstm.kernels.gpu_compile import compiled
+specs = pickle.loads(bytes.fromhex(sys.argv[1]))
+sys.stdout.buffer.write(pickle.dumps([compiled(spec, TARGETS["sm_90"][0]).asm["ptx"] for spec in specs]))
+"""
+
+
+def accesses(ptx: str, parameter: int) -> str:
+    """Of the array that is that parameter of a kernel, in the order of the code: L a load, S a store; and B a barrier."""
+    known, found = set[str](), ""
+    for line in ptx.splitlines():
+        registers = re.findall(r"%rd\d+", line)
+        if re.search(rf"ld\.param\.b64.*_param_{parameter}\]", line):
+            known.add(registers[0])
+        elif "bar.sync" in line:
+            found += "B"
+        elif access := re.search(r"\b(ld|st)\.global.*?\[\s*(%rd\d+)", line):
+            found += access[1][0].upper() if access[2] in known else ""
+        elif registers and not known.isdisjoint(registers[1:]):
+            known.add(registers[0])
+    return found
+
+
+def test_what_is_written_in_its_place_was_read_by_every_warp() -> None:
+    """Each warp of a program reads the gradient of a row's context, to which one of them adds what the next step feeds back."""
+    flags = {"GIVEN": True, "FED": True}.items()
+    launched = [s for one in DECODERS for s in decoder_launched(one, torch.bfloat16, "tf32", launch.H100)]
+    specs = [s for s in launched if s.name == "attend_backward" and flags <= dict(s.constants).items()]
+    assert specs
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", PTX, pickle.dumps(specs).hex()], env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    for ptx in pickle.loads(done.stdout):
+        order = accesses(ptx, gpu_compile.arguments("attend_backward").index("dcontext"))
+        assert re.fullmatch(r"B*(L+B+)+S[BS]*", order), order
 
 
 reading = test_a_step_keeps_the_order_of_its_barrier_and_is_short

@@ -240,6 +240,8 @@ def attend_backward(
             w_n = w_out + ks[:, None] * (M + H) + of_m[None, :]
             w_n = tl.load(w_n, (ks < H)[:, None] & (of_m < M)[None, :], other=0.0).to(tl.float32)
             dc += tl.sum(w_n * dz_n[:, None], 0)
+    if GIVEN:
+        tl.debug_barrier()  # each warp has read what was there: what is known, once, and not with what is added to it here
     tl.store(dcontext + row * M + of_m, dc.to(STORAGE), of_m < M)
 
     h = query_row(hidden, h0, row, t, b, B, A, OLD)
