@@ -219,7 +219,7 @@ def test_make_on_gpu(tmp_path: Path) -> None:
     command = ["make", "-n", "on-gpu", "PYTHON=the-python", f"OUT={tmp_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    parts = [line for line in done.stdout.splitlines() if line.startswith("PYTHONPATH=build/gpu ")]
+    parts = [line for line in done.stdout.splitlines() if "PYTHONPATH=build/gpu " in line]
     for words in (
         "fastlstm info", "tests/on_gpu.py --json", "parity --device cuda --backend triton --dtype bf16", "--mode train",
         "--against cell", "--against lstm", "--against dense", "--against compile", "--against torchrl", "--dtype fp16",
@@ -230,6 +230,27 @@ def test_make_on_gpu(tmp_path: Path) -> None:
     assert "pip" not in done.stdout
     files = {word for part in parts for word in part.split() if word.startswith(str(tmp_path) + "/")}
     assert len(files) + 3 <= 8  # and the three of bench, one per dtype
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_says_what_python_lacks(tmp_path: Path) -> None:
+    """Before minutes of parts that can't be imported. An interpreter with a GPU, and without site-packages."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$2" in *find_spec*) exec {sys.executable} -S "$@";; esac\n')
+    python.chmod(0o755)
+    done = subprocess.run(["make", "gpu-check", f"PYTHON={python}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout.splitlines()[0].endswith(": numpy pybind11 rich safetensors triton typer setuptools>=77")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_leaves_out_what_it_has_no_time_for(tmp_path: Path) -> None:
+    command = ["make", "-k", "END=1", "PYTHON=no-such", f"OUT={tmp_path}", "on-gpu-info", "on-gpu-floor"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert [line for line in done.stdout.splitlines() if line.endswith("no time is left for it")] == [
+        "on-gpu-info: no time is left for it", "on-gpu-floor: no time is left for it",
+    ]  # fmt: skip
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
