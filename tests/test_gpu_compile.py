@@ -9,8 +9,10 @@ import pickle
 import re
 import subprocess
 import sys
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,16 +93,41 @@ def compile_all(jobs: Jobs, folder: Path) -> Found:
     """What each kernel compiles to, where Triton compiles and does not interpret: in processes that have a share each."""
     env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     running, found = [], {}
-    for k in range(processes := min(len(os.sched_getaffinity(0)), 8)):
-        share, file = jobs[k::processes], folder / f"{k}.pickle"
-        file.write_bytes(pickle.dumps(share))
-        with file.with_suffix(".txt").open("w") as said:
+    with ExitStack() as ends:
+        for k in range(processes := min(len(os.sched_getaffinity(0)), 8)):
+            share, file = jobs[k::processes], folder / f"{k}.pickle"
+            file.write_bytes(pickle.dumps(share))
+            said = ends.enter_context(file.with_suffix(".txt").open("w"))
             one = subprocess.Popen([sys.executable, "-c", PROGRAM, file], env=env, stdout=said, stderr=said)
-        running.append((share, file, one))
-    for share, file, one in running:
-        assert one.wait(600) == 0, file.with_suffix(".txt").read_text()
-        found |= dict(zip(share, pickle.loads(file.read_bytes()), strict=True))
+            # where another one fails, none goes on alone
+            ends.enter_context(one)
+            ends.callback(one.kill)
+            running.append((share, file, one))
+        for share, file, one in running:
+            assert one.wait(600) == 0, file.with_suffix(".txt").read_text()
+            found |= dict(zip(share, pickle.loads(file.read_bytes()), strict=True))
     return {job: found[job] for job in jobs}
+
+
+def test_no_process_goes_on_where_another_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, popen = [], subprocess.Popen
+
+    def start(*args: Any, **options: Any) -> subprocess.Popen:
+        started.append(popen(*args, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setitem(
+        globals(), "PROGRAM", "import sys, time; time.sleep(99 if '1.pickle' in sys.argv[1] else 0); what"
+    )
+    with pytest.raises(AssertionError, match="NameError"):
+        compile_all([], tmp_path)
+    codes = [one.poll() for one in started]
+    for one in started:
+        one.kill()
+        one.wait()
+    assert codes == [1, -9]
 
 
 def info(found: dict, target: str, monkeypatch: pytest.MonkeyPatch) -> Result:
