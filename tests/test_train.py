@@ -377,6 +377,8 @@ def test_damaged_or_foreign_checkpoints(
     [
         ({"options": {"hiden": 3}}, "is not a checkpoint of this version"),
         ({"curves": {}}, "does not fit the model that its own options describe"),
+        ({"step": 2}, "training.json is damaged: its step is 2, and its folder's name or its curves say 4"),
+        ({"step": 0}, "training.json is damaged: its step is 0, and its folder's name or its curves say 4"),
     ],
 )
 def test_edited_records(finished: Path, tmp_path: Path, change: dict, message: str) -> None:

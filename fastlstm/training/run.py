@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from fastlstm.training import processes
-from fastlstm.training.checkpoint import load_checkpoint, newest_checkpoint, prepare_folder, save_checkpoint
+from fastlstm.training.checkpoint import (
+    RECORD,
+    checkpoint_step,
+    load_checkpoint,
+    newest_checkpoint,
+    prepare_folder,
+    save_checkpoint,
+)
 from fastlstm.training.errors import TrainError
 from fastlstm.training.learner import Learner
 from fastlstm.training.model import build_model
@@ -90,6 +97,11 @@ def resume(folder: Path, given: dict[str, Any]) -> Run:
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise TrainError(f"{found} does not fit the model that its own options describe: {reason}") from None
+    curves_steps = {len(curve) for learner in run.learners for curve in (learner.losses, learner.seconds)}
+    if others := {checkpoint_step(found), *curves_steps} - {step}:
+        raise TrainError(
+            f"{found / RECORD} is damaged: its step is {step}, and its folder's name or its curves say {min(others)}"
+        )
     return run
 
 
