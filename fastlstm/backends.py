@@ -261,7 +261,8 @@ _CPUS = {"avx512+bf16": "cooperlake", "avx512": "skylake-avx512", "avx2": "haswe
 def force_path(path: str | None) -> None:
     """Run the CPU kernels of this process as a lesser CPU would, from now on: "avx512+bf16" (without AMX), "avx512"
     (without the instructions for bfloat16), "avx2" or "portable"; None is what this CPU has. For tests and measurements: a call
-    that runs meanwhile, in another thread, may take some of its kernels from either path.
+    that runs meanwhile, in another thread, may take some of its kernels from either path. A decoder's backward in bfloat16
+    needs a path that has it, as that of its forward had.
 
     It is ours alone: PyTorch and oneDNN have `ATEN_CPU_CAPABILITY` and `ONEDNN_MAX_CPU_ISA`, read when they start.
     Raises RuntimeError where this CPU can't, or without the C++ extension, and ValueError for another name.

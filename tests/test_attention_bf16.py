@@ -119,6 +119,16 @@ def test_the_op_says_what_it_does_not_take(path):
         torch.ops.fastlstm.attention_lstm_fwd(*states, *weights, *beside, *flags)
 
 
+@each_path
+def test_a_backward_on_a_lesser_path_says_what_it_needs(path):
+    of_bfloat16(path)
+    decoder = fastlstm.AttentionLSTM(4, 8, memory_size=8).bfloat16()
+    output, _ = decoder(torch.randn(3, 2, 4).bfloat16(), torch.randn(5, 2, 8).bfloat16())
+    backends.force_path("avx512")
+    with pytest.raises(RuntimeError, match="a backward needs the path of its forward, which force_path changed since"):
+        output.sum().backward()
+
+
 @pytest.mark.parametrize("score", ["additive", "general"])
 def test_nan_beyond_a_memory_has_no_influence(score):
     """Where nobody asks for gradients, and rows of the memory fill no tiles."""

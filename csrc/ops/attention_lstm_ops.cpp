@@ -15,7 +15,7 @@ struct Arguments {
 void check_dtype(ScalarType dtype, const DecoderShape& d) {
   if (dtype == ScalarType::Float || dtype == ScalarType::Double) return;
   check(dtype == ScalarType::BFloat16, "dtype must be float32, float64 or bfloat16");
-  check(bf16_kernels(), "bfloat16 needs a CPU that multiplies it, and its path");
+  check(bf16_kernels(), "the path of products has none of bfloat16: a backward needs the path of its forward, which force_path changed since");
   check(d.H % 2 == 0 && d.M % 2 == 0 && d.A % 2 == 0, "bfloat16 needs even sizes of h, of the memory and of the attention");
 }
 
