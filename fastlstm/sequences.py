@@ -135,7 +135,7 @@ def autocast(*tensors: Tensor | None) -> Sequence[Any]:
 
 
 def promote_to_state(state: Tensor, result: Tensor) -> Tensor:
-    """The result of a GRU or a cell in the dtype that PyTorch's gives it: on the CPU, autocast's does not narrow the state.
+    """The result of a GRU, a cell or a packed LSTM in the dtype of PyTorch's: on the CPU, autocast's does not narrow the state.
 
     `state` is the initial one, as it was given. (A dense `nn.LSTM` gives autocast's dtype, and so does ours.)
     """

@@ -30,6 +30,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import fastlstm
+
 BOTH = {"num_layers": 2, "bidirectional": True}
 
 
@@ -230,7 +232,8 @@ def test_autocast(variant, layout):
     with torch.autocast("cpu", torch.bfloat16):
         results = run(ours, layout, LENGTHS, x, hx)
     outputs = 1 + len(hx)
-    dtype = torch.float32 if variant == "gru" else torch.bfloat16
+    wide = variant == "gru" or (variant == "lstm" and layout.startswith("packed"))
+    dtype = torch.float32 if wide else torch.bfloat16
     assert [t.dtype for t in results[:outputs]] == [dtype] * outputs
     assert all(t.dtype == torch.float32 for t in results[outputs:])
     for got, want in zip(results, wanted, strict=True):
@@ -251,3 +254,23 @@ def test_dtypes_under_autocast(variant, x_dtype, state_dtype):
         with torch.autocast("cpu", torch.bfloat16):
             y, finals = m.float()(x, as_hx(states) if state_dtype else None)
         assert [t.dtype for t in (y, *as_list(finals))] == [expected] * (1 + len(states))
+
+
+@pytest.mark.cpu
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize("state_dtype", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packs", [False, True])
+@pytest.mark.parametrize("projected", [0, 3])
+def test_dtypes_of_a_packed_and_a_projected_lstm_under_autocast(state_dtype, packs, projected):
+    """What oneDNN doesn't run: PyTorch's ops, where c is as wide as that before. It runs packed sequences of equal lengths."""
+    theirs, ours = (kind(I, H, num_layers=2, proj_size=projected) for kind in (nn.LSTM, fastlstm.LSTM))
+    x = random(T, B, I).float()
+    states = [torch.zeros(2, B, R, dtype=state_dtype) for R in (projected or H, H)] if state_dtype else None
+    dtypes = []
+    for m in (theirs, ours) if packs or projected else (ours,):
+        given = pack_padded_sequence(x, torch.tensor(LENGTHS), enforce_sorted=False) if packs else x
+        with torch.autocast("cpu", torch.bfloat16):
+            y, finals = m(given, states)
+        dtypes.append([t.dtype for t in (y.data if packs else y, *finals)])
+    assert dtypes[0] == dtypes[-1]
+    assert (dtypes[-1][2] == torch.float32) == ((packs or projected > 0) and state_dtype != torch.bfloat16)

@@ -57,9 +57,11 @@ def recurrent(variant: Variant, input: Input, weights: Weights, hx: Any, call: C
         steps, finals = outputs[-1], tuple(torch.stack(s) for s in zip(*ends, strict=True))
     finals = batch.finals(finals)
     like = x if given is None else given[0]
-    if variant.promotes and like.dtype != data.dtype:
-        steps = tuple([promote_to_state(like, t) for t in steps])
-        finals = tuple([promote_to_state(like, t) for t in finals])
+    # nn.LSTM's too, where oneDNN doesn't run it; an h that was projected is a product's, in autocast's dtype
+    promotes = variant.promotes or (variant.counterpart and (R != H or isinstance(input, PackedSequence)))
+    if promotes and like.dtype != data.dtype:
+        first = int(R != H)
+        steps, finals = ((*t[:first], *[promote_to_state(like, wide) for wide in t[first:]]) for t in (steps, finals))
     results = batch.output(steps[0]), finals[0] if single else finals
     return (*results, batch.output(steps[1])) if call.return_cells else results
 
