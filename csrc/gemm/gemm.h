@@ -95,7 +95,7 @@ struct MicroKernels {
   int64_t width;  // of the blocks of packed matrices: what is taken at once, and whole panels
   void (*gemm)(const Gemm<T>&);
   void (*gemm_unpacked_t)(const GemmUnpackedT<T>&);
-  // The same with the sums of `gemm`, in blocks of so many terms as it has; n is a multiple of kPanel.
+  // The same with the sums of `gemm`, in blocks of so many terms as it has. c and `init` have whole panels: beyond n, c is `init`.
   void (*gemm_in_order)(const GemmUnpackedT<T>&);
   void (*gemm_unpacked)(const GemmUnpacked<T>&);
   // to = from and to += from, over `rows` rows of `n` elements, n a multiple of kPanel.

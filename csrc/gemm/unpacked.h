@@ -57,28 +57,35 @@ void gemm_unpacked_t(const GemmUnpackedT<T>& d) {
 }
 
 // ROWS rows of a against `lanes` rows of w, a square block of which is turned in registers: each sum is one chain, as in a tile.
+// Where w has only `left` rows, the others are zeros.
 template <class T, int ROWS>
-void in_order_rows(const GemmUnpackedT<T>& d, const T* a, const T* w, const T* init, T* c) {
+void in_order_rows(const GemmUnpackedT<T>& d, const T* a, const T* w, int64_t left, const T* init, T* c) {
   using S = Simd<T>;
-  constexpr int64_t block = Gemm<T>{}.block;
-  static_assert(block % S::lanes == 0);
+  constexpr int64_t block = Gemm<T>{}.block, lanes = S::lanes;
+  static_assert(block % lanes == 0);
+  T square[lanes * lanes] = {};
   for (int64_t k = 0, end; k == 0 || k < d.k; k = end) {
     end = d.k - k < block ? d.k : k + block;
     typename S::V acc[ROWS];
 #pragma GCC unroll 4
     for (int m = 0; m < ROWS; m++) acc[m] = k ? typename S::V{} : S::load(init + m * d.init_m);
     int64_t i = k;
-    for (; i + S::lanes <= end; i += S::lanes) {
-      typename S::V column[S::lanes];
-      take_columns<T>({w + i, d.w_n}, column);
+    for (; i + lanes <= end; i += lanes) {
+      Block<const T> from{w + i, d.w_n};
+      if (left < lanes) {
+        for (int64_t j = 0; j < left; j++) S::store(square + j * lanes, S::load(w + j * d.w_n + i));
+        from = {square, lanes};
+      }
+      typename S::V column[lanes];
+      take_columns<T>(from, column);
 #pragma GCC unroll 16
-      for (int j = 0; j < S::lanes; j++)
+      for (int j = 0; j < lanes; j++)
 #pragma GCC unroll 4
         for (int m = 0; m < ROWS; m++) acc[m] = multiply_add(acc[m], a[m * d.a_m + i + j], column[j]);
     }
     for (; i < end; i++) {
-      typename S::V column;
-      for (int j = 0; j < S::lanes; j++) column[j] = w[j * d.w_n + i];
+      typename S::V column{};
+      for (int j = 0; j < lanes && j < left; j++) column[j] = w[j * d.w_n + i];
       for (int m = 0; m < ROWS; m++) acc[m] = multiply_add(acc[m], a[m * d.a_m + i], column);
     }
 #pragma GCC unroll 4
@@ -88,12 +95,13 @@ void in_order_rows(const GemmUnpackedT<T>& d, const T* a, const T* w, const T* i
 
 template <class T>
 void gemm_in_order(const GemmUnpackedT<T>& d) {
-  for (int64_t n = 0; n < d.n; n += Simd<T>::lanes)
+  constexpr int64_t lanes = Simd<T>::lanes;
+  for (int64_t n = 0, columns = (d.n + kPanel - 1) / kPanel * kPanel; n < columns; n += lanes)
     for (int64_t m = 0, rows; m < d.m; m += rows) {
       rows = d.m - m < 4 ? d.m - m : 4;
       const auto f = rows == 4 ? in_order_rows<T, 4> : rows == 3 ? in_order_rows<T, 3>
                      : rows == 2 ? in_order_rows<T, 2> : in_order_rows<T, 1>;
-      f(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
+      f(d, d.a + m * d.a_m, d.w + n * d.w_n, d.n - n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
     }
 }
 

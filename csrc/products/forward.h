@@ -114,7 +114,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
         ih_by_panel_(!kept && kReadsX && o.team->plan.row_groups == 1 && o.seq.rows() <= o.chunk_rows &&
                      (precompute_input ? !kPaired<A> : o.seq.T == 1)),
         hh_by_panel_(ih_by_panel_ && o.team->plan.few_steps),
-        as_it_lies_(hh_by_panel_ && precompute_input && o.H % kPanel == 0 && o.seq.rows() <= kLyingRows),
+        as_it_lies_(hh_by_panel_ && precompute_input && o.seq.rows() <= kLyingRows),
         packed_ih_(panels(ih_by_panel_) * (apart_ ? ih_size() : ih_size() + hh_size())),
         packed_hh_(apart_ ? panels(hh_by_panel_) * hh_size() : 0) {
     precompute(precompute_input);
@@ -217,7 +217,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
                 Block<T> c) const {
     if constexpr (std::is_same_v<S, A>)
       for (int64_t i = 0; i < map.gates; i++)
-        o.micro.gemm_in_order({.m = rows, .n = kPanel, .k = k, .a = a.p, .a_m = a.row,
+        o.micro.gemm_in_order({.m = rows, .n = units_of(o.H, p), .k = k, .a = a.p, .a_m = a.row,
                                .w = w + (map.gate[i] * o.H + p * kPanel) * k, .w_n = k, .init = init.p + i * kPanel,
                                .init_m = init.row, .c = c.p + i * kPanel, .c_m = c.row});
   }
