@@ -168,6 +168,26 @@ def autocast() -> None:
             as_exact(results, peers, exact, dtype)
 
 
+def tf32() -> str:
+    """Products in TF32, as they are by default: about as exact as cuDNN's. Triton leaves the rounding of factors to the tensor
+    cores, which cut them off. (float16 has as many digits as TF32.)"""
+    errors = {"ours": 0.0, "cuDNN's": 0.0}
+    for kind in KINDS:
+        for sequences in (B, 64):  # of 64, asynchronous instructions
+            ours, x = module(kind, dtype=torch.float32), batch(T, sequences, I, dtype=torch.float32)
+            exact, peers = (
+                train(twin(kind, ours, dtype), x.detach().to(dtype).requires_grad_())
+                for dtype in (torch.float64, torch.float32)
+            )
+            for name in FORMS:
+                with form(name):
+                    results = train(ours, x)
+                as_exact(results, peers, exact, torch.float16)
+                for who, found in zip(errors, (results, peers), strict=True):
+                    errors[who] = max(errors[who], *map(difference, found, exact))
+    return ", ".join(f"{who} errors are up to {error:.1e}" for who, error in errors.items())
+
+
 def fp64() -> None:
     for kind in KINDS:
         ours, x = module(kind, dtype=torch.float64, backend="auto"), batch(dtype=torch.float64)
@@ -275,7 +295,7 @@ CHECKS: dict[str, Callable[[], str | None]] = {
     check.__name__: check
     for check in (
         small_case, forms_agree, same_bits_20_times, graph_of_a_forward, graph_of_a_training_step,
-        graph_of_both_directions, two_streams, both_directions_in_flight, compiled_once, autocast, fp64,
+        graph_of_both_directions, two_streams, both_directions_in_flight, compiled_once, autocast, tf32, fp64,
         seventy_thousand_steps, offsets_beyond_32_bits, kernels_do_not_multiply, out_of_memory, from_another_thread,
         several_gpus, memcheck, racecheck,
     )
