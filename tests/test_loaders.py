@@ -1,6 +1,8 @@
 """Weights of other frameworks give their results here: by their equations, written out, and by ONNX Runtime."""
 
 import doctest
+import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -223,6 +225,9 @@ ERRORS = {
     "kernel": (lambda: loaders.from_tensorflow(G, G[0]), r"kernel has shape \(3, 15\), expected \(I \+ R, 4 \* H\)"),
     "no input": (lambda: loaders.from_tensorflow(U, U[0]), r"have shapes \(5, 20\) and \(20,\), expected \(I \+ 5, 20\)"),
     "diags": (lambda: loaders.from_tensorflow(np.zeros((8, 20)), U[0], [K]), "peepholes has 1 entries"),
+    "no diag": (lambda: loaders.from_tensorflow(np.zeros((8, 20)), U[0], [U[:, 0], None, U[:, 0]]), "peepholes has 2 entries"),
+    "diag": (lambda: loaders.from_tensorflow(np.zeros((8, 20)), U[0], [U[:, 0], U[:, 0], V[0]]), r"w_o_diag has shape \(15,"),
+    "vector": (lambda: loaders.from_tensorflow(np.zeros((8, 20)), U[0], None, U[:, 0]), "projection_kernel has shape"),
 }  # fmt: skip
 
 
@@ -231,6 +236,45 @@ def test_errors(case: str) -> None:
     call, message = ERRORS[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+NO_WEIGHTS = {
+    "text": ("ab", "is of type str, expected a tensor or an array: can't convert np.ndarray of type numpy.str_"),
+    "ragged": (
+        [[1.0], [1.0, 2.0]],
+        "is of type list, expected a tensor or an array: setting an array element with a sequence",
+    ),
+    "integers": (torch.zeros(20, dtype=torch.int8), "is of torch.int8, expected dense floating point"),
+    "sparse": (torch.zeros(20).to_sparse(), "is of torch.sparse_coo, expected dense floating point"),
+}
+
+
+@pytest.mark.parametrize("case", NO_WEIGHTS)
+def test_what_is_no_weight_is_named(case: str) -> None:
+    wrong, message = NO_WEIGHTS[case]
+    convolved = np.zeros((20, 8, 3, 3)), np.zeros((20, 3, 3, 3)), np.zeros((20, 5, 3, 3))
+    calls: dict[str, Callable[[], object]] = {
+        "bias": lambda: loaders.from_keras(K, U, wrong),
+        "b_hh": lambda: loaders.from_order("ifgo", K.T, U.T, None, wrong),
+        "R": lambda: loaders.from_onnx_order(W, wrong),
+        "w_f_diag": lambda: loaders.from_tensorflow(np.zeros((8, 20)), U[0], [U[:, 0], wrong, U[:, 0]]),
+        "weight": lambda: loaders.from_conv_cat("ifgo", wrong, None, 3),
+        "b_ih": lambda: loaders.from_conv_pair("ifgo", *convolved[1:], wrong),
+        "Wxf.weight": lambda: loaders.from_conv_eight({"Wxi.weight": convolved[1], "Wxf.weight": wrong}),
+        "rnn.bias_ih_l0": lambda: loaders.from_joeynmt(
+            {"rnn.weight_ih_l0": K.T, "rnn.weight_hh_l0": U.T, "rnn.bias_ih_l0": wrong, "rnn.bias_hh_l0": U[0]}
+        ),
+        "memory_kernel": lambda: loaders.from_tensorflow_attention([(np.zeros((8, 20)), U[0])], wrong),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"^{re.escape(name)} {message}"):
+            call()
+
+
+def test_what_is_none_in_a_mapping_is_lacking() -> None:
+    weights = {"rnn.weight_ih_l0": K.T, "rnn.weight_hh_l0": U.T, "rnn.bias_ih_l0": None, "rnn.bias_hh_l0": U[0]}
+    with pytest.raises(ValueError, match=r"weights lacks .'rnn.bias_ih_l0'.*expected all of"):
+        loaders.from_joeynmt(weights)
 
 
 def test_the_examples_of_the_docstrings() -> None:

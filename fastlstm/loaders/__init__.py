@@ -16,7 +16,8 @@ input, f forget, g cell (others write c or j), o output; r reset, z update, n ne
     layer: k of the names `weight_ih_l{k}` and so on; None for the names of a cell, `weight_ih`.
     reverse: the names end on `_reverse`, those of the backward direction.
 
-All raise ValueError where shapes don't fit each other, or where our modules don't have what the weights were made for.
+All raise ValueError where shapes don't fit each other, or where our modules don't have what the weights were made for, and
+TypeError for what is no dense floating point.
 """
 
 from fastlstm.loaders.attention import from_fairseq, from_joeynmt, from_opennmt, from_tensorflow_attention

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensor_of
+from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensor_of, tensors_of
 from fastlstm.loaders.tensorflow import from_tensorflow
 
 PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -148,7 +148,13 @@ def from_tensorflow_attention(
     if not found:
         raise ValueError("cells is empty, expected the kernel and the bias of at least one layer")
     H = found["weight_hh_l0"].shape[1]
-    key, query, v, g, b = map(tensor_of, (memory_kernel, query_kernel, attention_v, attention_g, attention_b))
+    key, query, v, g, b = tensors_of(
+        memory_kernel=memory_kernel,
+        query_kernel=query_kernel,
+        attention_v=attention_v,
+        attention_g=attention_g,
+        attention_b=attention_b,
+    )
     if key is None or key.dim() != 2:
         raise ValueError(f"memory_kernel has shape {shape_of(memory_kernel)}, expected (M, A)")
     M, A = key.shape
@@ -172,7 +178,7 @@ def from_tensorflow_attention(
         if g is not None and b is not None:
             found |= {"gain_score": g, "bias_score": b}
     if attention_kernel is not None:
-        w_out = tensor_of(attention_kernel)
+        w_out = tensor_of("attention_kernel", attention_kernel)
         check_shape("attention_kernel", w_out, (H + M, H), "[h, context] to what is as wide as h")
         found |= _output("attention_kernel", w_out.T, None, H, M, h_first=True)  # type: ignore[union-attr]
     return _copied(found)
@@ -200,11 +206,11 @@ def _layers(
 
 def _taken(weights: Mapping[str, Any], names: list[str], alone: bool = True) -> Weights:
     """The tensors of these names, all of them; alone: there are no others."""
-    if lacking := [name for name in names if name not in weights]:
+    if lacking := [name for name in names if weights.get(name) is None]:
         raise ValueError(f"weights lacks {lacking}, expected all of {names}")
     if alone and (others := sorted(weights.keys() - set(names))):
         raise ValueError(f"weights has {others[0]!r}, expected {names} beside the layers: ours has nothing for it")
-    return {name: torch.as_tensor(tensor_of(weights[name])) for name in names}
+    return {name: torch.as_tensor(tensor_of(name, weights[name])) for name in names}
 
 
 def _matrix(name: str, weight: Tensor, expected: str) -> torch.Size:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastlstm.checks import positive
-from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensor_of
+from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensor_of, tensors_of
 from fastlstm.loaders.order import target_of
 
 ORDERS = ("ifgo", "igo")  # ours
@@ -49,7 +49,7 @@ def from_conv_cat(
     >>> {name: tuple(w.shape) for name, w in part.items() if "weight" in name}
     {'weight_ih_l0': (20, 3, 3, 3), 'weight_hh_l0': (20, 5, 3, 3)}
     """
-    w, G = tensor_of(weight), len(target_of(order, ORDERS))
+    w, G = tensor_of("weight", weight), len(target_of(order, ORDERS))
     if w is None or w.dim() not in (3, 4, 5) or w.shape[0] % G:
         raise ValueError(f"weight has shape {shape_of(weight)}, expected ({G} * H, in_channels + H, *k)")
     positive("in_channels", in_channels)
@@ -90,7 +90,7 @@ def from_conv_pair(
         raise ValueError("norm is True, expected False: our gates are not normalised, and no weights make up for that")
     if forget_bias and "f" not in order:
         raise ValueError(f"forget_bias is {forget_bias}, expected 0.0: {order!r} has no f to add it to")
-    tensors = (tensor_of(w) for w in (w_ih, w_hh, b_ih, b_hh, w_peephole, None))
+    tensors = tensors_of(w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, w_peephole=w_peephole, w_hr=None)
     options: dict[str, Any] = {"forget_bias": forget_bias, "convolved": True, "layer": layer, "reverse": reverse}
     return layer_of(order, target, *tensors, **options)
 
@@ -115,7 +115,7 @@ def from_conv_eight(weights: Mapping[str, Any], *, layer: int | None = 0, revers
         raise ValueError(f"weights has {unknown[0]!r}, expected names as in a ConvLSTM of eight convolutions: {known}")
     found: dict[str, Any] = {}
     for part, group in names.items():
-        tensors = [tensor_of(weights.get(name)) for name in group]
+        tensors = tensors_of(**{name: weights.get(name) for name in group})
         given = [tensor for tensor in tensors if tensor is not None]
         if len(given) < len(group) and (given or part.startswith("w_")):
             lacking = [name for name, tensor in zip(group, tensors, strict=True) if tensor is None]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensor_of
+from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensors_of
 
 
 def from_keras(
@@ -25,7 +25,7 @@ def from_keras(
 
     Source: https://keras.io/api/layers/recurrent_layers/
     """
-    w_ih, w_hh, b = tensor_of(kernel), tensor_of(recurrent_kernel), tensor_of(bias)
+    w_ih, w_hh, b = tensors_of(kernel=kernel, recurrent_kernel=recurrent_kernel, bias=bias)
     if w_ih is None or w_hh is None or w_ih.dim() != w_hh.dim() or not 2 <= w_hh.dim() <= 5:
         raise ValueError(
             f"kernel and recurrent_kernel have shapes {shape_of(kernel)} and {shape_of(recurrent_kernel)}, "

@@ -78,10 +78,26 @@ def _reordered(rows: Tensor | None, order: str, target: str) -> Tensor | None:
     return torch.cat([gates[gate] for gate in target]).contiguous()
 
 
-def tensor_of(weight: Any) -> Tensor | None:
-    if weight is None or isinstance(weight, Tensor):
-        return None if weight is None else weight.detach()
-    return torch.from_numpy(np.array(weight))  # a copy: the weights of other frameworks may be read-only
+def tensors_of(**weights: Any) -> list[Tensor | None]:
+    """The weights given by these names."""
+    return [tensor_of(name, weight) for name, weight in weights.items()]
+
+
+def tensor_of(name: str, weight: Any) -> Tensor | None:
+    if weight is None:
+        return None
+    if not isinstance(weight, Tensor):
+        try:
+            weight = torch.from_numpy(np.array(weight))  # a copy: the weights of other frameworks may be read-only
+        except (TypeError, ValueError) as error:
+            reason = str(error).split(". ")[0]
+            raise TypeError(
+                f"{name} is of type {type(weight).__name__}, expected a tensor or an array: {reason}"
+            ) from None
+    if not weight.is_floating_point() or weight.layout != torch.strided:
+        kind = weight.dtype if weight.layout == torch.strided else weight.layout
+        raise TypeError(f"{name} is of {kind}, expected dense floating point: weights are taken as they are")
+    return weight.detach()
 
 
 def shape_of(weight: Any) -> tuple[int, ...] | None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensor_of
+from fastlstm.loaders.layer import Weights, check_shape, layer_of, shape_of, tensors_of
 
 
 def from_onnx_order(
@@ -25,7 +25,7 @@ def from_onnx_order(
 
     Source: https://onnx.ai/onnx/operators/onnx__LSTM.html, and onnx__GRU.html.
     """
-    w_ih, w_hh, b, p = (tensor_of(w) for w in (W, R, B, P))
+    w_ih, w_hh, b, p = tensors_of(W=W, R=R, B=B, P=P)
     if w_ih is None or w_hh is None or w_ih.dim() != 3 or w_hh.dim() != 3 or not 1 <= len(w_hh) <= 2:
         raise ValueError(
             f"W and R have shapes {shape_of(W)} and {shape_of(R)}, expected (D, G * H, I) and (D, G * H, H), D 1 or 2"

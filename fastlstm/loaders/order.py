@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastlstm.backends import VARIANTS
-from fastlstm.loaders.layer import Weights, layer_of, tensor_of
+from fastlstm.loaders.layer import Weights, layer_of, tensors_of
 
 ORDERS = tuple(dict.fromkeys(variant.gates for variant in VARIANTS.values()))  # ours
 
@@ -31,7 +31,7 @@ def from_order(
     >>> from_order("fgo", [[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]])["weight_ih_l0"].T
     tensor([[-1.,  2.,  3.]], dtype=torch.float64)
     """
-    tensors = (tensor_of(w) for w in (w_ih, w_hh, b_ih, b_hh, w_peephole, w_hr))
+    tensors = tensors_of(w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, w_peephole=w_peephole, w_hr=w_hr)
     return layer_of(order, target_of(order), *tensors, layer=layer, reverse=reverse)
 
 
