@@ -110,7 +110,7 @@ def _check_capture(x: Tensor, what: str, remedy: str) -> None:
 
 def _reset(reset: Tensor, T: int, B: int | None, batch_first: bool, order: Tensor | None, x: Tensor) -> Tensor:
     """`reset` as (T, B), sorted, where `x` is; B is None for an unbatched input."""
-    checks.check_reset(reset, T, B, batch_first)
+    checks.check_reset(reset, T, B, batch_first, x)
     if B is None:
         reset = reset.unsqueeze(1)
     elif batch_first:

@@ -290,6 +290,12 @@ LENGTHS = {
     "2-D": (X, torch.ones(2, 1, dtype=torch.int64), ValueError, "lengths has shape (2, 1), expected (2,)"),
     "negative": (X, [1, -1], ValueError, "lengths holds -1, expected values from 0 to 4: the number of time steps"),
     "too long": (X, [5, 1], ValueError, "lengths holds 5, expected values from 0 to 4"),
+    "no values": (
+        X,
+        torch.zeros(2, dtype=int, device="meta"),
+        ValueError,
+        "lengths is on the device meta, expected one that",
+    ),
     "floats": (X, [1.0, 2.0], TypeError, "lengths has dtype torch.float32, expected integers: each is a number of"),
     "float tensor": (X, torch.ones(2), TypeError, "lengths has dtype torch.float32, expected integers"),
     "nan": (X, [NAN, 1.0], TypeError, "lengths has dtype torch.float32, expected integers"),

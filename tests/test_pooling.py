@@ -172,6 +172,7 @@ def test_pickled_and_loaded() -> None:
         (lambda: make()(memory()[0]), ValueError, r"memory has shape \(5, 6\), expected \(S, B, M\) with M = 6"),
         (lambda: make(batch_first=True)(memory()[..., 1:]), ValueError, r"\(7, 5, 5\), expected \(B, S, M\) with M = 6"),
         (lambda: make()(memory().float()), ValueError, "memory has dtype torch.float32, expected torch.float64"),
+        (lambda: make()(memory().to("meta")), RuntimeError, "memory is on meta, expected cpu: that of the weights"),
         (lambda: make()(memory(), [1, 2]), ValueError, r"lengths has shape \(2,\), expected \(5,\)"),
         (lambda: make()(memory(), [8, 0, 0, 0, 0]), ValueError, "lengths holds 8, expected values from 0 to 7"),
         (lambda: make()(memory(), torch.ones(B)), TypeError, "lengths has dtype torch.float32, expected integers"),

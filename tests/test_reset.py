@@ -208,6 +208,13 @@ BAD = {
         "reset has dtype torch.float32, expected torch.bool: it tells before which",
     ),
     "bytes": ({}, X, NO.byte(), TypeError, "reset has dtype torch.uint8, expected torch.bool"),
+    "no values": (
+        {},
+        X,
+        NO.to("meta"),
+        ValueError,
+        "reset is on the device meta, expected one that holds values, as cpu",
+    ),
     "one step": (
         {},
         X,

@@ -75,6 +75,8 @@ def check_lengths(
         )
     if B and (lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool):
         raise TypeError(f"{name} has dtype {lengths.dtype}, expected integers: each is a number of {counts}")
+    if lengths.is_meta:
+        raise ValueError(f"{name} is on the device meta, expected one that holds values: they say where sequences end")
     lengths = lengths.to("cpu", torch.int64)
     if not torch.compiler.is_compiling():
         for n in numbers(lengths):
@@ -109,8 +111,8 @@ def check_no_lengths(lengths: object, why: str) -> None:
         raise ValueError(f"lengths is given, expected None: {why}")
 
 
-def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool) -> None:
-    """B is None for an unbatched input."""
+def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool, x: Tensor) -> None:
+    """B is None for an unbatched input, `x`."""
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset is of type {type(reset).__name__}, expected a Tensor of bool")
     shape = (T,) if B is None else (B, T) if batch_first else (T, B)
@@ -120,6 +122,8 @@ def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool) -> None
         raise TypeError(
             f"reset has dtype {reset.dtype}, expected torch.bool: it tells before which steps the state is zeroed"
         )
+    if reset.is_meta and not x.is_meta:
+        raise ValueError(f"reset is on the device meta, expected one that holds values, as {x.device}, that of input")
 
 
 def check_dropout(dropout: float) -> None:

@@ -94,6 +94,8 @@ class AttentionPooling(nn.Module):
                 f"memory has shape {tuple(memory.shape)}, expected {axes} with M = {self.memory_size}: "
                 "the module's memory_size, which of a bidirectional LSTM is 2 * hidden_size"
             )
+        if memory.device != self.weight_key.device:
+            raise RuntimeError(f"memory is on {memory.device}, expected {self.weight_key.device}: that of the weights")
         dtype, device = self.weight_key.dtype, memory.device.type
         if memory.dtype == dtype:
             return
