@@ -53,6 +53,13 @@ def test_what_fails_is_said(interpreter: Interpreter, fake_cuda, capsys: pytest.
     assert said.startswith("RuntimeError: fastlstm: cuLaunchKernel of lstm_forward")
 
 
+@pytest.mark.parametrize("entry", ["cuModuleLoadData", "cuLaunchKernel"])
+def test_no_memory_says_nothing_of_kernels(interpreter: Interpreter, fake_cuda, entry: str) -> None:
+    """The driver's own lack of it is no OutOfMemoryError: they are tried again, when there is more."""
+    fake_cuda.fail(entry, 2)
+    assert first_use.tried("cifg_lstm", torch.float32, "cpu", "numba") is None
+
+
 @pytest.mark.parametrize("variant", [*backends.VARIANTS, *backends.CONVOLUTIONAL, *backends.ATTENTION])
 def test_every_variant_has_cases(variant: str) -> None:
     found = first_use.cases(variant)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -68,10 +69,10 @@ def tried(variant: str, dtype: torch.dtype, device: str, backend: str = "triton"
                             f"{row.quantity} of {case} differs from {row.oracle} by {row.error:.1e}, "
                             f"allowed is {row.allowed:.1e}"
                         )
-    except torch.OutOfMemoryError:
-        return None
     except Exception as error:  # whatever a compiler, a driver or a kernel says: none of it is to be the user's
-        return f"{type(error).__name__}: {error}"
+        # the driver's own lack of memory is no OutOfMemoryError, nor is cuBLAS's
+        no_memory = isinstance(error, torch.OutOfMemoryError) or re.search("out of memory|ALLOC_FAILED", str(error))
+        return None if no_memory else f"{type(error).__name__}: {error}"
     finally:
         alarm.steps_only = before
     return ""
