@@ -119,6 +119,21 @@ def test_the_op_says_what_it_does_not_take(path):
         torch.ops.fastlstm.attention_lstm_fwd(*states, *weights, *beside, *flags)
 
 
+@pytest.mark.parametrize("score", ["additive", "general"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_nan_beside_a_memory_has_no_influence(score, batch_first):
+    """In the tensor that it is a part of, where its rows fill no tiles."""
+    torch.manual_seed(0)
+    decoder = fastlstm.AttentionLSTM(
+        4, 8, memory_size=33, attention=score, batch_first=batch_first, dtype=torch.bfloat16
+    )
+    x, wide = torch.randn(3, 3, 4).bfloat16(), torch.full((3, 3, 40), torch.nan, dtype=torch.bfloat16)
+    memory = wide[..., :33].copy_(torch.randn(3, 3, 33))
+    assert decoder(x, memory)[0].equal(decoder(x, memory.contiguous())[0])
+    state = decoder.step(x[0], decoder.precompute(memory))[0]
+    assert state.equal(decoder.step(x[0], decoder.precompute(memory.contiguous()))[0])
+
+
 @each_path
 def test_a_backward_on_a_lesser_path_says_what_it_needs(path):
     of_bfloat16(path)

@@ -66,10 +66,12 @@ def precompute(plan: Plan, memory: Tensor, lengths: Tensor | None, for_one_call:
     w_key = plan.beside["w_key"]
     copied = not for_one_call or _chosen(plan, memory) != "numba" or program.is_made() or beyond_kernels()
     # PyTorch's product by AMX reads on behind a row that fills no tiles, times zero: NaN there would be NaN here
-    reads_on = memory.dtype in HALVES and memory.shape[2] % 32 > 0
-    if lengths is not None and (copied or (w_key is not None and (reads_on or differentiable((memory, w_key))))):
+    reads_on = w_key is not None and memory.dtype in HALVES and memory.shape[2] % 32 > 0
+    if lengths is not None and (copied or reads_on or (w_key is not None and differentiable((memory, w_key)))):
         beyond = (torch.arange(memory.shape[0], device="cpu")[:, None] >= lengths).to(memory.device)
         memory = memory.masked_fill(beyond.unsqueeze(-1), 0)
+    elif reads_on and not (memory.is_contiguous() or memory.transpose(0, 1).is_contiguous()):
+        memory = memory.contiguous()  # a part of a wider tensor, of which rows are followed by what isn't the memory's
     return Precomputed(memory, None if w_key is None else linear(memory, w_key), lengths)
 
 
