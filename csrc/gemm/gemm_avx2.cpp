@@ -6,6 +6,7 @@
 #else
 #pragma GCC target("avx2,fma")
 #endif
+#include <immintrin.h>
 #define ISA avx2
 #define VECTOR_BYTES 32
 #define MAX_ROWS 6
