@@ -26,7 +26,7 @@ BUILD_NEEDS = $(call READ,all['build-system']['requires'])
 NEEDS = $(call READ,sum((all['project']['optional-dependencies'][e] for e in '$(1)'.split()), all['project']['dependencies']))
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test machine-code lint docs bench wheels gpu-check clean FORCE
+.PHONY: help demo test machine-code sanitize lint docs bench wheels gpu-check clean FORCE
 
 help:  ## print this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1/p' Makefile | awk '{ name = $$1; $$1 = ""; printf "make %-14s%s\n", name, $$0 }'
@@ -58,6 +58,19 @@ machine-code: $(VENV)/dev.stamp $(OTHER)/triton  ## the persistent GPU kernels a
 $(OTHER)/triton: | $(BIN)/python
 	rm -rf $(OTHER)
 	$(PIP) install --no-deps --no-compile --target $(OTHER) triton==$(OTHER_TRITON)
+
+# Of the tests, those that reach C++; more arguments for pytest in ARGS. The preloaded libstdc++ is what exceptions pass through
+SANITIZE ?= address
+RUNTIME_address := asan
+RUNTIME_thread := tsan
+RUNTIME_undefined := ubsan
+WATCHED := build/$(SANITIZE)
+REACH_C := $(patsubst %,tests/test_%.py,lstm cells parity conv_lstm conv_winograd attention_lstm attend_at_once stream bf16_products float32_precision second vmap threads)
+sanitize: $(VENV)/dev.stamp  ## tests of the kernels with AddressSanitizer, or by SANITIZE=thread or undefined
+	SANITIZE=$(SANITIZE) $(BIN)/python setup.py --quiet build --build-temp $(WATCHED)-objects --build-lib $(WATCHED)
+	PYTHONPATH=$(WATCHED) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	    LD_PRELOAD="$(foreach lib,$(RUNTIME_$(SANITIZE)) stdc++,$(shell g++ -print-file-name=lib$(lib).so))" \
+	    $(BIN)/pytest -n 0 $(REACH_C) $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .

@@ -21,7 +21,11 @@
 namespace fastlstm {
 namespace {
 
-constexpr size_t kPooled = 1 << 16;  // smaller blocks are left to malloc, which keeps them itself
+#if defined(__SANITIZE_ADDRESS__)  // make sanitize: all blocks are malloc's, as long as was asked for, and their borders are watched
+constexpr size_t kPooled = SIZE_MAX, kUnit = 1;
+#else
+constexpr size_t kPooled = 1 << 16, kUnit = 64;  // smaller blocks are left to malloc, which keeps them itself
+#endif
 constexpr size_t kPage = 4096;
 std::atomic<bool> poisons{false};
 std::atomic<int64_t> until_failure{-1};
@@ -34,8 +38,8 @@ size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * 
 }
 
 void* allocate(size_t bytes) {
-  void* const p = std::aligned_alloc(64, round_up(bytes, 64));
-  if (!p) fail(bytes);
+  void* p = nullptr;
+  if (posix_memalign(&p, 64, round_up(bytes, kUnit))) fail(bytes);
   return p;
 }
 
@@ -187,7 +191,7 @@ Pool& pool() {
 void* take_block(size_t bytes) {
   if (until_failure.load(std::memory_order_relaxed) >= 0 && until_failure.fetch_sub(1) == 0) fail(bytes);
   void* const block = bytes < kPooled ? allocate(bytes) : pool().take(bytes);
-  poison_fresh(block, round_up(bytes, 64));
+  poison_fresh(block, round_up(bytes, kUnit));
   return block;
 }
 
