@@ -23,32 +23,34 @@ PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def beside_page(t: Tensor, at_end: bool) -> Tensor:
-    """A copy with the same strides that ends where such a page begins, or begins where one ends."""
+def beside_page(t: Tensor, place: str) -> Tensor:
+    """A copy with the same strides that ends where such a page begins ("end"), begins where one ends ("begin"), or begins an
+    element behind that ("odd"), aligned for no more than one."""
     if t.numel() == 0:
         return t
     elements = 1 + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
     size = elements * t.element_size()
-    whole = -(-size // PAGE) * PAGE
+    whole = -(-(size + t.element_size()) // PAGE) * PAGE
     memory = mmap.mmap(-1, whole + 2 * PAGE)
     begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for page in (begin, begin + PAGE + whole):
         if LIBC.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(PAGE), 0):
             raise OSError(ctypes.get_errno(), "mprotect")
-    flat = torch.frombuffer(memory, dtype=t.dtype, count=elements, offset=PAGE + (whole - size if at_end else 0))
+    offset = PAGE + {"end": whole - size, "begin": 0, "odd": t.element_size()}[place]
+    flat = torch.frombuffer(memory, dtype=t.dtype, count=elements, offset=offset)
     return flat.copy_(t.as_strided((elements,), (1,))).as_strided(t.shape, t.stride())
 
 
 class BesidePages(TorchDispatchMode):
     """Ops of ours get copies beside such pages; `given` is how many."""
 
-    def __init__(self, at_end: bool) -> None:
+    def __init__(self, place: str) -> None:
         super().__init__()
-        self.at_end, self.given = at_end, 0
+        self.place, self.given = place, 0
 
     def _copy(self, t: Tensor) -> Tensor:
         self.given += 1
-        return beside_page(t, self.at_end)
+        return beside_page(t, self.place)
 
     def __torch_dispatch__(self, op: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         if op.namespace == "fastlstm" and not op._schema.is_mutable:  # what is written is the caller's
@@ -62,8 +64,8 @@ def check(line: str) -> None:
     case = parity.find(line.removesuffix(" high"))
     problem, dtype = draw(case, 0), DTYPES[case.dtype or "fp32"]
     expected = run(problem, dtype, by_module("numba"))
-    for at_end in (True, False):
-        with BesidePages(at_end) as mode:
+    for place in ("end", "begin", "odd"):
+        with BesidePages(place) as mode:
             found = run(problem, dtype, by_module("numba"))
         assert mode.given > 0
         for key, tensor in expected.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from guard_pages import beside_page
+from guard_pages import PAGE, beside_page
 
 from fastlstm import backends
 
@@ -20,7 +20,7 @@ pytestmark = [
 # A way of multiplying each: which, products/ says
 ROWS = (
     "lstm T5 B7 I17 H33 {}",
-    "lstm T5 B7 I18 H33 P17 L2 bi {}",
+    "lstm T5 B7 I18 H34 P18 L2 bi {}",
     "lstm T1 B1 I17 H33 {}",
     "lstm T1 B7 I17 H33 {}",
     "lstm T1 B37 I17 H35 {}",
@@ -63,11 +63,11 @@ def test_nothing_beside_tensors_is_touched():
     assert found.stdout.splitlines() == CASES
 
 
-@pytest.mark.parametrize("at_end", [True, False])
-def test_a_page_beside_a_tensor_ends_who_touches_it(at_end):
-    lines = "import ctypes, torch; from guard_pages import beside_page", f"t = beside_page(torch.ones(3), {at_end})"
+@pytest.mark.parametrize("place", ["end", "begin"])
+def test_a_page_beside_a_tensor_ends_who_touches_it(place):
+    lines = "import ctypes, torch; from guard_pages import beside_page", f"t = beside_page(torch.ones(3), {place!r})"
     for beyond, code in ((0, 0), (1, -signal.SIGSEGV)):
-        at = f"t.data_ptr() + {12 - 4 + 4 * beyond if at_end else -4 * beyond}"
+        at = f"t.data_ptr() + {12 - 4 + 4 * beyond if place == 'end' else -4 * beyond}"
         program = "\n".join([*lines, "print(t.sum().item(), flush=True)", f"ctypes.string_at({at}, 4)"])
         found = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent
@@ -76,8 +76,10 @@ def test_a_page_beside_a_tensor_ends_who_touches_it(at_end):
         assert found.returncode == code, found.stderr
 
 
-def test_a_copy_beside_a_page_has_the_same_strides():
+@pytest.mark.parametrize("place", ["end", "begin", "odd"])
+def test_a_copy_beside_a_page_has_the_same_strides(place):
     t = torch.arange(24.0).view(4, 6)[:, ::2].t()
-    copy = beside_page(t, at_end=True)
+    copy = beside_page(t, place)
     torch.testing.assert_close(copy, t, rtol=0, atol=0)
     assert copy.stride() == t.stride()
+    assert copy.data_ptr() % PAGE == {"end": PAGE - 23 * 4, "begin": 0, "odd": 4}[place]

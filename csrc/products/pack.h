@@ -1,6 +1,7 @@
 // Weights rearranged for gemm.h: blocks of columns, each a contiguous (k, n) matrix, zero where units don't exist.
 #pragma once
 #include <algorithm>
+#include <cstdint>
 
 #include "loop/context.h"
 
@@ -39,7 +40,7 @@ void pack_pairs(const S* w, int64_t units, int64_t K, int64_t terms, Block<Bf16P
     transpose<float, float>(units, count, {reinterpret_cast<const float*>(from.p), from.row / 2},
                             {reinterpret_cast<float*>(to.p + first * to.row), to.row});
   };
-  if (K % 2 == 0) return put(0, pairs, {w, K});
+  if (K % 2 == 0 && reinterpret_cast<std::uintptr_t>(w) % alignof(float) == 0) return put(0, pairs, {w, K});
   constexpr int64_t kAtOnce = 64;
   alignas(64) S part[kPanel * 2 * kAtOnce];  // rows of whole pairs
   for (int64_t first = 0; first < pairs; first += kAtOnce) {
