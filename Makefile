@@ -60,13 +60,14 @@ $(OTHER)/triton: | $(BIN)/python
 	$(PIP) install --no-deps --no-compile --target $(OTHER) triton==$(OTHER_TRITON)
 
 # Of the tests, those that reach C++; more arguments for pytest in ARGS. The preloaded libstdc++ is what exceptions pass through
+# (SANITIZE=thread builds, but knows nothing of OpenMP's barriers: it takes all that workers hand over for races)
 SANITIZE ?= address
 RUNTIME_address := asan
 RUNTIME_thread := tsan
 RUNTIME_undefined := ubsan
 WATCHED := build/$(SANITIZE)
 REACH_C := $(patsubst %,tests/test_%.py,lstm cells parity conv_lstm conv_winograd attention_lstm attend_at_once stream bf16_products float32_precision second vmap threads)
-sanitize: $(VENV)/dev.stamp  ## tests of the kernels with AddressSanitizer, or by SANITIZE=thread or undefined
+sanitize: $(VENV)/dev.stamp  ## tests of the kernels with AddressSanitizer, or by SANITIZE=undefined
 	SANITIZE=$(SANITIZE) $(BIN)/python setup.py --quiet build --build-temp $(WATCHED)-objects --build-lib $(WATCHED)
 	PYTHONPATH=$(WATCHED) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    LD_PRELOAD="$(foreach lib,$(RUNTIME_$(SANITIZE)) stdc++,$(shell g++ -print-file-name=lib$(lib).so))" \
