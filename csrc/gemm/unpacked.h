@@ -24,36 +24,50 @@ template <class T>
 #endif
 }
 
-// One row of a against `lanes` rows of w.
+// What of v stands at `first` and after, zeros before.
 template <class T>
-void unpacked_t_row(const GemmUnpackedT<T>& d, const T* a, const T* w, const T* init, T* c) {
+[[gnu::always_inline]] inline typename Simd<T>::V from_lane(typename Simd<T>::V v, int64_t first) {
+  using I = typename Simd<T>::I;
+  I kept;
+  for (int i = 0; i < Simd<T>::lanes; i++) kept[i] = i < first ? 0 : -1;
+  return (typename Simd<T>::V)((I)v & kept);
+}
+
+// One row of a against `lanes` rows of w, or where w has fewer, WHOLE unset, against the `left` that there are.
+template <class T, bool WHOLE>
+void unpacked_t_row(const GemmUnpackedT<T>& d, const T* a, const T* w, int64_t left, const T* init, T* c) {
   using S = Simd<T>;
+  const auto row = [&](int j) { return w + (WHOLE || j < left ? j : left - 1) * d.w_n; };  // the last one again and again
   typename S::V acc[S::lanes] = {};
   int64_t k = 0;
   for (; k + S::lanes <= d.k; k += S::lanes) {
     const typename S::V x = S::load(a + k);
 #pragma GCC unroll 16
-    for (int j = 0; j < S::lanes; j++) acc[j] += x * S::load(w + j * d.w_n + k);
+    for (int j = 0; j < S::lanes; j++) acc[j] += x * S::load(row(j) + k);
+  }
+  if (k > 0 && k < d.k) {  // the last terms, in a vector with some before them
+    const int64_t last = d.k - S::lanes;
+    const typename S::V x = from_lane<T>(S::load(a + last), k - last);
+#pragma GCC unroll 16
+    for (int j = 0; j < S::lanes; j++) acc[j] += x * from_lane<T>(S::load(row(j) + last), k - last);
+    k = d.k;
   }
   typename S::V sums = horizontal_sums<T>(acc);
   for (; k < d.k; k++)
-    for (int j = 0; j < S::lanes; j++) sums[j] += a[k] * w[j * d.w_n + k];
-  S::store(c, S::load(init) + sums);
+    for (int j = 0; j < S::lanes; j++) sums[j] += a[k] * row(j)[k];
+  if constexpr (WHOLE) S::store(c, S::load(init) + sums);
+  else
+    for (int j = 0; j < left; j++) c[j] = init[j] + sums[j];
 }
 
 template <class T>
 void gemm_unpacked_t(const GemmUnpackedT<T>& d) {
   constexpr int64_t lanes = Simd<T>::lanes;
-  int64_t n = 0;
-  for (; n + lanes <= d.n; n += lanes)
+  for (int64_t n = 0; n < d.n; n += lanes) {
+    const auto f = n + lanes <= d.n ? unpacked_t_row<T, true> : unpacked_t_row<T, false>;
     for (int64_t m = 0; m < d.m; m++)
-      unpacked_t_row<T>(d, d.a + m * d.a_m, d.w + n * d.w_n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
-  for (; n < d.n; n++)
-    for (int64_t m = 0; m < d.m; m++) {
-      T sum = 0;
-      for (int64_t k = 0; k < d.k; k++) sum += d.a[m * d.a_m + k] * d.w[n * d.w_n + k];
-      d.c[m * d.c_m + n] = d.init[m * d.init_m + n] + sum;
-    }
+      f(d, d.a + m * d.a_m, d.w + n * d.w_n, d.n - n, d.init + m * d.init_m + n, d.c + m * d.c_m + n);
+  }
 }
 
 // ROWS rows of a against `lanes` rows of w, a square block of which is turned in registers: each sum is one chain, as in a tile.
