@@ -61,12 +61,7 @@ def extension() -> Extension:
 
     # torch is not imported: its headers and libraries serve any Python, and are the same to link against whatever else is there
     root = Path(find_spec("torch").origin).resolve().parent
-    # make sanitize: multiply-adds as without, and checks are calls, else a file of micro-kernels takes minutes to compile
-    watched = []
-    if sanitizer := os.environ.get("SANITIZE"):
-        watched += [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-O1", "-fexpensive-optimizations", "-g1"]
-        watched += ["--param=asan-instrumentation-with-call-threshold=0"]
-    return Extension(
+    found = Extension(
         "fastlstm._C",
         sources=sorted(str(p) for p in Path("csrc").rglob("*.cpp")),
         depends=sorted(str(p) for p in Path("csrc").rglob("*.h")),
@@ -76,11 +71,16 @@ def extension() -> Extension:
         libraries=["torch_cpu", "c10"],
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")],
         extra_compile_args=["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall",
-                            "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", *watched],
-        extra_link_args=watched,
+                            "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"],
         language="c++",
         optional=True,
     )  # fmt: skip
+    # make sanitize: multiply-adds as without, and checks are calls, else a file of micro-kernels takes minutes to compile
+    if sanitizer := os.environ.get("SANITIZE"):
+        watched = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-O1", "-fexpensive-optimizations", "-g1"]
+        found.extra_compile_args += [*watched, "--param=asan-instrumentation-with-call-threshold=0"]
+        found.extra_link_args += watched
+    return found
 
 
 def packages() -> list[str]:

@@ -238,7 +238,8 @@ def test_make_says_what_python_lacks(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\ncase "$2" in *find_spec*) exec {sys.executable} -S "$@";; esac\n')
     python.chmod(0o755)
-    done = subprocess.run(["make", "gpu-check", f"PYTHON={python}"], cwd=ROOT, capture_output=True, text=True)
+    command = ["make", "--no-print-directory", "gpu-check", f"PYTHON={python}"]  # which make itself may have started
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout.splitlines()[0].endswith(": numpy pybind11 rich safetensors triton typer setuptools>=77")
 
