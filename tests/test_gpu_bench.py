@@ -213,6 +213,13 @@ def test_a_floor_that_fails_ends_no_other(tmp_path: Path, monkeypatch: pytest.Mo
     assert right["not_predicted"].startswith("ZeroDivisionError")
 
 
+@pytest.fixture(autouse=True)
+def no_make_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `make test ARGS=...` hands to the make that a test runs."""
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
 def test_make_on_gpu(tmp_path: Path) -> None:
     """Every part is there, by the package that was built, in at most 8 files; nothing is installed."""
@@ -238,8 +245,7 @@ def test_make_says_what_python_lacks(tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\ncase "$2" in *find_spec*) exec {sys.executable} -S "$@";; esac\n')
     python.chmod(0o755)
-    command = ["make", "--no-print-directory", "gpu-check", f"PYTHON={python}"]  # which make itself may have started
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["make", "gpu-check", f"PYTHON={python}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout.splitlines()[0].endswith(": numpy pybind11 rich safetensors triton typer setuptools>=77")
 
