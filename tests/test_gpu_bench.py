@@ -216,7 +216,7 @@ def test_a_floor_that_fails_ends_no_other(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.fixture(autouse=True)
 def no_make_around(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `make test ARGS=...` hands to the make that a test runs."""
-    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    for name in ("ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
         monkeypatch.delenv(name, raising=False)
 
 
