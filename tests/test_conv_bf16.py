@@ -90,6 +90,29 @@ def test_layouts_change_no_bit(case):
     assert all(torch.equal(a, b) for a, b in zip(results(ours, other), expected, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_two_pixels_are_added_up_before_they_are_rounded(dtype):
+    """Where few channels are, two neighbours are taken as one: here what each gives is 256 times what both do."""
+    backends.force_path("portable")
+    torch.manual_seed(1)
+    ours = fastlstm.ConvLSTM2d(1, 8, 3, peephole="channel", dtype=dtype)
+    exact = fastlstm.ConvLSTM2d(1, 8, 3, peephole="channel", backend="reference").double()
+    with torch.no_grad():
+        for name, p in ours.named_parameters():
+            p.mul_("bias" in name)
+    exact.load_state_dict(ours.state_dict())
+    upstream = torch.tensor([1.0, -255 / 256], dtype=dtype).repeat(4).expand(1, 1, 8, 6, 8)
+
+    def gradients(module):
+        x = torch.ones(1, 1, 1, 6, 8, dtype=module.bias_ih_l0.dtype)
+        weights = module.weight_ih_l0, module.bias_ih_l0, module.weight_peephole_l0
+        dw, *others = torch.autograd.grad(module(x)[0], weights, upstream.to(x.dtype))
+        return dw[..., 1, 1], *others  # the tap that all pixels meet
+
+    for a, b in zip(gradients(ours), gradients(exact), strict=True):
+        assert (a - b).norm() <= torch.finfo(dtype).eps * b.norm()
+
+
 @pytest.mark.parametrize("path", ["avx512+bf16", "avx512+amx"])
 @pytest.mark.parametrize("line", ["T6 B2 I16 H64 L2 S16x16 k3", "T4 B2 I5 H33 S7x9 k5", "T9 B3 I1 H8 S6x8 k3"])
 def test_parity(path, line):

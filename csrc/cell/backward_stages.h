@@ -169,13 +169,17 @@ class GateBackward final : public BackwardStage<S> {
   }
   void write(int64_t p, const WeightGradients<S>& to) const override {
     if (o.v.peepholes.empty()) return;
-    const int64_t pixels = o.size.peephole_rows;
-    for (int64_t pixel = 0; pixel < pixels; pixel++)
-      convert<double, S>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_of(p) + pixel * o.v.peephole_width(), kPanel},
-                         {to.peephole + pixel * o.H + p * kPanel, pixels * o.H});
+    to.peephole ? write_peepholes(p, to.peephole) : write_peepholes(p, to.sums->peephole);
   }
 
  private:
+  template <class V>
+  void write_peepholes(int64_t p, V* to) const {
+    const int64_t pixels = o.size.peephole_rows;
+    for (int64_t pixel = 0; pixel < pixels; pixel++)
+      convert<double, V>(o.v.peepholes.size(), units_of(o.H, p), {dpeepholes_of(p) + pixel * o.v.peephole_width(), kPanel},
+                         {to + pixel * o.H + p * kPanel, pixels * o.H});
+  }
   double* dpeepholes_of(int64_t p) const { return dpeepholes_ + p * o.size.peephole_rows * o.v.peephole_width(); }
   const T* saved_of(int64_t t, int64_t p, int64_t b) const { return f.saved + o.saved_at(t, p, b); }
 

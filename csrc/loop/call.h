@@ -57,6 +57,14 @@ struct ForwardCall {
 template <class S>
 struct WeightGradients {
   S *ih, *hh, *b_ih, *b_hh, *hr, *peephole;
+  // Where they are to be added up before they are rounded: these stand for those above that are null.
+  const WeightGradients<compute_t<S>>* sums = nullptr;
+
+  template <class F>
+  void visit(const F& f) const {
+    if (sums) f(*sums);
+    else f(*this);
+  }
 };
 
 template <class S>

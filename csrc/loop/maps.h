@@ -43,12 +43,18 @@ struct Maps {
   template <class T, class S>
   void put(int64_t row, int64_t n, int64_t p, Block<const T> from, S* image, const Bf16Kernels* bf16 = nullptr) const {
     const int64_t units = units_of(channels, p);
-    if (bf16 && together == 1) {
-      T lines[kPanel * kMost];
-      transpose<T, T>(n, units, from, {lines, kMost});
-      if constexpr (std::is_same_v<T, float>)
-        return bf16->narrow(units, n, {lines, kMost}, {reinterpret_cast<uint16_t*>(image + p * kPanel * rows + row), rows});
-    }
+    if constexpr (std::is_same_v<T, float> && sizeof(S) == sizeof(uint16_t))
+      if (bf16) {
+        T lines[kPanel * kMost];
+        transpose<T, T>(n, units, from, {lines, kMost});
+        uint16_t rounded[kPanel * kMost], *const to = reinterpret_cast<uint16_t*>(image) + p * kPanel * rows + row;
+        if (together == 1) return bf16->narrow(units, n, {lines, kMost}, {to, rows});
+        bf16->narrow(units, n, {lines, kMost}, {rounded, kMost});
+        for (int64_t i = 0; i < units / 2; i++)
+          bf16->interleave(n, rounded + i * kMost, rounded + (units / 2 + i) * kMost,
+                           reinterpret_cast<Bf16Pair*>(image) + i * rows + row);
+        return;
+      }
     if (together == 1) return transpose<T, S>(n, units, from, {image + p * kPanel * rows + row, rows});
     T lines[kPanel * kMost];
     transpose<T, T>(n, units, from, {lines, kMost});

@@ -89,7 +89,7 @@ Shapes make_shapes(const Tensor& x, const Optional& batch_sizes, const Optional&
 
 // Takes pixels in pairs, where they should be; the inputs' channels must then lie side by side.
 std::optional<PixelPairs> make_pairs(Shapes& s, Tensor& x, const Optional& w_peephole, const Variant& v) {
-  if (!PixelPairs::suit(s.size, s.images, compute_type(x.scalar_type()) != x.scalar_type())) return std::nullopt;
+  if (!PixelPairs::suit(s.size, s.images)) return std::nullopt;
   if (!PixelPairs::lie_together(s.size.I, s.images)) {
     x = as_contiguous(x);
     const int64_t dims = x.dim() - 3;
@@ -147,7 +147,7 @@ State<S> state_of(const Optional& t) { return t ? State<S>(data<S>(*t), !t->is_c
 // Weights as they are, where they can be read so.
 void take_weights(Shapes& s, Tensor& w_ih, Tensor& w_hh) {
   const Bf16Kernels* const bf16 = w_ih.scalar_type() == ScalarType::BFloat16 ? bf16_kernels() : nullptr;
-  const bool either_way = (bf16 && bf16->terms_together) || suits_winograd(s.images, s.size.R);
+  const bool either_way = !s.images.paired && ((bf16 && bf16->terms_together) || suits_winograd(s.images, s.size.R));
   const int64_t dims = static_cast<int64_t>(s.image.size());
   s.images.taps_inside = either_way && is_moved(w_ih, dims) && is_moved(w_hh, dims);
   if (!s.images.taps_inside) w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
@@ -257,7 +257,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
   for_storage_type(x.scalar_type(), [&]<class S>(S) {
     const Rows<const S> x_rows{data<S>(x)};
     const Weights<S> w{data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, data<S>(w_peephole)};
-    WeightGradients<S> of_pixels{}, of_pairs{};
+    WeightGradients<S> of_pixels{};
+    WeightGradients<compute_t<S>> of_pairs{};
     BackwardCall<S>{.variant = variant, .seq = s.seq, .size = s.size, .w = pairs ? pairs->weights(w) : w, .x = x_rows,
                     .dy = rows_of_images<S>(dy, s.seq, s.size.H), .dcells = rows_of_images<S>(dcells, s.seq, s.size.H),
                     .images = &s.images, .h0 = state_of<S>(from_h), .c0 = state_of<S>(from_c),
@@ -266,7 +267,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_lstm_bwd
                     .need_dw = need_dw, .make_dw = [&] {
                       make_dw();
                       of_pixels = {out<S>(dw_ih), out<S>(dw_hh), out<S>(db), nullptr, nullptr, out<S>(dw_peephole)};
-                      return of_pairs = pairs ? pairs->gradients(of_pixels) : of_pixels;
+                      return pairs ? pairs->gradients(of_pixels, of_pairs) : of_pixels;
                     }}
         .run();
     if (pairs && need_dw) pairs->add_up(of_pairs, of_pixels, moved);

@@ -11,11 +11,10 @@ namespace fastlstm {
 
 class PixelPairs {
  public:
-  // Whether it is to be done, which fastlstm/ops/conv_lstm.py knows as well: what is saved depends on it. (For half precision it is not:
-  // gradients of weights are sums of two that are rounded.)
-  static bool suit(const Sizes& size, const Images& images, bool rounds) {
+  // Whether it is to be done, which fastlstm/ops/conv_lstm.py knows as well: what is saved depends on it.
+  static bool suit(const Sizes& size, const Images& images) {
     const Axis &x = images.ih.axes[2], &h = images.hh.axes[2];
-    return 2 * size.H <= kPanel && !rounds && x.in % 2 == 0 && h.out % 2 == 0 && x.stride == 1 && x.dilation == 1 && x.before < x.kernel;
+    return 2 * size.H <= kPanel && x.in % 2 == 0 && h.out % 2 == 0 && x.stride == 1 && x.dilation == 1 && x.before < x.kernel;
   }
 
   // `pixels`: whether each pixel has peepholes of its own. Everything becomes that of pairs.
@@ -45,21 +44,22 @@ class PixelPairs {
     return found;
   }
 
-  // Where gradients go, until `add_up` makes those of the single pixels from them.
-  template <class T>
-  WeightGradients<T> gradients(const WeightGradients<T>& to) {
-    const auto make = [&](int64_t n) { return keep<T>(n); };
-    return {make(elements(ih_, C_)), make(elements(hh_, H_)), make(2 * gates_ * H_), nullptr, nullptr,
-            of_pixels_ || !peepholes_ ? to.peephole : make(2 * peepholes_ * H_)};
+  // Where gradients go, until `add_up` makes those of the single pixels, `to`, from them; those of pixels' peepholes are written there.
+  template <class S, class T>
+  WeightGradients<S> gradients(const WeightGradients<S>& to, WeightGradients<T>& sums) {
+    sums = {keep<T>(elements(ih_, C_)), keep<T>(elements(hh_, H_)), keep<T>(2 * gates_ * H_), nullptr, nullptr,
+            of_pixels_ || !peepholes_ ? nullptr : keep<T>(2 * peepholes_ * H_)};
+    return {nullptr, nullptr, nullptr, nullptr, nullptr, of_pixels_ ? to.peephole : nullptr, &sums};
   }
-  template <class T>
-  void add_up(const WeightGradients<T>& from, const WeightGradients<T>& to, bool taps_inside) const {
-    each_tap(ih_, C_, taps_inside, [&](int64_t wide, int64_t narrow, bool first) {
-      to.ih[narrow] = from.ih[wide] + (first ? T(0) : to.ih[narrow]);
-    });
-    each_tap(hh_, H_, taps_inside, [&](int64_t wide, int64_t narrow, bool first) {
-      to.hh[narrow] = from.hh[wide] + (first ? T(0) : to.hh[narrow]);
-    });
+  template <class T, class S>
+  void add_up(const WeightGradients<T>& from, const WeightGradients<S>& to, bool taps_inside) const {
+    const auto add_taps = [&](const Convolution& conv, int64_t channels, const T* wide, S* narrow) {
+      each_tap(conv, channels, taps_inside, [&](int64_t first, int64_t second, int64_t one) {
+        narrow[one] = static_cast<S>(wide[first] + wide[second]);
+      });
+    };
+    add_taps(ih_, C_, from.ih, to.ih);
+    add_taps(hh_, H_, from.hh, to.hh);
     add_halves(from.b_ih, gates_, to.b_ih);
     if (!of_pixels_ && peepholes_) add_halves(from.peephole, peepholes_, to.peephole);
   }
@@ -76,23 +76,23 @@ class PixelPairs {
     return 2 * gates_ * H_ * lines_of_taps(conv) * paired(conv.axes[2]).kernel * 2 * channels;
   }
 
-  // Calls f(wide, narrow, first) for each weight of a pair's that stands for one of a pixel's, of which it is the first or the second.
-  // `taps_inside`: of the latter.
+  // Calls f(first, second, one) for each weight of a pixel: where it is among those of pairs, of which the first or the second pixel is
+  // written, and among its own. `taps_inside`: of the latter.
   template <class F>
   void each_tap(const Convolution& conv, int64_t channels, bool taps_inside, const F& f) const {
     const Axis &axis = conv.axes[2], pair = paired(axis);
     const int64_t lines = lines_of_taps(conv), taps = lines * axis.kernel;
-    for (int64_t e = 0; e < 2; e++)  // the pixel of a pair that is written
-      for (int64_t row = 0; row < gates_ * H_; row++)
-        for (int64_t line = 0; line < lines; line++)
-          for (int64_t tap = 0; tap < axis.kernel; tap++) {
-            const int64_t at = tap + e - axis.before + 2 * pair.before;  // among the pixels of the pairs that are met
-            const int64_t wide = ((row / H_ * 2 + e) * H_ + row % H_) * lines + line, k = line * axis.kernel + tap;
-            for (int64_t c = 0; c < channels; c++) {
-              const int64_t one = taps_inside ? (row * channels + c) * taps + k : (row * taps + k) * channels + c;
-              f((wide * pair.kernel * 2 + at) * channels + c, one, e == 0);
-            }
+    const int64_t second = (H_ * lines * pair.kernel * 2 + 1) * channels;  // after the first
+    for (int64_t row = 0; row < gates_ * H_; row++)
+      for (int64_t line = 0; line < lines; line++)
+        for (int64_t tap = 0; tap < axis.kernel; tap++) {
+          const int64_t at = tap - axis.before + 2 * pair.before;  // among the pixels of the pairs that are met
+          const int64_t wide = (row / H_ * 2 * H_ + row % H_) * lines + line, k = line * axis.kernel + tap;
+          for (int64_t c = 0; c < channels; c++) {
+            const int64_t first = (wide * pair.kernel * 2 + at) * channels + c;
+            f(first, first + second, taps_inside ? (row * channels + c) * taps + k : (row * taps + k) * channels + c);
           }
+        }
   }
 
   template <class T>
@@ -100,7 +100,7 @@ class PixelPairs {
     const int64_t n = elements(conv, channels);
     T* const to = keep<T>(n);
     std::fill_n(to, n, T(0));
-    each_tap(conv, channels, false, [&](int64_t wide, int64_t narrow, bool) { to[wide] = w[narrow]; });
+    each_tap(conv, channels, false, [&](int64_t first, int64_t second, int64_t one) { to[first] = to[second] = w[one]; });
     return to;
   }
   template <class T>
@@ -110,9 +110,10 @@ class PixelPairs {
     for (int64_t i = 0; i < 2 * groups * H_; i++) to[i] = from[i / (2 * H_) * H_ + i % H_];
     return to;
   }
-  template <class T>
-  void add_halves(const T* from, int64_t groups, T* to) const {
-    for (int64_t i = 0; i < groups * H_; i++) to[i] = from[i / H_ * 2 * H_ + i % H_] + from[(i / H_ * 2 + 1) * H_ + i % H_];
+  template <class T, class S>
+  void add_halves(const T* from, int64_t groups, S* to) const {
+    for (int64_t i = 0; i < groups * H_; i++)
+      to[i] = static_cast<S>(from[i / H_ * 2 * H_ + i % H_] + from[(i / H_ * 2 + 1) * H_ + i % H_]);
   }
   template <class T>
   T* keep(int64_t n) {

@@ -121,7 +121,8 @@ class BackwardProducts {
     }
   }
 
-  void write_biases(int64_t p, const WeightGradients<S>& to) const {
+  template <class V>
+  void write_biases(int64_t p, const WeightGradients<V>& to) const {
     write_bias(o.v.ih, p, to.b_ih);
     if (to.b_hh) write_bias(o.v.hh, p, to.b_hh);
   }
@@ -132,9 +133,10 @@ class BackwardProducts {
   const BackwardCall<S>& f;
 
  private:
-  void write_bias(const GateMap& map, int64_t p, S* to) const {
+  template <class V>
+  void write_bias(const GateMap& map, int64_t p, V* to) const {
     for (int64_t i = 0; i < map.gates; i++)
-      convert<double, S>(1, units_of(o.H, p), {db(p) + map.offset() + i * kPanel, 0}, {to + map.gate[i] * o.H + p * kPanel, 0});
+      convert<double, V>(1, units_of(o.H, p), {db(p) + map.offset() + i * kPanel, 0}, {to + map.gate[i] * o.H + p * kPanel, 0});
   }
 
   bool makes_hidden() const { return o.v.cell && !f.h && (f.gives_hidden || (f.need_dw && o.seq.T > 1)); }

@@ -89,9 +89,11 @@ class ConvBackward final : public ImageBackward<S> {
   void release() override { packed_ih_ = {}, packed_hh_ = {}, Base::release(); }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
-    this->write_weights(dw(p), ih.taps(), o.I, p, to.ih);
-    this->write_weights(dw_hh(p), hh.taps(), o.R, p, to.hh);
-    this->write_biases(p, to);
+    to.visit([&](const auto& any) {
+      this->write_weights(dw(p), ih.taps(), o.I, p, any.ih);
+      this->write_weights(dw_hh(p), hh.taps(), o.R, p, any.hh);
+      this->write_biases(p, any);
+    });
   }
 
  private:

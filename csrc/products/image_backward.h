@@ -122,7 +122,8 @@ class ImageBackward : public BackwardProducts<S> {
   }
 
   // Rows of a panel's gradients of weights, in the order of taps and then channels.
-  void write_weights(const T* from, int64_t taps, int64_t channels, int64_t p, S* to) const {
+  template <class To>
+  void write_weights(const T* from, int64_t taps, int64_t channels, int64_t p, To* to) const {
     const int64_t terms = taps * channels;
     if (!o.images->gradients_inside) return write_transposed(from, terms, p, to, terms);
     constexpr int64_t kRows = 128;
@@ -136,9 +137,10 @@ class ImageBackward : public BackwardProducts<S> {
   }
 
   // Into `n` columns of the gradients of weights, which have rows of `row`.
-  void write_transposed(const T* from, int64_t n, int64_t p, S* to, int64_t row) const {
+  template <class To>
+  void write_transposed(const T* from, int64_t n, int64_t p, To* to, int64_t row) const {
     for (int64_t i = 0; i < o.v.ih.gates && n > 0; i++)
-      transpose<T, S>(n, units_of(o.H, p), {from + i * kPanel, o.gate_width}, {to + (o.v.ih.gate[i] * o.H + p * kPanel) * row, row});
+      transpose<T, To>(n, units_of(o.H, p), {from + i * kPanel, o.gate_width}, {to + (o.v.ih.gate[i] * o.H + p * kPanel) * row, row});
   }
 
   T* dw(int64_t p) const { return dw_ + p * dw_panel_; }

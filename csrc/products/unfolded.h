@@ -6,11 +6,12 @@
 
 namespace fastlstm {
 
-// Of the pixel that begins `at` a frame's element: some of the segments, one after the other; returns where they end.
+// Of the pixel that begins `at` a frame's element: what is met of some of the segments, one after the other; returns where they end.
 template <class S>
 S* unfold_pixel(const S* frames, int64_t at, const Taps& taps, Range segments, S* to) {
-  for (int64_t i = segments.begin; i < segments.end; i++, to += taps.run)
-    std::memcpy(to, frames + at + taps.segments[i], taps.run * sizeof(S));
+  const int64_t run = taps.end - taps.begin;
+  for (int64_t i = segments.begin; i < segments.end; i++, to += run)
+    std::memcpy(to, frames + at + taps.segments[i] + taps.begin, run * sizeof(S));
   return to;
 }
 

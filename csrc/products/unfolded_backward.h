@@ -24,8 +24,8 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
         of_dx_(f.dx ? taps_of_inputs(ih, dg_.frame, width_) : std::vector<Taps>{}), left_row_(left_row()),
         left_(o.team->workers * kFrameRows * left_row_), dx_(f.dx ? o.team->workers * kFrameRows * o.i_panels * kPanel : 0),
         packed_hh_(packed_size(hh.taps(), o.R)), packed_ih_(f.dx ? packed_size(ih.taps(), o.I) : 0),
-        of_x_(taps_of_outputs(ih, x_.frame, o.I)), of_h_(taps_of_outputs(hh, h_.frame, o.R)), x_terms_(o.I > 0 ? o.k_input() : 0),
-        one_(x_terms_ + o.k_recurrent()), terms_(whole_terms(one_ + 1)), blocks_((terms_ + kMaxBlock - 1) / kMaxBlock),
+        of_x_(taps_of_outputs(ih, x_.frame, o.I)), of_h_(taps_of_outputs(hh, h_.frame, o.R)), x_terms_(of_x_.terms()),
+        one_(x_terms_ + of_h_.terms()), terms_(whole_terms(one_ + 1)), blocks_((terms_ + kMaxBlock - 1) / kMaxBlock),
         pixels_(pixels_at_once()), dg_row_(padded_row<Pair>(pixels_ / 2)) {
     if (!f.need_dw) return;
     rows_ = Buffer<S>(o.team->workers * 2 * blocks_ * kMaxBlock);
@@ -120,14 +120,16 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
   }
 
   void write(int64_t p, const WeightGradients<S>& to) const override {
-    for (int64_t i = 0; i < o.v.ih.gates; i++)
-      for (int64_t u = 0; u < units_of(o.H, p); u++) {
-        const int64_t column = i * kPanel + u, row = o.v.ih.gate[i] * o.H + p * kPanel + u;
-        const T* const from = dw_of(p, 0) + column * terms_;
-        write_row(from, ih.taps(), o.I, to.ih + row * x_terms_);
-        write_row(from + x_terms_, hh.taps(), o.R, to.hh + row * (one_ - x_terms_));
-      }
-    this->write_biases(p, to);
+    to.visit([&](const auto& any) {
+      for (int64_t i = 0; i < o.v.ih.gates; i++)
+        for (int64_t u = 0; u < units_of(o.H, p); u++) {
+          const int64_t column = i * kPanel + u, row = o.v.ih.gate[i] * o.H + p * kPanel + u;
+          const T* const from = dw_of(p, 0) + column * terms_;
+          write_row(from, of_x_, o.I, any.ih + row * o.k_input());
+          write_row(from + x_terms_, of_h_, o.R, any.hh + row * o.k_recurrent());
+        }
+      this->write_biases(p, any);
+    });
   }
 
  private:
@@ -149,16 +151,24 @@ class UnfoldedBackward final : public ImageBackward<S, S> {
   }
   int64_t packed_size(int64_t taps, int64_t channels) const { return taps * width_ / 2 * panels_of(channels) * kPanel; }
 
-  // A row of the gradients of weights, in the order of taps and then channels.
-  void write_row(const T* from, int64_t taps, int64_t channels, S* to) const {
-    const int64_t terms = taps * channels;
-    if (!o.images->gradients_inside) return o.store(1, terms, {from, 0}, {to, 0});
+  // A row of the gradients of weights, in the order of taps and then channels; those that are not met are left as they are.
+  template <class To>
+  void write_row(const T* from, const Taps& of, int64_t channels, To* to) const {
+    const int64_t taps = of.taps.size(), terms = of.terms(), met = of.end - of.begin;
+    const auto put = [&](int64_t n, const T* some, To* at) {
+      if constexpr (std::is_same_v<To, S>) o.store(1, n, {some, 0}, {at, 0});
+      else std::copy_n(some, n, at);
+    };
+    if (!o.images->gradients_inside) {
+      for (size_t k = 0; k < of.segments.size(); k++) put(met, from + k * met, to + k * of.run + of.begin);
+      return;
+    }
     constexpr int64_t kTerms = 1024;
     T part[kTerms];
     for (int64_t first = 0, n; first < terms; first += n) {
       n = std::min(kTerms, terms - first);
       for (int64_t i = 0, at = first; i < n; i++, at++) part[i] = from[at % taps * channels + at / taps];
-      o.store(1, n, {part, 0}, {to + first, 0});
+      put(n, part, to + first);
     }
   }
 

@@ -17,13 +17,13 @@ class UnfoldedForward final : public ImageForward<S, S> {
   explicit UnfoldedForward(const Context<S>& context)
       : Base(context, frame_of_inputs(context.images->ih, context.I), frame_of_inputs(context.images->hh, context.R)),
         of_x_(taps_of_outputs(o.images->ih, x_.frame, o.I)), of_h_(taps_of_outputs(o.images->hh, h_[0].frame, o.R)),
-        x_terms_(whole_terms(o.I > 0 ? o.k_input() : 0)), terms_(x_terms_ + (multiplies_h() ? whole_terms(o.k_recurrent()) : 0)),
+        x_terms_(whole_terms(of_x_.terms())), terms_(x_terms_ + (multiplies_h() ? whole_terms(of_h_.terms()) : 0)),
         row_(padded_row<S>(terms_)), packed_(o.n_panels * panel()), rows_(o.team->workers * span_rows() * row_), spans_(o.team->workers) {}
 
   void pack(const Thread& thread, int64_t p) override {
     Base::pack(thread, p);
-    if (o.I > 0) pack_weights(o.w.ih, o.v.ih, o.images->ih.taps(), o.I, p, 0, rows_of(thread));
-    if (multiplies_h()) pack_weights(o.w.hh, o.v.hh, o.images->hh.taps(), o.R, p, x_terms_, rows_of(thread));
+    if (o.I > 0) pack_weights(o.w.ih, o.v.ih, of_x_, o.I, p, 0, rows_of(thread));
+    if (multiplies_h()) pack_weights(o.w.hh, o.v.hh, of_h_, o.R, p, x_terms_, rows_of(thread));
   }
 
   void set_up(const Thread& thread) override {
@@ -62,16 +62,17 @@ class UnfoldedForward final : public ImageForward<S, S> {
   int64_t panel() const { return terms_ / 2 * o.v.ih.width(); }
   S* rows_of(const Thread& thread) const { return rows_ + thread.worker * span_rows() * row_; }
 
-  // Panel p of w, with taps before channels, as rows from the term `first` on; `units`: room for those of a slot.
-  void pack_weights(const S* w, const GateMap& map, int64_t taps, int64_t channels, int64_t p, int64_t first, S* units) {
-    const int64_t all = taps * channels, terms = whole_terms(all);
+  // Panel p of w, those that are met, with taps before channels, as rows from the term `first` on; `units`: room for those of a slot.
+  void pack_weights(const S* w, const GateMap& map, const Taps& of, int64_t channels, int64_t p, int64_t first, S* units) {
+    const int64_t taps = of.taps.size(), all = taps * channels, terms = whole_terms(of.terms()), met = of.end - of.begin;
     const Packed packed{terms_ / 2, map.width(), o.micro.width};
     std::fill_n(units, kPanel * terms, S(0));
     for (int64_t i = 0; i < map.gates; i++) {
       for (int64_t u = 0; u < units_of(o.H, p); u++) {
         const S* const from = w + (map.gate[i] * o.H + p * kPanel + u) * all;
         if (o.images->taps_inside) transpose<S, S>(channels, taps, {from, taps}, {units + u * terms, channels});
-        else std::copy_n(from, all, units + u * terms);
+        else
+          for (size_t k = 0; k < of.segments.size(); k++) std::copy_n(from + k * of.run + of.begin, met, units + u * terms + k * met);
       }
       // pairs of terms, as numbers of as many bytes
       o.micro.transpose(kPanel, terms / 2, {reinterpret_cast<const T*>(units), terms / 2},

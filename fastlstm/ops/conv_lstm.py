@@ -214,8 +214,7 @@ def _records(y, x, w_ih, stride, padding, dilation):
     """A tensor whose rows are those of which the CPU's kernels save a record: of pixels, or of pairs of them where they
     take two pixels as one (csrc/ops/pixel_pairs.h). Nothing is asked of a size that may be any: compiled code would keep
     the answer."""
-    few = 2 * y.shape[-1] <= backends.panel() and x.dtype in (torch.float32, torch.float64)
-    if not few or not stride[-1] == dilation[-1] == 1 or padding[-2] >= w_ih.shape[-2]:
+    if 2 * y.shape[-1] > backends.panel() or not stride[-1] == dilation[-1] == 1 or padding[-2] >= w_ih.shape[-2]:
         return y
     width = y.shape[-2]
     both_even = (1 - width % 2) * (1 - x.shape[-2] % 2)
