@@ -16,6 +16,7 @@ os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 # and that this process compiles: others would import PyTorch first
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
+import gc
 import sys
 from collections.abc import Iterator
 
@@ -56,6 +57,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """These files begin first: `make test` has pytest-xdist keep this order, where its own is by the number of tests."""
     rank = {f"test_{name}.py": k for k, name in enumerate(DEAREST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_collection() -> None:
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now is there to stay: to look for garbage in all modules and tests took a second each time."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_report_header() -> str:
