@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 SERVER = """if True:
-    import json, os, signal, sys
+    import atexit, gc, json, os, signal, sys
     exec(sys.argv[1])
+    gc.freeze()  # forks look for garbage among what is their own, and among all at their ends
+    atexit.register(gc.unfreeze)
     living = set()
     for line in sys.stdin:
         given = json.loads(line)

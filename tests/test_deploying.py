@@ -28,8 +28,9 @@ def test_the_page_is_read():
 def folder(tmp_path_factory) -> Path:
     """What the page saves, by one process."""
     folder = tmp_path_factory.mktemp("saved")
-    # one program is compiled: headers that are compiled before it take longer than it does
-    settings = "import torch._inductor.config as config; config.aot_inductor.precompile_headers = False"
+    # one program is compiled, and run once: headers that are compiled before it, and -O1, take longer than they save
+    settings = "from torch._inductor.config import aot_inductor as of\n"
+    settings += "of.precompile_headers, of.compile_wrapper_opt_level = False, 'O0'"
     code = "\n".join([settings, *(blocks["save"] for blocks in BLOCKS.values() if blocks)])
     saved = subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True)
     assert saved.returncode == 0, saved.stderr
@@ -41,7 +42,7 @@ def loaded(folder) -> dict[tuple[str, bool], Ended]:
     """How each block that loads ends: as it stands, and where our import was forgotten."""
     codes = {(title, False): blocks["load"] for title, blocks in BLOCKS.items() if blocks}
     codes |= {(title, True): codes[title, False].replace("import fastlstm\n", "") for title in NEEDS_US}
-    return dict(zip(codes, run_each(list(codes.values()), "import torch, torch._dynamo", folder), strict=True))
+    return dict(zip(codes, run_each(list(codes.values()), "import torch, torch._dynamo, numba", folder), strict=True))
 
 
 @pytest.mark.parametrize("title", [title for title, blocks in BLOCKS.items() if blocks])

@@ -14,5 +14,5 @@ def test_first_call(tmp_path):
         f"import torch, fastlstm; m, x = fastlstm.{kind}(3, 4), torch.randn(5, 2, 3); {WAYS[way]}; print('ok')"
         for kind, way in CALLS
     ]
-    said = dict(zip(CALLS, run_each(codes, "import torch, torch._dynamo", tmp_path), strict=True))
+    said = dict(zip(CALLS, run_each(codes, "import torch, torch._dynamo, torch.export, numba", tmp_path), strict=True))
     assert said == dict.fromkeys(CALLS, ("ok\n", 0))
