@@ -1,7 +1,7 @@
 """For whom it is faster, by how much, and for whom it is not."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -13,6 +13,30 @@ from fastlstm.benchmarks.spread import down, spread
 from fastlstm.case import Case
 
 FASTER, SLOWER = 1.1, 0.95  # means beyond these are told as a gain, or a loss
+
+
+class Answer(NamedTuple):
+    """Of a kind of model: how many times as fast as its peer, case by case, and our share of the peer's memory."""
+
+    model: str
+    beside: str
+    training: list[float]
+    inference: list[float]
+    memory: str
+
+    @property
+    def line(self) -> list[str]:
+        """Of a table of one machine's."""
+        both = self.training, self.inference
+        return [self.model, self.beside, *map(mean_and_range, both), self.memory, verdict(*map(mean, both))]
+
+    @property
+    def cell(self) -> str:
+        """Of a table of several machines': training / inference (the lowest case), bold where it helps."""
+        means = [mean(speeds) for speeds in (self.training, self.inference)]
+        words = ["–" if m is None else f"**{down(m)}**" if m >= FASTER else down(m) for m in means]
+        cases = [*self.training, *self.inference]
+        return " / ".join(words) + (f" ({down(min(cases))})" if len(cases) > 1 else "")
 
 
 class Question(NamedTuple):
@@ -62,10 +86,9 @@ LIKE_PYTORCHS = (
         "nn.LSTM, nn.GRU, on the pieces between",
     ),
 )
-HALF = "half precision ({dtype}, H from {least} to {most})"
 IN_HALF = (
-    Question(HALF, lambda row, case: is_layer(row) and case.H <= 128, "nn.LSTM, nn.GRU"),
-    Question(HALF, lambda row, case: is_layer(row) and case.H > 128, "nn.LSTM, nn.GRU"),
+    Question("small layers (H up to 128)", lambda row, case: is_layer(row) and case.H <= 128, "nn.LSTM, nn.GRU"),
+    Question("large layers (H above 128)", lambda row, case: is_layer(row) and case.H > 128, "nn.LSTM, nn.GRU"),
 )
 BEYOND_PYTORCH = (
     Question(
@@ -95,25 +118,40 @@ def is_loop(row: dict, variant: str) -> bool:
     return row["variant"] == variant and row["against"] == "cell" and find(row["case"]).layout not in ("step", "stream")
 
 
-def like_pytorchs(results: Sequence[dict], halves: Sequence[dict]) -> Tables:
+def like_pytorchs(results: Sequence[dict], halves: Sequence[dict]) -> list[Answer]:
     """What PyTorch has modules for, from the results of one machine, and those in half precision."""
-    lines = [answer(question, rows_of(results, question)) for question in LIKE_PYTORCHS]
-    for half, question in product(halves, IN_HALF):
-        rows = rows_of([half], question)
-        if rows:
-            sizes = [find(row["case"]).H for row in rows]
-            words = question.model.format(dtype=half["dtype"], least=min(sizes), most=max(sizes))
-            lines.append(answer(question._replace(model=words), rows))
-    return Tables(HEADERS, [line for line in lines if line])
+    return answers(LIKE_PYTORCHS, IN_HALF, results, halves)
 
 
-def beyond_pytorch(results: Sequence[dict], halves: Sequence[dict]) -> Tables:
+def beyond_pytorch(results: Sequence[dict], halves: Sequence[dict]) -> list[Answer]:
     """What it has none for, beside what people write instead, and the same in half precision."""
-    lines = [answer(question, rows_of(results, question)) for question in BEYOND_PYTORCH]
-    for half, question in product(halves, BEYOND_PYTORCH):
-        words = f"{question.model}, in {half['dtype']}"
-        lines.append(answer(question._replace(model=words), rows_of([half], question)))
-    return Tables(HEADERS, [line for line in lines if line])
+    return answers(BEYOND_PYTORCH, BEYOND_PYTORCH, results, halves)
+
+
+def answers(
+    questions: Sequence[Question], in_half: Sequence[Question], results: Sequence[dict], halves: Sequence[dict]
+) -> list[Answer]:
+    asked = [(question, results) for question in questions]
+    for half, question in product(halves, in_half):
+        asked.append((question._replace(model=f"{question.model}, in {half['dtype']}"), [half]))
+    return [answer(question, rows) for question, of in asked if (rows := rows_of(of, question))]
+
+
+def one_machine(found: Sequence[Answer]) -> Tables:
+    return Tables(HEADERS, [a.line for a in found])
+
+
+def side_by_side(machines: Mapping[str, Sequence[Answer]]) -> Tables:
+    """A column for each machine that has an answer."""
+    machines = {name: found for name, found in machines.items() if found}
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for name, found in machines.items():
+        for a in found:
+            lines.setdefault((a.model, a.beside), {})[name] = a.cell
+    return Tables(
+        [*HEADERS[:2], *machines],
+        [[*line, *[cells.get(name, "–") for name in machines]] for line, cells in lines.items()],
+    )
 
 
 HEADERS = ["your model", "beside", "training", "inference", "memory", "does it help?"]
@@ -125,18 +163,9 @@ def rows_of(results: Sequence[dict], question: Question) -> list[dict]:
     ]
 
 
-def answer(question: Question, rows: list[dict]) -> list[str]:
-    """A line of the table; none where nothing was measured."""
-    if not rows:
-        return []
+def answer(question: Question, rows: list[dict]) -> Answer:
     speeds = [[spread(row).median for row in rows if row["mode"] == mode] for mode in MODES]
-    return [
-        question.model,
-        question.beside,
-        *map(mean_and_range, speeds),
-        memory_share(rows),
-        verdict(*map(mean, speeds)),
-    ]
+    return Answer(question.model, question.beside, *speeds, memory_share(rows))
 
 
 def mean(speeds: list[float]) -> float | None:

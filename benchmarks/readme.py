@@ -2,13 +2,13 @@
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 from fastlstm.backends import ATTENTION, CONVOLUTIONAL, IN_PYTORCH
-from fastlstm.benchmarks.answers import beyond_pytorch, like_pytorchs
+from fastlstm.benchmarks.answers import FASTER, Answer, beyond_pytorch, like_pytorchs, one_machine, side_by_side
 from fastlstm.benchmarks.cases import find
 from fastlstm.benchmarks.names import MODES, MODULES, PURPOSES, processor
 from fastlstm.benchmarks.plot import drawn, plot
@@ -87,8 +87,12 @@ def with_those_beside(file: Path) -> list[Machine]:
 
 
 ABOUT = (
-    "The geometric mean (lowest to highest case). Memory: our peak in a training step, as a share of theirs. H: hidden_size. "
-    f"Every case: [{DETAILS}]({DETAILS})."
+    "How many times as fast, training / inference: the geometric mean over the cases measured (in brackets the lowest), bold "
+    f"from {FASTER} on."
+)
+ABOUT_ONE = (
+    "How many times as fast: the geometric mean (lowest to highest case). Memory: our peak in a training step, as a share of "
+    "theirs. H: hidden_size."
 )
 NO_OTHER_CPU = (
     "There is no result yet of a CPU without AVX-512: gains are smaller there, and a large LSTM may be slower. "
@@ -99,18 +103,17 @@ HELD = "Held to AVX2: a CPU with more, whose libraries and ours were kept from u
 
 
 def helps(machines: Sequence[Machine]) -> str:
-    """For whom it is faster, a table for each machine that has an answer."""
-    parts = []
-    for m in machines:
-        tables = like_pytorchs(m.results, m.halves)
-        if tables.rows:
-            parts += [f"How many times as fast, on {m.where}:", table(tables)]
-    parts.append(ABOUT)
+    """For whom it is faster: a column for each machine that has an answer."""
+    parts = [table(asked(like_pytorchs, machines)), f"{ABOUT} With memory, and every case: [{DETAILS}]({DETAILS})."]
     if {m.whole["machine"]["vectors"] for m in machines if m.is_cpu} == {"AVX512"}:
         parts.append(NO_OTHER_CPU)
     if any(m.whole["machine"].get("held_to") for m in machines):
         parts.append(HELD)
     return "\n\n".join(parts)
+
+
+def asked(question: Callable[[list[dict], list[dict]], list[Answer]], machines: Sequence[Machine]) -> Tables:
+    return side_by_side({m.where: question(m.results, m.halves) for m in machines})
 
 
 def variants(machines: Sequence[Machine]) -> str:
@@ -120,11 +123,9 @@ def variants(machines: Sequence[Machine]) -> str:
         "Time: beside `fastlstm.LSTM` (`ConvLSTM2d`) of the same size, the mean over the cases measured on "
         f"{machines[0].where}; – is not measured. k: a kernel's taps. A: the width in which an attention is scored.",
     ]
-    for m in machines:
-        tables = beyond_pytorch(m.results, m.halves)
-        if tables.rows:
-            words = "What PyTorch has no module for, how many times as fast as what people write instead, on"
-            parts += [f"{words} {m.where}:", table(tables)]
+    beyond = asked(beyond_pytorch, machines)
+    if beyond.rows:
+        parts += [f"What PyTorch has no module for, beside what people write instead. {ABOUT}", table(beyond)]
     return "\n\n".join(parts)
 
 
@@ -155,13 +156,11 @@ def speed(machines: Sequence[Machine]) -> str:
     first, *others = machines
     parts = [
         "How many times as fast as each peer: the geometric mean over the cases, and the case where it is lowest. "
-        f"Memory: our peak in a training step, as a share of theirs. Every case: [{DETAILS}]({DETAILS}).",
+        f"Memory: our peak in a training step, as a share of theirs. Every case, and half precision: [{DETAILS}]({DETAILS}).",
         f"### {first.name}",
         *picture_of(first, Path()),
         table(summary(first.whole, ourselves=False)),
     ]
-    for half in first.halves:
-        parts += [f"In {half['dtype']}:", table(summary(half, ourselves=False))]
     said = [line for about, _, *missed in map(notes, first.results) for line in (about, *missed)]
     parts += dict.fromkeys(said)
     if others:
@@ -184,7 +183,11 @@ def details(machines: Sequence[Machine]) -> str:
     """The page of all cases."""
     parts = ["# Speed, case by case", "Written by `fastlstm bench --readme` from result files."]
     for m in machines:
-        parts += [f"## {m.name}", *picture_of(m, DETAILS.parent), table(summary(m.whole))]
+        parts += [f"## {m.name}", *picture_of(m, DETAILS.parent)]
+        helped = one_machine(like_pytorchs(m.results, m.halves) + beyond_pytorch(m.results, m.halves))
+        if helped.rows:
+            parts += [ABOUT_ONE, table(helped)]
+        parts.append(table(summary(m.whole)))
         for result in m.results:
             parts += [*notes(result), *every_case(result)]
         for half in m.halves:

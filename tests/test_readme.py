@@ -10,7 +10,7 @@ from fastlstm.benchmarks import answers, plot, readme
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-EMPTY = "".join(f"{readme.START.format(part)}\nold\n{readme.END}\n" for part in readme.PARTS)
+EMPTY = "".join(f"{readme.START.format(part)}\nstale\n{readme.END}\n" for part in readme.PARTS)
 
 
 def row(case: str, variant: str, mode: str, against: str, *ratios: float, memory: float | None = None) -> dict:
@@ -61,13 +61,28 @@ RESULT = result(
 
 
 def test_whom_it_helps():
-    lines = answers.like_pytorchs([RESULT], [result(row("square", "gru", "infer", "torch", 0.9), dtype="bf16")]).rows
-    assert lines == [
+    half = result(row("square", "gru", "infer", "torch", 0.9), dtype="bf16")
+    found = answers.like_pytorchs([RESULT], [half])
+    assert answers.one_machine(found).rows == [
         ["sequences of different lengths, packed or padded", "nn.LSTM, nn.GRU", "4.00 (2.00–8.00)", "1.50", "0.25", "**yes**"],
         ["a small LSTM (H up to 128), dense batches", "nn.LSTM", "1.30", "1.00", "–", "**yes**, in training"],
         ["a large LSTM (H from 256), dense batches", "nn.LSTM", "1.02", "0.96", "–", "**no**, as fast"],
-        ["half precision (bf16, H from 512 to 512)", "nn.LSTM, nn.GRU", "–", "0.90", "–", "**no**, slower"],
+        ["large layers (H above 128), in bf16", "nn.LSTM, nn.GRU", "–", "0.90", "–", "**no**, slower"],
     ]  # fmt: skip
+    assert answers.side_by_side({"A": found, "none": [], "B": found[1:2]}) == answers.Tables(
+        ["your model", "beside", "A", "B"],
+        [
+            ["sequences of different lengths, packed or padded", "nn.LSTM, nn.GRU", "**4.00** / **1.50** (1.50)", "–"],
+            [
+                "a small LSTM (H up to 128), dense batches",
+                "nn.LSTM",
+                "**1.30** / 1.00 (1.00)",
+                "**1.30** / 1.00 (1.00)",
+            ],
+            ["a large LSTM (H from 256), dense batches", "nn.LSTM", "1.02 / 0.96 (0.96)", "–"],
+            ["large layers (H above 128), in bf16", "nn.LSTM, nn.GRU", "– / 0.90", "–"],
+        ],
+    )
 
 
 def test_what_pytorch_lacks_stands_beside_what_people_write():
@@ -79,7 +94,7 @@ def test_what_pytorch_lacks_stands_beside_what_people_write():
         row("decode-unfed", "attention_lstm", "train", "sdpa", 1.0),
     )
     half = result(row("radar", "conv_lstm", "infer", "cell", 1.5), dtype="bf16")
-    assert [[line[0], *line[2:]] for line in answers.beyond_pytorch([some], [half]).rows] == [
+    assert [[a.line[0], *a.line[2:]] for a in answers.beyond_pytorch([some], [half])] == [
         ["a ConvLSTM over images", "0.90", "–", "0.70", "**no**, slower"],
         ["a ConvLSTM over volumes", "–", "2.00", "–", "**yes**"],
         ["a decoder with attention, fed back", "3.00", "–", "–", "**yes**"],
@@ -112,15 +127,14 @@ def test_parts_are_written_between_their_markers(tmp_path):
     ]
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
     text, page = (tmp_path / "README.md").read_text(), (tmp_path / "docs/speed.md").read_text()
-    assert text.startswith("before\n<!-- bench:helps -->\nHow many times as fast, on A Chip (AVX-512), 2 threads:")
+    assert text.startswith("before\n<!-- bench:helps -->\n| your model | beside | A Chip (AVX-512), 2 threads |")
     assert text.endswith("<!-- bench:end -->\nafter\n")
-    assert "old" not in text
-    assert "on Lesser (AVX2), 2 threads:\n\n| your model" in text
-    assert "on Lesser (held to AVX2), 2 threads:\n\n| your model" in text
+    assert "stale" not in text
+    assert " | Lesser (AVX2), 2 threads | Lesser (held to AVX2), 2 threads |\n| ---" in text
     assert text.count(readme.HELD) == 1
     assert "no result yet of a CPU without AVX-512" not in text
     assert "| fastlstm.LSTM | nn.LSTM, dense cases | 1.15 (square: 1.02) | 0.97 (square: 0.96) | – | 2 |" in text
-    assert "In bf16:\n\n| module" in text
+    assert "### In bf16\n" in page
     assert "Not timed: fastlstm.LSTM, lm, training, nn.LSTM: the error of y is 1." in text
     of_others = (
         "[Lesser (AVX2)](docs/speed.md#lesser-avx2), [Lesser (held to AVX2)](docs/speed.md#lesser-held-to-avx2)."
