@@ -48,8 +48,8 @@ CONSTRUCTORS: list[tuple[dict, type[Exception], str]] = [
     ({"coupled": 0}, TypeError, "coupled should be of type bool, got: int"),
     ({"dropout": 2}, ValueError, "dropout should be a number in range [0, 1]"),
     ({"dropout": 0.5j}, ValueError, "dropout should be a number in range [0, 1]"),
-    ({"output_dropout": -0.5}, ValueError, "number in range [0, 1] representing the probability of an element being zeroed, "
-        "got -0.5"),
+    ({"output_dropout": -0.5}, ValueError, "output_dropout should be a number in range [0, 1] representing the probability "
+        "of an element being zeroed, got -0.5"),
     ({"dtype": torch.int64}, ValueError, "dtype is torch.int64, expected a floating-point one"),
     ({"backend": "cuda"}, ValueError, "backend is 'cuda', expected one of 'auto'"),
     ({"attention": "bahdanau"}, ValueError,
@@ -311,7 +311,7 @@ WEIGHTS = {
     "options together": (lambda: (weights(), beside()), {"attend": "before"},
         "feed is 'attentional', expected None where attend"),
     "a query layer": (lambda: (weights(), beside()), {"query_layer": 1}, "query_layer is 1, expected -1 to 0"),
-    "dropout": (lambda: (weights(), beside()), {"output_dropout": 2.0}, "dropout should be a number in range [0, 1]"),
+    "dropout": (lambda: (weights(), beside()), {"output_dropout": 2.0}, "output_dropout should be a number in range [0, 1]"),
     "a backend": (lambda: (weights(), beside()), {"backend": "cuda"}, "backend is 'cuda', expected one of 'auto'"),
 }  # fmt: skip
 

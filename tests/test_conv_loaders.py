@@ -298,6 +298,7 @@ ERRORS = {
     "2-d peephole": (lambda: cat("ifgo", WU, None, 3, P[..., 0, 0]), r"w_peephole has shape \(3, 5\), expected \(3, 5, 1, 1\)"),
     "norm": (lambda: cat("ifgo", WU, None, 3, norm=True), "norm is True, expected False: our gates are not normalised"),
     "norm of pair": (lambda: pair("ifgo", W, U, norm=True), "norm is True, expected False: our gates are not normalised"),
+    "no forget_bias": (lambda: pair("igfo", W, U, forget_bias=float("nan")), "forget_bias is nan, expected a finite number"),
     "forget_bias": (lambda: pair("igo", W[:15], U[:15], forget_bias=1.0), "forget_bias is 1.0, expected 0.0: 'igo' has no f"),
     "unknown": (lambda: eight(EIGHT | {"norm.weight": P}), "weights has 'norm.weight', expected names as in a ConvLSTM of"),
     "lacking": (lambda: eight({k: w for k, w in EIGHT.items() if "hf" not in k}), r"weights lacks \['Whf.weight'\], expected"),

@@ -126,10 +126,10 @@ def check_reset(reset: Tensor, T: int, B: int | None, batch_first: bool, x: Tens
         raise ValueError(f"reset is on the device meta, expected one that holds values, as {x.device}, that of input")
 
 
-def check_dropout(dropout: float) -> None:
+def check_dropout(dropout: float, name: str = "dropout") -> None:
     if not isinstance(dropout, Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
         raise ValueError(
-            "dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
+            f"{name} should be a number in range [0, 1] representing the probability of an element being zeroed, "
             f"got {dropout!r}"
         )
 

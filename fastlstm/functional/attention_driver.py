@@ -119,7 +119,7 @@ def _plan(weights: Weights, beside: AttentionWeights, call: Call, more: Attentio
     checks.check_bool("coupled", more.coupled)
     backends.check_backend(call.backend)
     checks.check_dropout(call.dropout)
-    checks.check_dropout(more.output_dropout)
+    checks.check_dropout(more.output_dropout, "output_dropout")
     checks.check_value("attention_weights", beside, AttentionWeights, "those that are not recurrent, by name")
     named: dict[str, Tensor | None] = dict(zip(PARAMETERS, beside, strict=True))
     sizes, layers = checks.check_decoder_weights(weights, named, more.attention, more.coupled)

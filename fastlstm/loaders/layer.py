@@ -1,5 +1,6 @@
 """One layer's weights in PyTorch's shapes and our order, whoever they come from."""
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -35,6 +36,8 @@ def layer_of(
         )
     if isinstance(forget_bias, bool) or not isinstance(forget_bias, Real):
         raise TypeError(f"forget_bias is {forget_bias!r}, expected a number: it is added to the bias of f")
+    if not math.isfinite(forget_bias):
+        raise ValueError(f"forget_bias is {forget_bias!r}, expected a finite number: it is added to the bias of f")
     G, dims = len(order), (3, 4, 5) if convolved else (2,)
     fit = w_ih is not None and w_hh is not None and w_ih.dim() == w_hh.dim() and w_hh.dim() in dims
     if w_ih is None or w_hh is None or not fit or w_hh.shape[0] % G:

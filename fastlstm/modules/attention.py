@@ -107,7 +107,7 @@ class AttentionLSTM(Ours):
         for name, value in {"bias": bias, "batch_first": batch_first, "peephole": peephole, "coupled": coupled}.items():
             checks.check_bool(name, value)
         checks.check_dropout(dropout)
-        checks.check_dropout(output_dropout)
+        checks.check_dropout(output_dropout, "output_dropout")
         checks.check_dtype(dtype)
         self.input_size = checks.positive("input_size", input_size)
         self.hidden_size = checks.positive("hidden_size", hidden_size)
