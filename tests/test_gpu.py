@@ -208,13 +208,13 @@ def test_nothing_is_compiled_where_nothing_is_to_run(T: int, B: int, projected: 
     assert torch.equal(h_n, h)
     batch = x, None, None
     dx, *_ = gpu_lstm.lstm_bwd(
-        y, h, c, None, *batch, h, c, w_ih, w_hh, w_hr, None, saved, False, False, True, True
+        y, h, c, None, *batch, h, c, w_ih, w_hh, w_hr, None, saved, False, False, True, True, True
     )  # fmt: skip
     assert dx.shape == x.shape
     if not projected:
         y, h_n, saved = gpu_gru.gru_fwd(*batch, h, w_ih[: 3 * H], w_hh[: 3 * H], None, None, False, True)
         assert torch.equal(h_n, h)
-        dx, *_ = gpu_gru.gru_bwd(y, h, *batch, h, w_ih[: 3 * H], w_hh[: 3 * H], saved, False, True, True)
+        dx, *_ = gpu_gru.gru_bwd(y, h, *batch, h, w_ih[: 3 * H], w_hh[: 3 * H], saved, False, True, True, True)
         assert dx.shape == x.shape
 
 

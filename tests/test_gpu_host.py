@@ -73,11 +73,11 @@ def pair(kind: str, T: int, dtype: torch.dtype) -> tuple[Callable[[], tuple], Ca
     if kind == "lstm":
         forward = (*batch, h, c, w_ih, w_hh, b_ih, b_hh, None, None, False, False, False, True)
         *_, saved = lstm.lstm_fwd(*forward)
-        backward = (dy, None, None, None, *batch, h, c, w_ih, w_hh, None, None, saved, False, False, True, True)
+        backward = (dy, None, None, None, *batch, h, c, w_ih, w_hh, None, None, saved, False, False, True, True, True)
         return (lambda: lstm.lstm_fwd(*forward)), (lambda: lstm.lstm_bwd(*backward))
     forward = *batch, h, w_ih, w_hh, b_ih, b_hh, False, True
     *_, saved = gru.gru_fwd(*forward)
-    backward = dy, None, *batch, h, w_ih, w_hh, saved, False, True, True
+    backward = dy, None, *batch, h, w_ih, w_hh, saved, False, True, True, True
     return (lambda: gru.gru_fwd(*forward)), (lambda: gru.gru_bwd(*backward))
 
 

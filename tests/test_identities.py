@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fastlstm
+from fastlstm.ops import gru, lstm
 
 each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -180,3 +181,18 @@ def test_only_the_peepholes_are_trained(variant):
         grads.append([ours.weight_peephole_l0.grad, ours.weight_peephole_l1.grad])
     assert_same(*grads)
     assert all(g.any() for g in grads[0])
+
+
+@each_variant
+@each_layout
+def test_states_without_gradients(variant, layout, monkeypatch):
+    """Nobody computes those, and all others have the same bits."""
+    ours, ops, asked, grads = module(variant, bidirectional=True), (gru if variant == "gru" else lstm).OPS, [], []
+    backward = ops.bwd
+    monkeypatch.setattr(ops, "bwd", lambda *args: asked.append(args[-1]) or backward(*args))
+    x, hx = random(T, B, I).requires_grad_(), random_states(ours, B)
+    for needed in (True, False):
+        y, *finals = call(ours, layout, LENGTHS, x, [s.requires_grad_(needed) for s in hx])
+        grads.append(torch.autograd.grad(sum(t.sin().sum() for t in (y, *finals)), [x, *ours.parameters()]))
+    assert asked == [True, True, False, False]
+    assert all(map(torch.equal, *grads))

@@ -250,17 +250,21 @@ class GateBackward final : public BackwardStage<S> {
   Buffer<double> dpeepholes_;  // summed as the biases' gradients are
 };
 
-// dh of the step before. No barrier follows: a thread computes those units that its own gates need next.
+// dh of the step before, or of the initial state, if it is wanted. (Images' products know themselves, and do more.) No barrier follows: a
+// thread computes those units that its own gates need next.
 template <class S>
 class StateBackward final : public BackwardStage<S> {
  public:
-  StateBackward(const Context<S>& context, const BackwardProducts<S>& products, const States<compute_t<S>>& dh)
-      : o(context), products_(products), dh_(dh) {}
+  StateBackward(const Context<S>& context, const BackwardCall<S>& call, const BackwardProducts<S>& products, const States<compute_t<S>>& dh)
+      : o(context), f(call), products_(products), dh_(dh) {}
 
-  void run(const Thread& thread, int64_t s, int64_t row) override { products_.state_gradient(thread, o.seq.step(s), row, dh_); }
+  void run(const Thread& thread, int64_t s, int64_t row) override {
+    if (s > 0 || f.dh0 || o.images) products_.state_gradient(thread, o.seq.step(s), row, dh_);
+  }
 
  private:
   const Context<S>& o;
+  const BackwardCall<S>& f;
   const BackwardProducts<S>& products_;
   const States<compute_t<S>>& dh_;
 };

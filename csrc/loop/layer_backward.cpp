@@ -24,7 +24,7 @@ void LayerBackward<S>::set_up(Team& team) {
   products = make_products();
   if (o.size.project) projection = make_projection();
   gates.emplace(o, f, *products, dh, projection.get());
-  states.emplace(o, *products, dh);
+  states.emplace(o, f, *products, dh);
   if (projection) stages.push_back(&*projection);
   stages.push_back(&*gates);
   stages.push_back(&*states);

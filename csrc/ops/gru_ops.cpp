@@ -41,7 +41,7 @@ std::tuple<Tensor, Tensor, Tensor> gru_fwd(Tensor x, Optional batch_sizes, Optio
 // Gradients that are not wanted come back empty (zero elements).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, Optional dh_n, Tensor x, Optional batch_sizes,
                                                                    Optional reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor saved,
-                                                                   bool reverse, bool need_dx, bool need_dw) {
+                                                                   bool reverse, bool need_dx, bool need_dw, bool need_dh) {
   const Variant& variant = find_variant("gru");
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, w_ih, w_hh, std::nullopt, std::nullopt);
@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, 
   if (dy) dy = with_contiguous_rows(*dy);
   dh_n = as_contiguous(dh_n), saved = as_contiguous(saved);
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
-  const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, true);
+  const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, need_dh);
   Tensor dw_ih, dw_hh, db_ih, db_hh;
   const auto make_dw = [&] {
     dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
@@ -65,7 +65,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> gru_bwd(Optional dy, 
                     .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, nullptr, nullptr}, .x = rows_of<S>(x),
                     .dy = rows_of<S>(dy), .dcells = {}, .h0 = data<S>(h0), .c0 = data<S>(h0),
                     .dh_n = data<S>(dh_n), .dc_n = nullptr, .saved = data<compute_t<S>>(saved),
-                    .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = nullptr, .need_dw = need_dw,
+                    .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = need_dh ? out<S>(dh0) : nullptr, .dc0 = nullptr, .need_dw = need_dw,
                     .make_dw = [&] {
                       make_dw();
                       return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db_ih), out<S>(db_hh), nullptr, nullptr};
@@ -87,7 +87,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastlstm, m) {
   fastlstm::define_with_each(
       m, "gru_bwd",
       "Tensor? dy, Tensor? dh_n, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor "
-      "saved, bool reverse, bool need_dx, bool need_dw",
+      "saved, bool reverse, bool need_dx, bool need_dw, bool need_dh",
       "(Tensor dx, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)");
 }
 

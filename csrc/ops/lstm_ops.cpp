@@ -58,7 +58,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_fwd(
 // Gradients that are not wanted come back empty (zero elements).
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_bwd(
     Optional dy, Optional dh_n, Optional dc_n, Optional dcells, Tensor x, Optional batch_sizes, Optional reset, Tensor h0, Tensor c0,
-    Tensor w_ih, Tensor w_hh, Optional w_hr, Optional w_peephole, Tensor saved, bool coupled, bool reverse, bool need_dx, bool need_dw) {
+    Tensor w_ih, Tensor w_hh, Optional w_hr, Optional w_peephole, Tensor saved, bool coupled, bool reverse, bool need_dx, bool need_dw,
+    bool need_dh) {
   const Variant& variant = lstm_variant(coupled, w_peephole.has_value());
   const Sequence seq = make_sequence(x, batch_sizes, reset, h0, reverse);
   const Sizes size = make_sizes(x, h0, c0, w_ih, w_hh, std::nullopt, std::nullopt, w_hr, w_peephole, variant);
@@ -76,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
   saved = as_contiguous(saved);
   w_ih = as_contiguous(w_ih), w_hh = as_contiguous(w_hh);
   w_hr = as_contiguous(w_hr), w_peephole = as_contiguous(w_peephole);
-  const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, true), dc0 = gradient_of(x, c0, true);
+  const Tensor dx = gradient_of(x, x, need_dx), dh0 = gradient_of(x, h0, need_dh), dc0 = gradient_of(x, c0, need_dh);
   Tensor dw_ih, dw_hh, db, dw_hr, dw_peephole;
   const auto make_dw = [&] {
     dw_ih = gradient_of(x, w_ih, need_dw), dw_hh = gradient_of(x, w_hh, need_dw);
@@ -89,8 +90,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> lstm_
                     .w = {data<S>(w_ih), data<S>(w_hh), nullptr, nullptr, data<S>(w_hr), data<S>(w_peephole)},
                     .x = rows_of<S>(x), .dy = rows_of<S>(dy), .dcells = rows_of<S>(dcells), .h0 = data<S>(h0), .c0 = data<S>(c0),
                     .h = size.project ? projected<S>(saved, variant, size) : nullptr, .dh_n = data<S>(dh_n), .dc_n = data<S>(dc_n),
-                    .saved = data<compute_t<S>>(saved), .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = out<S>(dh0), .dc0 = out<S>(dc0),
-                    .need_dw = need_dw, .make_dw = [&] {
+                    .saved = data<compute_t<S>>(saved), .dx = need_dx ? out<S>(dx) : nullptr, .dh0 = need_dh ? out<S>(dh0) : nullptr,
+                    .dc0 = need_dh ? out<S>(dc0) : nullptr, .need_dw = need_dw, .make_dw = [&] {
                       make_dw();
                       return WeightGradients<S>{out<S>(dw_ih), out<S>(dw_hh), out<S>(db), nullptr, out<S>(dw_hr), out<S>(dw_peephole)};
                     }}
@@ -112,7 +113,7 @@ STABLE_TORCH_LIBRARY(fastlstm, m) {
       m, "lstm_bwd",
       "Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor? dcells, Tensor x, Tensor? batch_sizes, Tensor? reset, Tensor h0, "
       "Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? w_hr, Tensor? w_peephole, Tensor saved, bool coupled, bool reverse, "
-      "bool need_dx, bool need_dw",
+      "bool need_dx, bool need_dw, bool need_dh",
       "(Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr, Tensor dw_peephole)");
 }
 

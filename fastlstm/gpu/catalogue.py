@@ -112,7 +112,7 @@ def launched(
     with launch.recorded(gpu, precision) as calls:
         if variant.op == "gru":
             y, h_n, saved = gru_fwd(*batch, *states, w_ih, w_hh, b_ih, b_hh, everything, True)
-            gru_bwd(y, h_n, *batch, *states, w_ih, w_hh, saved, everything, True, True)
+            gru_bwd(y, h_n, *batch, *states, w_ih, w_hh, saved, everything, True, True, True)
         else:
             flags = variant.coupled, everything
             y, h_n, c_n, cells, saved = lstm_fwd(
@@ -120,7 +120,7 @@ def launched(
             )
             dcells = cells if everything else None
             lstm_bwd(
-                y, h_n, c_n, dcells, *batch, *states, w_ih, w_hh, w_hr, w_peephole, saved, *flags, True, True
+                y, h_n, c_n, dcells, *batch, *states, w_ih, w_hh, w_hr, w_peephole, saved, *flags, True, True, True
             )  # fmt: skip
     return [call.spec for call in calls]
 

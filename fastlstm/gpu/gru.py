@@ -53,7 +53,8 @@ def gru_fwd(
 @on_gpu
 def gru_bwd(
     dy: Tensor | None, dh_n: Tensor | None, x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None,
-    h0: Tensor, w_ih: Tensor, w_hh: Tensor, saved: Tensor, reverse: bool, need_dx: bool, need_dw: bool,
+    h0: Tensor, w_ih: Tensor, w_hh: Tensor, saved: Tensor,
+    reverse: bool, need_dx: bool, need_dw: bool, need_dh: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`(dx, dh0, dw_ih, dw_hh, db_ih, db_hh)`, empty where not needed.
 
@@ -77,8 +78,10 @@ def gru_bwd(
     dgates = dgates.view(rows.N, 4 * H)
     of_input, of_hidden = dgates[:, : 3 * H], dgates[:, H:]
     dx = (of_input @ w_ih.roll(H, 0)).view(x.shape) if need_dx else nothing(x)
-    # through W_hh and, which for a sequence of length 0 is all, through z
-    dh0 = (rows.to_initial(of_hidden, lambda first: first @ w_hh, None) + through).to(x.dtype)
+    if need_dh:  # through W_hh and, which for a sequence of length 0 is all, through z
+        dh0 = (rows.to_initial(of_hidden, lambda first: first @ w_hh, None) + through).to(x.dtype)
+    else:
+        dh0 = nothing(x)
     if not need_dw:
         return dx, dh0, *(nothing(x) for _ in range(4))
     db = bias_gradient(dgates)

@@ -64,7 +64,7 @@ def lstm_bwd(
     dy: Tensor | None, dh_n: Tensor | None, dc_n: Tensor | None, dcells: Tensor | None,
     x: Tensor, batch_sizes: Tensor | None, reset: Tensor | None, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor,
     w_hr: Tensor | None, w_peephole: Tensor | None, saved: Tensor,
-    coupled: bool, reverse: bool, need_dx: bool, need_dw: bool,
+    coupled: bool, reverse: bool, need_dx: bool, need_dw: bool, need_dh: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """`(dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr, dw_peephole)`, empty where not needed."""
     (B, R), H, G = h0.shape, c0.shape[1], w_ih.shape[0]
@@ -101,7 +101,7 @@ def lstm_bwd(
 
     dgates = dgates.view(rows.N, G)
     dx = (dgates @ w_ih).view(x.shape) if need_dx else nothing(x)
-    dh0 = rows.to_initial(dgates, lambda first: first @ w_hh, dh_n)
+    dh0, dc0 = (rows.to_initial(dgates, lambda first: first @ w_hh, dh_n), dc0) if need_dh else (nothing(x), nothing(x))
     if not need_dw:
         return dx, dh0, dc0, *(nothing(x) for _ in range(5))
     return (

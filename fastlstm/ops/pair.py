@@ -21,8 +21,9 @@ class OpPair:
     fwd: tensors, x first, then states and weights, w_ and b_; flags, bools, numbers or lists of ints; `save`, and what was
         added since. Yields y, the final states, what else may be wanted, each by a flag `return_` + name; and `saved`, which
         is bwd's own business and has no gradient.
-    bwd: the gradients of what fwd yields but `saved`; arguments and results of fwd, by their names; flags; `need_dx` and
-        `need_dw`. Yields d + name of fwd's arguments; "db" stands for both biases.
+    bwd: the gradients of what fwd yields but `saved`; arguments and results of fwd, by their names; flags; `need_dx`,
+        `need_dw` and, where there is one, `need_dh` for initial states. Yields d + name of fwd's arguments; "db" stands for
+        both biases.
 
     Names are looked up here, once: a call indexes. Functions of autograd are written out, since PyTorch's compiler follows
     globals, but not what a function was made from.
@@ -56,6 +57,10 @@ class OpPair:
         wanted = {name: self.inputs.index(f"return_{name}") for name in outputs if f"return_{name}" in self.inputs}
         self.optional = tuple((outputs.index(name), flag) for name, flag in wanted.items())
         self.weights = tuple(k for k, name in enumerate(self.inputs) if name.startswith(("w_", "b_")))
+        # those whose gradients may not be needed
+        self.states = tuple(
+            [self.inputs.index(s) for s in ("h0", "c0") if s in self.inputs and "need_dh" in self.bwd_inputs]
+        )
         self.results = tuple(self._gradient(name) for name in self.inputs)
         biases = [name for name in self.inputs if name.startswith("b_")]
         self.biases = tuple(self.inputs.index(name) for name in biases)
@@ -93,14 +98,16 @@ class OpPair:
         need = ctx.needs_input_grad
         # a compiled backward has an empty gradient for an output that nobody asked for
         given = [None if k in ctx.unwanted else g for k, g in enumerate(grads[:-1])]
-        need_dw = any(need[k] for k in self.weights)
+        needs = [need[0], any(need[k] for k in self.weights)]
+        if self.states:
+            needs.append(any(need[k] for k in self.states))
         beyond = (
             torch.is_grad_enabled() or forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
         )
         if not beyond or torch.compiler.is_compiling():
-            found = self.bwd(*given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
+            found = self.bwd(*given, *ctx.saved_tensors, *ctx.flags, *needs)
         else:
-            arguments = (*self._biases(ctx), *given, *ctx.saved_tensors, *ctx.flags, need[0], need_dw)
+            arguments = (*self._biases(ctx), *given, *ctx.saved_tensors, *ctx.flags, *needs)
             if forward_ad._current_level >= 0:
                 return self._by_reference(need, arguments)
             found = apply(*arguments)
@@ -234,11 +241,10 @@ class OpPair:
         """A gradient is like its argument, where it is needed and there is one, and empty elsewhere."""
         given = dict(zip(self.bwd_inputs, args, strict=True))
         x, shapes = given[self.inputs[0]], []
-        wanted = {self.inputs[0]: given["need_dx"]}
+        wanted, of_states = {self.inputs[0]: given["need_dx"]}, given.get("need_dh", not given.get("fresh", False))
         for name in (gradient[1:] for gradient in self.gradients):
             of_weights = name == "b" or name.startswith(("w_", "b_"))
-            # fresh states have no gradient
-            needed = given["need_dw"] if of_weights else wanted.get(name, not given.get("fresh", False))
+            needed = given["need_dw"] if of_weights else wanted.get(name, of_states)
             source, sizes = self.shapes.get(name, (name, None))
             like = given.get(source)
             shapes.append((0,) if like is None or not needed else like.shape[:sizes])
