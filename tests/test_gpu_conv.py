@@ -110,7 +110,7 @@ def test_sequences_may_be_millions() -> None:
     with launch.recorded() as calls:
         *_, saved = gpu_lstm.lstm_fwd(x, None, None, h, h, w, w, None, None, None, None, False, False, False, True)
         gpu_lstm.lstm_bwd(
-            x, h, h, None, x, None, None, h, h, w, w, None, None, saved, False, False, True, True
+            x, h, h, None, x, None, None, h, h, w, w, None, None, saved, False, False, True, True, True
         )  # fmt: skip
     assert [call.grid for call in calls] == [(B // 64, 1), (B // 64, 1)]
 

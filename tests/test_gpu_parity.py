@@ -109,7 +109,9 @@ def test_no_steps_launch_nothing(interpreter: Interpreter) -> None:
     y, h_n, saved = gpu_gru.gru_fwd(torch.randn(0, 2, 3), None, None, h, w_ih, w_hh, None, None, False, True)
     assert y.shape == (0, 2, 5)
     assert torch.equal(h_n, h)
-    dx, dh0, *_ = gpu_gru.gru_bwd(None, h, torch.randn(0, 2, 3), None, None, h, w_ih, w_hh, saved, False, True, True)
+    dx, dh0, *_ = gpu_gru.gru_bwd(
+        None, h, torch.randn(0, 2, 3), None, None, h, w_ih, w_hh, saved, False, True, True, True
+    )
     assert dx.shape == (0, 2, 3)
     assert torch.equal(dh0, h)
     assert not interpreter.launched

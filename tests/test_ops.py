@@ -154,9 +154,9 @@ def test_foreign_shapes_in_the_backward(variant, place):
     gradients = [torch.randn(1, 1) if i == place else None for i in range(len(outputs))]
     bwd = op(f"{variant}_bwd")
     with pytest.raises(RuntimeError, match=r"has shape \(1, 1\), expected"):
-        bwd(*gradients, *args, saved, *flags, True, True)
+        bwd(*gradients, *args, saved, *flags, True, True, True)
     with pytest.raises(RuntimeError, match=f"saved is not what {variant}_fwd returned"):
-        bwd(*[None] * len(outputs), *args, saved[1:], *flags, True, True)
+        bwd(*[None] * len(outputs), *args, saved[1:], *flags, True, True, True)
 
 
 @pytest.mark.parametrize(("cpu", "variant"), [(lstm_cpu, "lstm"), (gru_cpu, "gru")])
