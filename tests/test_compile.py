@@ -220,7 +220,7 @@ def test_opcheck_lstm(layout, projected, peepholes, coupled, resets, cells, reve
     if not cells:
         gradients[-1] = None
     args = (*gradients, x, steps, reset, h0, c0, w_ih, w_hh, w_hr, w_peephole, saved)
-    for flags in ((True, True), (cells, not cells)):  # of dx alone, or of weights: each in some layouts
+    for flags in ((True, True, True), (cells, not cells, cells)):  # of dx alone, or of weights: each in some layouts
         torch.library.opcheck(torch.ops.fastlstm.lstm_bwd.default, (*args, coupled, reverse, *flags))
 
 
@@ -233,5 +233,5 @@ def test_opcheck_gru(layout, resets, reverse):
     torch.library.opcheck(torch.ops.fastlstm.gru_fwd.default, args)
     y, h_n, saved = torch.ops.fastlstm.gru_fwd(*args)
     args = (torch.randn_like(y), torch.randn_like(h_n), x, steps, reset, h0, w_ih, w_hh, saved, reverse)
-    for flags in ((True, True), (reverse, not reverse)):
+    for flags in ((True, True, True), (reverse, not reverse, reverse)):
         torch.library.opcheck(torch.ops.fastlstm.gru_bwd.default, (*args, *flags))

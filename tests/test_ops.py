@@ -259,7 +259,9 @@ def test_no_steps_give_zero_gradients(dtype):
     h0 = torch.randn(2, 4).to(dtype)
     _, h_n, saved = torch.ops.fastlstm.gru_fwd.default(x, None, None, h0, w_ih, w_hh, None, None, False, True)
     assert torch.equal(h_n, h0)
-    gradients = torch.ops.fastlstm.gru_bwd.default(None, h0, x, None, None, h0, w_ih, w_hh, saved, False, True, True)
+    gradients = torch.ops.fastlstm.gru_bwd.default(
+        None, h0, x, None, None, h0, w_ih, w_hh, saved, False, True, True, True
+    )
     assert torch.equal(gradients[1], h0)
     assert not any(g.any() for g in gradients[2:])
 
