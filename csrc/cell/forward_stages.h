@@ -84,7 +84,7 @@ class GateForward final : public Stage {
     for (int64_t i = 0; i < panels.size(); i++) {
       const int64_t p = s % 2 ? panels.end - 1 - i : panels.begin + i;  // to and fro: the cache still has the weights of the last panels
       int64_t next = i + 1 < panels.size() ? p + (s % 2 ? -1 : 1) : -1;
-      products_.begin_panel(thread, p);
+      products_.begin_panel(thread, s, p);
       thread.for_tiles(n, [&](int64_t b, int64_t rows) { run(p, b, rows, std::exchange(next, -1)); });
     }
     thread.barrier_group();

@@ -1,5 +1,6 @@
 // What the parts of a pass over time share: the loop, the stages of a step (cell/) and the products (products/).
 #pragma once
+#include <cstring>
 #include <type_traits>
 
 #include "loop/call.h"
@@ -72,7 +73,8 @@ struct Context : Arithmetic<S> {
   explicit Context(const Call& call)
       : v(call.variant), seq(call.seq), size(call.size), w(call.w), x(call.x), images(call.images), I(size.I), H(size.H), R(size.R),
         n_panels(panels_of(H)), r_panels(panels_of(R)), i_panels(panels_of(I)), record(v, size), gate_width(record.gate_width()),
-        maps{seq.pixels, H, images && images->paired ? 2 : 1}, split(may_split(call) ? split_kernels() : nullptr) {}
+        maps{seq.pixels, H, images && images->paired ? 2 : 1}, split(may_split(call) ? split_kernels() : nullptr),
+        fresh_(images ? images->fresh : begins_with_zeros(call)) {}
 
   const Variant& v;
   const Sequence& seq;
@@ -91,7 +93,10 @@ struct Context : Arithmetic<S> {
 
   // Whether convolutions are products of unfolded pixels: by what multiplies so fast that fewer multiplications would not pay.
   bool unfolds() const { return images && bf16 && bf16->terms_together; }
-  bool fresh() const { return images && images->fresh; }
+  // Whether h is zero before the first step, so that no product with it is taken. (Weights that are not finite don't show there.)
+  bool fresh() const { return fresh_; }
+  bool fresh_step(int64_t s) const { return s == 0 && fresh_; }
+  bool multiplies_h() const { return !fresh_ || seq.T > 1; }
   bool moved() const { return images && images->moved; }
   bool finals_moved() const { return images && images->finals_moved; }
   // Terms of a step's products for one row.
@@ -196,6 +201,16 @@ struct Context : Arithmetic<S> {
     return call.seq.B / call.seq.together >= (many_steps ? kSplitRows : kSplitStepRows);
   }
 
+  // A stream's first step is many, and a decoder's h is given.
+  template <class Call>
+  bool begins_with_zeros(const Call& call) const {
+    if constexpr (requires { call.streams; })
+      if (call.streams || call.stepwise) return false;
+    const auto* const bytes = reinterpret_cast<const char*>(call.h0.p);
+    const size_t n = seq.B * R * sizeof(S);
+    return !bytes || n == 0 || (*bytes == 0 && std::memcmp(bytes, bytes + 1, n - 1) == 0);
+  }
+
   // Zeroes `n` units of the rows that are cut off before step t is run.
   template <class V>
   void apply_reset(int64_t t, int64_t b, int64_t rows, int64_t n, Block<V> state) const {
@@ -203,6 +218,9 @@ struct Context : Arithmetic<S> {
     for (int64_t m = 0; m < std::min(rows, seq.size[t] - b); m++)
       if (seq.resets_before(t, b + m)) std::fill_n(state.p + m * state.row, n, V(0));
   }
+
+ private:
+  const bool fresh_;
 };
 
 // A part of every step. It ends with a barrier where what follows reads what other threads made.

@@ -108,6 +108,11 @@ class BackwardProducts {
       for (int64_t i = 0; i < n; i++) to.p[m * to.row + i] = static_cast<J>(static_cast<S>(from.p[m * from.row + i]));
   }
 
+  // Of the chunk's rows, those whose h is not zero all over: the last ones are those of the step that was run first.
+  int64_t rows_of_h(const Chunk& chunk) const {
+    return chunk.rows - (o.fresh() && chunk.end == o.seq.T ? o.seq.size[o.seq.step(0)] : 0);
+  }
+
   // Calls put(i, m, to) for runs of m rows, of the chunk's rows [row, row + rows), that belong to one step: the i-th and
   // following are rows `to` and following of tensors such as y.
   template <class F>

@@ -45,8 +45,7 @@ class ConvBackward final : public ImageBackward<S> {
 
   // dw.T[p] += [x, h_prev, 1].T @ dG[p] tap by tap, the ones being the biases' input.
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
-    // of the chunk's rows; the last are those of the step that is run first, and h is zero there
-    const int64_t rows = chunk.rows, of_h = rows - (o.fresh() && chunk.end == o.seq.T ? o.seq.size[o.seq.step(0)] : 0);
+    const int64_t rows = chunk.rows, of_h = this->rows_of_h(chunk);
     const int64_t nx = x_jobs_.size(), nh = h_jobs_.size(), per_panel = nx + nh + 1;
     const Range mine = thread.mine(o.n_panels * per_panel);
     for (int64_t line = 0, lines = rows / line_pixels(); line < lines;) {

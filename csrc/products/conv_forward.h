@@ -29,7 +29,7 @@ class ConvForward final : public ImageForward<S> {
     const T* const bias = bias_of(tile.p);
     if (o.I > 0) x_.product(of_x_, tile.row, tile.rows, {.n = n, .b = packed_ih(tile.p), .init = bias, .c = records, .c_m = c_m});
     else o.micro.copy(tile.rows, n, {bias, 0}, {records, c_m});
-    if (tile.s == 0 && o.fresh()) return;
+    if (o.fresh_step(tile.s)) return;
     h_[tile.s % 2].product(of_h_, tile.b, tile.rows, {.n = n, .b = packed_hh(tile.p), .c = records, .c_m = c_m, .accumulate = true});
   }
 

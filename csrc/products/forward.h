@@ -32,7 +32,7 @@ class ForwardProducts {
   // Before a step whose inputs were not there when its chunk began.
   virtual void begin_step(const Thread&, [[maybe_unused]] int64_t s) {}
   // Before the tiles of a panel in a step, by the thread that runs them.
-  virtual void begin_panel(const Thread&, int64_t) {}
+  virtual void begin_panel(const Thread&, [[maybe_unused]] int64_t s, [[maybe_unused]] int64_t p) {}
   // Where products are taken for more rows than a tile has: the next of this thread's rows of a step, after those given (which
   // end at 0 at first); false where none are left. `row` is the step's first one within the chunk. The products of a
   // panel are taken for all of them, then its tiles are asked for.
@@ -125,11 +125,11 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   void pack(const Thread& thread, int64_t p) override {
     Base::pack(thread, p);
     if (!ih_by_panel_) pack_ih(p);
-    if (!hh_by_panel_) pack_hh(p);
+    if (!hh_by_panel_ && o.multiplies_h()) pack_hh(p);
   }
-  void begin_panel(const Thread&, int64_t p) override {
+  void begin_panel(const Thread&, int64_t s, int64_t p) override {
     if (ih_by_panel_ && !precompute_) pack_ih(p);
-    if (hh_by_panel_ && !as_it_lies_) pack_hh(p);
+    if (hh_by_panel_ && !as_it_lies_ && !o.fresh_step(s)) pack_hh(p);
   }
 
   // Each worker has a copy of its own of all rows that it multiplies: none waits for another.
@@ -178,9 +178,10 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     const A *next_ih = nullptr, *next_hh = nullptr;
     if (tile.next >= 0 && !ih_by_panel_) next_ih = packed_ih(tile.next);
     if (tile.next >= 0 && !hh_by_panel_) next_hh = packed_hh(tile.next);
-    const int64_t h_m = h_rows.row / kTerms<A>, k = x_terms_ / kTerms<A>, k2 = h_terms_ / kTerms<A>, c_m = o.record.forward();
+    const int64_t h_m = h_rows.row / kTerms<A>, k = x_terms_ / kTerms<A>, c_m = o.record.forward();
+    const int64_t k2 = o.fresh_step(tile.s) ? 0 : h_terms_ / kTerms<A>;
     if (o.v.joint()) {
-      if (as_it_lies_)
+      if (as_it_lies_ && k2 > 0)
         return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {product(tile.p, tile.row), ih.width()}, {records, c_m});
       if (precompute_)
         return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
@@ -188,7 +189,8 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
                                  .init_m = ih.width(), .c = records, .c_m = c_m, .block = block_});
       if constexpr (kReadsX)
         o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
-                          .k2 = k2, .b = packed_ih(tile.p), .next = next_ih, .init = bias_of(tile.p), .c = records, .c_m = c_m,
+                          .k2 = k2, .b = packed_ih(tile.p), .b_rows = packed(ih).rows, .next = next_ih, .init = bias_of(tile.p),
+                          .c = records, .c_m = c_m,
                           .block = block_});
       return;
     }
@@ -200,6 +202,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     else if constexpr (kReadsX)
       o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .b = packed_ih(tile.p),
                         .next = next_ih, .init = bias_of(tile.p) + ih.offset(), .c = records + ih.offset(), .c_m = c_m});
+    if (k2 == 0) return;
     if (as_it_lies_) return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {of_h, c_m}, {of_h, c_m});
     o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m,
                       .b = packed_hh(tile.p), .next = next_hh, .init = of_h, .init_m = c_m, .c = of_h, .c_m = c_m});
@@ -281,7 +284,7 @@ class UnpackedForward final : public ForwardProductsOf<S, S> {
   void into_tile(const Thread&, const Tile& tile, T* records) const override {
     o.micro.copy(tile.rows, o.gate_width, {bias_of(tile.p), 0}, {records, o.record.forward()});
     add(o.v.ih, tile, o.I, {o.x.at(o.seq, tile.t, tile.b), o.x.b_stride}, o.w.ih, records);
-    add(o.v.hh, tile, o.R, constant(h(tile.s).at(0, tile.b)), o.w.hh, records);
+    if (!o.fresh()) add(o.v.hh, tile, o.R, constant(h(tile.s).at(0, tile.b)), o.w.hh, records);
   }
 
  private:

@@ -50,7 +50,7 @@ class ImageForward : public ForwardProducts<S> {
   }
 
  protected:
-  bool multiplies_h() const { return !o.fresh() || o.seq.T > 1; }
+  bool multiplies_h() const { return o.multiplies_h(); }
 
   // Panel p of rows of h, as the step `next` begins with them.
   void put_h(const Frames<S, V>& frames, int64_t next, int64_t b, int64_t rows, int64_t p, Block<const T> from) const {

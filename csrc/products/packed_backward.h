@@ -110,8 +110,8 @@ class PackedBackward final : public BackwardProducts<S> {
         if (begin >= end) continue;
         const A* const dg = right(thread, p, rows);
         for (int64_t k = begin; k < end; k++)
-          if (k < of_x) add_product(ih, dg, chunk, 0, o.I, k, dw_ih(p));
-          else if (k < of_x + of_h) add_product(hh, dg, chunk, h_column_, o.R, k - of_x, dw_hh(p));
+          if (k < of_x) add_product(ih, dg, chunk, rows, 0, o.I, k, dw_ih(p));
+          else if (k < of_x + of_h) add_product(hh, dg, chunk, this->rows_of_h(chunk), h_column_, o.R, k - of_x, dw_hh(p));
           else add_bias_product(p, dg, rows);
       }
   }
@@ -170,9 +170,10 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
   // The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += columns of [x, h_prev] from `column` on, times dG.
-  void add_product(const GateMap& map, const A* dg, const Chunk& chunk, int64_t column, int64_t depth, int64_t k, T* to) const {
+  void add_product(const GateMap& map, const A* dg, const Chunk& chunk, int64_t rows, int64_t column, int64_t depth, int64_t k,
+                   T* to) const {
     const int64_t first = k * kWeightRows;
-    o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(chunk.rows), .a = left(column + first),
+    o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(rows), .a = left(column + first),
                       .a_m = kPaired<A> ? xh_pairs_.m() : 1, .a_k = kPaired<A> ? xh_pairs_.k() : xh_row_,
                       .b = dg + of_panel_.at(0, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows,
                       .c = to + first * map.width(), .c_m = map.width(), .accumulate = chunk.begin > 0, .block = kBlock});

@@ -56,7 +56,7 @@ class StepBackward final : public BackwardProducts<BFloat16> {
     dgate_pairs_.pair(thread, chunk.rows, {dgates_, row_});
     thread.barrier_all();
     write_product(thread, o.v.ih, panels, pairs, 0, o.I, gradients_.ih);
-    write_product(thread, o.v.hh, panels, pairs, h_column_, o.R, gradients_.hh);
+    write_product(thread, o.v.hh, panels, o.fresh() ? 0 : pairs, h_column_, o.R, gradients_.hh);
     for (int64_t p = panels.begin; p < panels.end; p++) {
       std::fill_n(db(p), o.gate_width, 0.0);
       for (int64_t slot = 0; slot < o.v.slots; slot++)

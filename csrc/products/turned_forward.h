@@ -30,6 +30,7 @@ class TurnedForward final : public ForwardProducts<S> {
     for (int64_t first = blocks.begin * kPanel; first < blocks.end * kPanel; first += kPanel) {
       const int64_t b = rows.begin + first, count = std::clamp<int64_t>(rows.size() - first, 0, kPanel);
       turn(o.I, count, {o.x.at(o.seq, 0, b), o.x.b_stride}, x_of(thread), first);
+      if (o.fresh()) continue;
       turn(o.R, count, {h0_.p + b * o.R, o.R}, h_of(thread), first);
       for (int64_t i = 0; i < count; i++)
         if (o.cut_at_start(b + i)) fill_rows(o.R, 1, S(0), column(o.R, h_of(thread), first + i));
@@ -37,10 +38,10 @@ class TurnedForward final : public ForwardProducts<S> {
   }
 
   // The sums of a panel, of all rows of the group.
-  void begin_panel(const Thread& thread, int64_t p) override {
+  void begin_panel(const Thread& thread, int64_t, int64_t p) override {
     for (int64_t i = 0; i < o.gate_width; i++) std::fill_n(sums_of(thread) + i * columns_, columns_, bias_of(p)[i]);
     add(thread, o.v.ih, p, o.w.ih, o.I, x_of(thread));
-    add(thread, o.v.hh, p, o.w.hh, o.R, h_of(thread));
+    if (!o.fresh()) add(thread, o.v.hh, p, o.w.hh, o.R, h_of(thread));
   }
 
   void into_tile(const Thread& thread, const Tile& tile, S* records) const override {

@@ -40,13 +40,13 @@ class UnfoldedForward final : public ImageForward<S, S> {
     if (span.size() <= 0) return false;
     spans_[thread.worker] = span;
     if (o.I > 0) unfold(x_, of_x_, all_segments(of_x_), row + span.begin, span.size(), {rows_of(thread), row_});
-    if (!is_fresh(s)) unfold(h_[s % 2], of_h_, all_segments(of_h_), span.begin, span.size(), {rows_of(thread) + x_terms_, row_});
+    if (!o.fresh_step(s)) unfold(h_[s % 2], of_h_, all_segments(of_h_), span.begin, span.size(), {rows_of(thread) + x_terms_, row_});
     return true;
   }
 
   void into_tile(const Thread& thread, const Tile& tile, T* records) const override {
     const S* const rows = rows_of(thread) + (tile.b - spans_[thread.worker].begin) * row_;
-    o.gemm(Gemm<T, Bf16Pair>{.m = tile.rows, .n = o.v.ih.width(), .k = (is_fresh(tile.s) ? x_terms_ : terms_) / 2,
+    o.gemm(Gemm<T, Bf16Pair>{.m = tile.rows, .n = o.v.ih.width(), .k = (o.fresh_step(tile.s) ? x_terms_ : terms_) / 2,
                              .a = factors<Bf16Pair>(rows), .a_m = row_ / 2, .b = packed_ + tile.p * panel(), .b_rows = terms_ / 2,
                              .init = bias_of(tile.p), .c = records, .c_m = o.record.forward()});
   }
@@ -58,7 +58,6 @@ class UnfoldedForward final : public ImageForward<S, S> {
     const int64_t of_cache = kSpanBytes / (std::max<int64_t>(row_, 1) * 2) / kWideTileRows * kWideTileRows;
     return std::clamp(of_cache, kWideTileRows, kMostUnfolded);
   }
-  bool is_fresh(int64_t s) const { return s == 0 && o.fresh(); }
   int64_t panel() const { return terms_ / 2 * o.v.ih.width(); }
   S* rows_of(const Thread& thread) const { return rows_ + thread.worker * span_rows() * row_; }
 

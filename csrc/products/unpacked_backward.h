@@ -47,7 +47,7 @@ class UnpackedBackward final : public BackwardProducts<S> {
   void weight_gradients(const Thread& thread, const Chunk& chunk) override {
     const Range panels = thread.mine(o.n_panels);
     write_product(thread, o.v.ih, panels, chunk.rows, 0, o.I, gradients_.ih);
-    write_product(thread, o.v.hh, panels, chunk.rows, h_column_, o.R, gradients_.hh);
+    write_product(thread, o.v.hh, panels, this->rows_of_h(chunk), h_column_, o.R, gradients_.hh);
     for (int64_t p = panels.begin; p < panels.end; p++) {
       std::fill_n(db(p), o.gate_width, 0.0);
       for (int64_t slot = 0; slot < o.v.slots; slot++)

@@ -43,7 +43,7 @@ class WidenedBackward final : public BackwardProducts<BFloat16> {
     const Range panels = thread.mine(o.n_panels);
     for (int64_t p = panels.begin; p < panels.end; p++) {
       write_product(thread, o.v.ih, p, chunk.rows, 0, o.I, gradients_.ih);
-      write_product(thread, o.v.hh, p, chunk.rows, h_column_, o.R, gradients_.hh);
+      write_product(thread, o.v.hh, p, rows_of_h(chunk), h_column_, o.R, gradients_.hh);
       std::fill_n(db(p), o.gate_width, 0.0);
       for (int64_t row = 0; row < chunk.rows; row++)
         for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += dgates_of(p, row)[i];

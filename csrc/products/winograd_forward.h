@@ -50,12 +50,12 @@ class WinogradForward final : public ImageForward<S> {
     rows = {grid_.row(lines.begin), grid_.row(lines.end)};
     T* const to = factors_of(thread);
     winograd_.from_frames(winograd_.kernels.inputs, x_, 0, grid_, {of_chunk + lines.begin, of_chunk + lines.end}, x_rows_, left_, to);
-    if (!is_fresh(s)) winograd_.from_frames(winograd_.kernels.inputs, h_[s % 2], 0, grid_, lines, o.R, left_, to + x_rows_);
+    if (!o.fresh_step(s)) winograd_.from_frames(winograd_.kernels.inputs, h_[s % 2], 0, grid_, lines, o.R, left_, to + x_rows_);
     return true;
   }
 
   void multiply_span(const Thread& thread, int64_t s, int64_t p) override {
-    winograd_.multiply(spans_[thread.worker].size() * grid_.columns(), is_fresh(s) ? x_rows_ : K_, K_, n_, left_, factors_of(thread),
+    winograd_.multiply(spans_[thread.worker].size() * grid_.columns(), o.fresh_step(s) ? x_rows_ : K_, K_, n_, left_, factors_of(thread),
                        packed_ + p * panel(), packed_ + (p + 1 < o.n_panels ? p + 1 : 0) * panel(), bias_of(p), right_,
                        results_of(thread));
   }
@@ -85,7 +85,6 @@ class WinogradForward final : public ImageForward<S> {
           std::copy_n(weights + packed.at(c * taps + k, column), packed.row(column), to + packed.at(k * o.I + c, column));
   }
   bool joins() const { return o.I >= kJoinedInputs; }
-  bool is_fresh(int64_t s) const { return s == 0 && o.fresh(); }
   int64_t panel() const { return winograd_.products * K_ * n_; }
   T* factors_of(const Thread& thread) const { return factors_ + thread.worker * of_worker_; }
   T* results_of(const Thread& thread) const { return results_ + thread.worker * winograd_.products * right_.matrix; }
