@@ -105,8 +105,9 @@ struct Context : Arithmetic<S> {
   Work work() const {
     const bool wide = split || (bf16 && bf16->terms_together);
     const int64_t tile_rows = wide ? kWideTileRows : seq.pixels > 1 ? kImageTileRows : kTileRows;
-    if (split) return {n_panels, v.hh.width(), k_input(), k_recurrent(), 2 * split->parts, tile_rows, kSplitRate / (2 * split->parts - 1)};
-    return {n_panels, v.hh.width(), k_input(), k_recurrent(), sizeof(T), tile_rows, 64.0 / sizeof(T)};
+    Work work{n_panels, v.hh.width(), k_input(), k_recurrent(), sizeof(T), tile_rows, 64.0 / sizeof(T), micro.width > kPanel ? 4 : 3};
+    if (split) work.bytes_per_value = 2 * split->parts, work.rate = kSplitRate / (2 * split->parts - 1);
+    return work;
   }
 
   // Elements of contiguous inputs before a row of their outputs.

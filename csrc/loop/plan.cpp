@@ -34,14 +34,14 @@ struct Step {
     return compute + streamed / (streamed > kCacheBytes ? kFar : kNear);
   }
 
-  bool far() const { return bytes(k()) > kCacheBytes; }
+  bool far(double k) const { return bytes(k) > kCacheBytes; }
 
   // Weights that stay in the cache from step to step are well used by a few rows; else those of the inputs are read once for a
   // chunk of steps of all `batch` rows, and their products written and read instead.
   bool precompute_input(double batch) const {
     if (rows <= kPrecomputeRows) return true;
     const double once = bytes(work.k_input) * std::min(batch / kChunkRows, 1.0), products = 2 * bytes(rows);
-    return far() && cycles(true) + (once + products) / kFar < cycles(false);
+    return far(k()) && cycles(true) + (once + products) / kFar < cycles(false);
   }
 };
 
@@ -60,8 +60,9 @@ Plan make_plan(const Sequence& seq, const Work& work, int64_t workers) {
     if (best.row_groups && cycles >= best_cycles) continue;
     best_cycles = cycles;
     const bool cyclic = row_groups > 1 && sizes_vary(seq);
+    const int64_t few = !step.far(step.k()) ? kFewNear : step.far(work.k_recurrent) ? kFewFar : work.few_steps;
     best = {row_groups, unit_groups, seq.B, cyclic ? work.tile_rows / 2 : work.tile_rows, seq.together, cyclic, precompute_input,
-            seq.T == 1 || (precompute_input && seq.B * (seq.T - 1) <= kFewRows && seq.T <= (step.far() ? kFewFar : kFewNear))};
+            seq.T == 1 || (precompute_input && seq.B * (seq.T - 1) <= kFewRows && seq.T <= few)};
   }
   return best;
 }

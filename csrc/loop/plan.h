@@ -40,6 +40,7 @@ struct Work {
   int64_t bytes_per_value;
   int64_t tile_rows;             // of a tile
   double rate;                   // multiply-adds per cycle
+  int64_t few_steps;             // so few that turning weights of h in each pays, though packed ones would stay in the cache
 };
 
 // The fastest plan for at most `workers` workers, by a small model of the time of a step.

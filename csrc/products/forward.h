@@ -114,7 +114,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
         ih_by_panel_(!kept && kReadsX && o.team->plan.row_groups == 1 && o.seq.rows() <= o.chunk_rows &&
                      (precompute_input ? !kPaired<A> : o.seq.T == 1)),
         hh_by_panel_(ih_by_panel_ && o.team->plan.few_steps),
-        as_it_lies_(hh_by_panel_ && precompute_input && o.seq.rows() <= kLyingRows),
+        ih_lies_(ih_by_panel_ && precompute_input && o.seq.rows() <= kLyingRows), hh_lies_(ih_lies_ && hh_by_panel_),
         packed_ih_(panels(ih_by_panel_) * (apart_ ? ih_size() : ih_size() + hh_size())),
         packed_hh_(apart_ ? panels(hh_by_panel_) * hh_size() : 0) {
     precompute(precompute_input);
@@ -129,7 +129,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   }
   void begin_panel(const Thread&, int64_t s, int64_t p) override {
     if (ih_by_panel_ && !precompute_) pack_ih(p);
-    if (hh_by_panel_ && !as_it_lies_ && !o.fresh_step(s)) pack_hh(p);
+    if (hh_by_panel_ && !hh_lies_ && !o.fresh_step(s)) pack_hh(p);
   }
 
   // Each worker has a copy of its own of all rows that it multiplies: none waits for another.
@@ -153,7 +153,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
       if (thread.in_plan()) {
         const Range panels = thread.of_unit_group(o.n_panels), rows = thread.of_row_group(chunk.rows);
         for (int64_t p = panels.begin; p < panels.end; p++) {
-          if (as_it_lies_) {
+          if (ih_lies_) {
             multiply(o.w.ih, ih, o.I, p, rows.size(), {inputs_ + rows.begin * inputs_row_, inputs_row_}, {bias_of(p) + ih.offset(), 0},
                      {product(p, rows.begin), ih.width()});
             continue;
@@ -181,7 +181,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     const int64_t h_m = h_rows.row / kTerms<A>, k = x_terms_ / kTerms<A>, c_m = o.record.forward();
     const int64_t k2 = o.fresh_step(tile.s) ? 0 : h_terms_ / kTerms<A>;
     if (o.v.joint()) {
-      if (as_it_lies_ && k2 > 0)
+      if (hh_lies_ && k2 > 0)
         return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {product(tile.p, tile.row), ih.width()}, {records, c_m});
       if (precompute_)
         return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
@@ -203,7 +203,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
       o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .b = packed_ih(tile.p),
                         .next = next_ih, .init = bias_of(tile.p) + ih.offset(), .c = records + ih.offset(), .c_m = c_m});
     if (k2 == 0) return;
-    if (as_it_lies_) return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {of_h, c_m}, {of_h, c_m});
+    if (hh_lies_) return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {of_h, c_m}, {of_h, c_m});
     o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m,
                       .b = packed_hh(tile.p), .next = next_hh, .init = of_h, .init_m = c_m, .c = of_h, .c_m = c_m});
   }
@@ -263,7 +263,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   const int64_t block_, inputs_row_ = padded_row<V>(x_terms_);
   const bool stepwise_, apart_;
   const bool ih_by_panel_, hh_by_panel_;  // packed just before they are used: in the one chunk that there is, and in each step
-  const bool as_it_lies_;                 // by several steps of so few rows that weights are not packed at all
+  const bool ih_lies_, hh_lies_;          // of so few rows of several steps that they are not packed at all
   bool precompute_ = false;
   Buffer<A> packed_ih_, packed_hh_;
   Buffer<V> inputs_;  // of a chunk's rows, or of a step's for each worker
