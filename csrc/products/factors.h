@@ -1,6 +1,6 @@
 // The factors of a product: elements A, which are T, or Bf16Pair where the CPU multiplies two bfloat16 at once.
 #pragma once
-#include "products/pack.h"
+#include "products/narrow_panel.h"
 
 namespace fastlstm {
 

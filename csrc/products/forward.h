@@ -115,6 +115,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
                      (precompute_input ? !kPaired<A> : o.seq.T == 1)),
         hh_by_panel_(ih_by_panel_ && o.team->plan.few_steps),
         ih_lies_(ih_by_panel_ && precompute_input && o.seq.rows() <= kLyingRows), hh_lies_(ih_lies_ && hh_by_panel_),
+        narrow_(o.v, o.H, o.I + o.R, !kPaired<A> && !ih_lies_), narrow_bias_(ih.width()),
         packed_ih_(panels(ih_by_panel_) * (apart_ ? ih_size() : ih_size() + hh_size())),
         packed_hh_(apart_ ? panels(hh_by_panel_) * hh_size() : 0) {
     precompute(precompute_input);
@@ -124,6 +125,7 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
 
   void pack(const Thread& thread, int64_t p) override {
     Base::pack(thread, p);
+    if (narrow_.is(p)) narrow_.close_up<T>(1, ih, {bias_of(p) + ih.offset(), 0}, {narrow_bias_, 0});
     if (!ih_by_panel_) pack_ih(p);
     if (!hh_by_panel_ && o.multiplies_h()) pack_hh(p);
   }
@@ -160,9 +162,10 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
           }
           if (ih_by_panel_) pack_ih(p);
           const bool next = p + 1 < panels.end && !ih_by_panel_;
-          o.gemm(Gemm<T>{.m = rows.size(), .n = ih.width(), .k = o.I, .a = inputs_ + rows.begin * inputs_row_, .a_m = inputs_row_,
-                         .b = packed_ih(p), .b_rows = packed(ih).rows, .next = next ? packed_ih(p + 1) : nullptr,
-                         .init = bias_of(p) + ih.offset(), .c = product(p, rows.begin), .c_m = ih.width()});
+          const int64_t n = narrow_.columns(ih, p);
+          o.gemm(Gemm<T>{.m = rows.size(), .n = n, .k = o.I, .a = inputs_ + rows.begin * inputs_row_, .a_m = inputs_row_,
+                         .b = packed_ih(p), .b_rows = packed(ih, p).rows, .next = next ? packed_ih(p + 1) : nullptr,
+                         .init = bias_of_x(p), .c = product(p, rows.begin), .c_m = n});
         }
       }
     }
@@ -180,40 +183,56 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
     if (tile.next >= 0 && !hh_by_panel_) next_hh = packed_hh(tile.next);
     const int64_t h_m = h_rows.row / kTerms<A>, k = x_terms_ / kTerms<A>, c_m = o.record.forward();
     const int64_t k2 = o.fresh_step(tile.s) ? 0 : h_terms_ / kTerms<A>;
+    const int64_t x_n = narrow_.columns(ih, tile.p), h_n = narrow_.columns(hh, tile.p);
+    T closed_up[kWideTileRows * kMaxBlock];  // sums of a narrow panel
+    const auto sums_of = [&](T* slots, int64_t n) { return narrow_.is(tile.p) ? Block<T>{closed_up, n} : Block<T>{slots, c_m}; };
+    const auto put = [&](const GateMap& map, Block<const T> sums) {
+      if (narrow_.is(tile.p)) narrow_.spread(tile.rows, map, sums, {records + map.offset(), c_m});
+    };
     if (o.v.joint()) {
       if (hh_lies_ && k2 > 0)
         return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {product(tile.p, tile.row), ih.width()}, {records, c_m});
+      const Block<T> sums = sums_of(records, h_n);
       if (precompute_)
-        return o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
-                                 .b_rows = packed(hh).rows, .b_first = first_hh(), .next = next_hh, .init = product(tile.p, tile.row),
-                                 .init_m = ih.width(), .c = records, .c_m = c_m, .block = block_});
-      if constexpr (kReadsX)
-        o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
-                          .k2 = k2, .b = packed_ih(tile.p), .b_rows = packed(ih).rows, .next = next_ih, .init = bias_of(tile.p),
-                          .c = records, .c_m = c_m,
-                          .block = block_});
-      return;
+        o.gemm(Gemm<T, A>{.m = tile.rows, .n = h_n, .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p),
+                          .b_rows = packed(hh, tile.p).rows, .b_first = first_hh(), .next = next_hh, .init = product(tile.p, tile.row),
+                          .init_m = x_n, .c = sums.p, .c_m = sums.row, .block = block_});
+      else if constexpr (kReadsX)
+        o.gemm(Gemm<T, A>{.m = tile.rows, .n = x_n, .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .a2 = h_factors, .a2_m = h_m,
+                          .k2 = k2, .b = packed_ih(tile.p), .b_rows = packed(ih, tile.p).rows, .next = next_ih, .init = bias_of_x(tile.p),
+                          .c = sums.p, .c_m = sums.row, .block = block_});
+      return put(hh, constant(sums));
     }
     // Some slots are fed by x alone, others by h alone
-    T* const of_h = records + hh.offset();
+    T *const of_x = records + ih.offset(), *const of_h = records + hh.offset();
     o.micro.copy(tile.rows, o.gate_width, {bias_of(tile.p), 0}, {records, c_m});
-    if (precompute_)
-      o.micro.copy(tile.rows, ih.width(), {product(tile.p, tile.row), ih.width()}, {records + ih.offset(), c_m});
-    else if constexpr (kReadsX)
-      o.gemm(Gemm<T, A>{.m = tile.rows, .n = ih.width(), .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .b = packed_ih(tile.p),
-                        .next = next_ih, .init = bias_of(tile.p) + ih.offset(), .c = records + ih.offset(), .c_m = c_m});
+    if (precompute_ && narrow_.is(tile.p)) {
+      put(ih, {product(tile.p, tile.row), x_n});
+    } else if (precompute_) {
+      o.micro.copy(tile.rows, x_n, {product(tile.p, tile.row), x_n}, {of_x, c_m});
+    } else if constexpr (kReadsX) {
+      const Block<T> sums = sums_of(of_x, x_n);
+      o.gemm(Gemm<T, A>{.m = tile.rows, .n = x_n, .k = k, .a = x_factors(thread, tile), .a_m = x_m(), .b = packed_ih(tile.p),
+                        .next = next_ih, .init = bias_of_x(tile.p), .c = sums.p, .c_m = sums.row});
+      put(ih, constant(sums));
+    }
     if (k2 == 0) return;
     if (hh_lies_) return multiply(o.w.hh, hh, o.R, tile.p, tile.rows, h_rows, {of_h, c_m}, {of_h, c_m});
-    o.gemm(Gemm<T, A>{.m = tile.rows, .n = hh.width(), .k = k2, .a = h_factors, .a_m = h_m,
-                      .b = packed_hh(tile.p), .next = next_hh, .init = of_h, .init_m = c_m, .c = of_h, .c_m = c_m});
+    const Block<T> sums = sums_of(of_h, h_n);
+    if (narrow_.is(tile.p)) narrow_.close_up<T>(tile.rows, hh, {of_h, c_m}, sums);
+    o.gemm(Gemm<T, A>{.m = tile.rows, .n = h_n, .k = k2, .a = h_factors, .a_m = h_m, .b = packed_hh(tile.p), .next = next_hh,
+                      .init = sums.p, .init_m = sums.row, .c = sums.p, .c_m = sums.row});
+    put(hh, constant(sums));
   }
 
  private:
   void pack_ih(int64_t p) { pack(o.w.ih, ih, o.I, x_terms_, p, 0, packed_ih(p)); }
   void pack_hh(int64_t p) { pack(o.w.hh, hh, o.R, h_terms_, p, first_hh(), packed_hh(p)); }
   void pack(const S* w, const GateMap& map, int64_t k, int64_t terms, int64_t p, int64_t first, A* to) {
-    if constexpr (kPaired<A>) pack_gates(w, map, o.H, k, terms, p, packed(map), first, to);
-    else pack_gates(w, map, o.H, k, p, packed(map), first, to);
+    const Packed layout = packed(map, p);
+    if constexpr (kPaired<A>) pack_gates(w, map, o.H, k, terms, p, layout, first, to);
+    else if (narrow_.is(p)) narrow_.pack(w, map, k, layout, first, to);
+    else pack_gates(w, map, o.H, k, p, layout, first, to);
   }
   // c = init + panel p of a @ w.T: w as it lies, with the sums that packed weights give.
   void multiply(const S* w, const GateMap& map, int64_t k, int64_t p, int64_t rows, Block<const V> a, Block<const T> init,
@@ -252,11 +271,12 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   A* packed_ih(int64_t p) const { return packed_ih_ + place(ih_by_panel_, p) * (apart_ ? ih_size() : ih_size() + hh_size()); }
   A* packed_hh(int64_t p) const { return apart_ ? packed_hh_ + place(hh_by_panel_, p) * hh_size() : packed_ih(p); }
   int64_t first_hh() const { return apart_ ? 0 : x_terms_ / kTerms<A>; }
-  Packed packed(const GateMap& map) const {
+  Packed packed(const GateMap& map, int64_t p) const {
     const int64_t rows = !apart_ ? x_terms_ + h_terms_ : &map == &ih ? x_terms_ : h_terms_;
-    return {rows / kTerms<A>, map.width(), o.micro.width};
+    return {rows / kTerms<A>, narrow_.columns(map, p), o.micro.width};
   }
-  T* product(int64_t p, int64_t row) const { return products_ + (p * o.chunk_rows + row) * ih.width(); }
+  T* product(int64_t p, int64_t row) const { return products_ + p * o.chunk_rows * ih.width() + row * narrow_.columns(ih, p); }
+  const T* bias_of_x(int64_t p) const { return narrow_.is(p) ? narrow_bias_ : bias_of(p) + ih.offset(); }
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
   const int64_t x_terms_ = summed_terms<A>(o, o.I), h_terms_ = summed_terms<A>(o, o.R);
@@ -264,7 +284,9 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   const bool stepwise_, apart_;
   const bool ih_by_panel_, hh_by_panel_;  // packed just before they are used: in the one chunk that there is, and in each step
   const bool ih_lies_, hh_lies_;          // of so few rows of several steps that they are not packed at all
+  const NarrowPanel narrow_;
   bool precompute_ = false;
+  Buffer<T> narrow_bias_;
   Buffer<A> packed_ih_, packed_hh_;
   Buffer<V> inputs_;  // of a chunk's rows, or of a step's for each worker
   Buffer<T> products_;

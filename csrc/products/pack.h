@@ -70,14 +70,14 @@ void add_bias(const S* bias, const GateMap& map, int64_t H, int64_t p, T* to) {
 }
 
 // Columns [first, first + packed.n) of w (gates * H, K) as the right-hand side of dG @ w: a packed matrix, whose rows are in the
-// order of dG: panel, slot, unit, after `before` others. `panel` packs one panel's rows. Columns that w lacks are zero. Rows of w
-// are `stride` elements apart, columns `stride_k`.
+// order of dG: panel, slot, unit, after `before` others. `panel` packs one panel's rows, of so many `units`. Columns that w lacks are
+// zero. Rows of w are `stride` elements apart, columns `stride_k`.
 template <class S, class T>
 void pack_gate_columns(const S* w, int64_t stride, const GateMap& map, int64_t H, int64_t K, int64_t panel, int64_t first,
-                       const Packed& packed, T* to, int64_t before = 0, int64_t stride_k = 1) {
+                       const Packed& packed, T* to, int64_t before = 0, int64_t stride_k = 1, int64_t units = kPanel) {
   for (int64_t slot = 0; slot < map.gates; slot++)
-    for (int64_t u = 0; u < kPanel; u++) {
-      const int64_t unit = panel * kPanel + u, row = before + (panel * map.gates + slot) * kPanel + u;
+    for (int64_t u = 0; u < units; u++) {
+      const int64_t unit = panel * kPanel + u, row = before + panel * map.width() + slot * units + u;
       const S* const from = w + (map.gate[slot] * H + unit) * stride + first * stride_k;
       for (int64_t i = 0; i < packed.n; i += packed.row(i)) {
         T* const out = to + packed.at(row, i);

@@ -57,15 +57,16 @@ class PackedBackward final : public BackwardProducts<S> {
       const Block<const T> from{records + map.offset(), o.record.backward()};
       const Block<V> to = dgates_of(map, tile.p, tile.row);
       if constexpr (kPaired<A>) o.bf16->narrow(tile.rows, map.width(), from, {bits(to.p), to.row});
+      else if (narrow_.is(tile.p)) narrow_.close_up(tile.rows, map, from, to);
       else o.micro.copy(tile.rows, map.width(), from, to);
     });
     if (dgates_) o.micro.copy(tile.rows, o.gate_width, {records, o.record.backward()}, {exact(tile.p, tile.row), o.gate_width});
   }
 
   Block<const T> dgates(int64_t p, int64_t slot) const override {
-    const GateMap& map = slot >= hh.first && slot < hh.first + hh.gates ? hh : ih;
+    const GateMap& map = map_of(slot);
     if constexpr (kPaired<A>) return {exact(p, 0) + slot * kPanel, o.gate_width};
-    else return constant(dgates_of(map, p, 0, (slot - map.first) * kPanel));
+    else return constant(dgates_of(map, p, 0, (slot - map.first) * narrow_.units(p)));
   }
 
   void state_gradient(const Thread& thread, int64_t t, int64_t row, const States<T>& dh) const override {
@@ -110,8 +111,8 @@ class PackedBackward final : public BackwardProducts<S> {
         if (begin >= end) continue;
         const A* const dg = right(thread, p, rows);
         for (int64_t k = begin; k < end; k++)
-          if (k < of_x) add_product(ih, dg, chunk, rows, 0, o.I, k, dw_ih(p));
-          else if (k < of_x + of_h) add_product(hh, dg, chunk, this->rows_of_h(chunk), h_column_, o.R, k - of_x, dw_hh(p));
+          if (k < of_x) add_product(ih, p, dg, chunk, rows, 0, o.I, k, dw_ih(p));
+          else if (k < of_x + of_h) add_product(hh, p, dg, chunk, this->rows_of_h(chunk), h_column_, o.R, k - of_x, dw_hh(p));
           else add_bias_product(p, dg, rows);
       }
   }
@@ -150,14 +151,24 @@ class PackedBackward final : public BackwardProducts<S> {
   }
 
  private:
+  // Values of a row of dG, which sums of gradients of inputs and states are over.
+  int64_t values(const GateMap& map) const { return (o.n_panels - 1) * map.width() + map.gates * narrow_.units(o.n_panels - 1); }
+
+  const GateMap& map_of(int64_t slot) const { return slot >= hh.first && slot < hh.first + hh.gates ? hh : ih; }
+
   // A block of columns is a matrix of its own: all panels' rows of it.
-  A* block_of(const GateMap& map, A* packed, int64_t panel) const { return packed + o.n_panels * map.width() * kPanel * panel / kTerms<A>; }
+  A* block_of(const GateMap& map, A* packed, int64_t panel) const { return packed + values(map) * kPanel * panel / kTerms<A>; }
 
   // Of w, whose rows are `size` long; `columns` of them, where not all.
   void pack_blocks(const S* w, const GateMap& map, int64_t size, int64_t p, Range panels, A* packed, int64_t columns = -1) const {
     for_column_blocks(panels.begin, panels.end, [&](int64_t panel, int64_t count) {
-      const Packed layout{o.n_panels * map.width() / kTerms<A>, count * kPanel, o.micro.width};
-      pack_gate_columns(w, size, map, o.H, columns < 0 ? size : columns, p, panel * kPanel, layout, block_of(map, packed, panel));
+      const Packed layout{values(map) / kTerms<A>, count * kPanel, o.micro.width};
+      const auto pack = [&](auto... units) {
+        pack_gate_columns(w, size, map, o.H, columns < 0 ? size : columns, p, panel * kPanel, layout, block_of(map, packed, panel), 0, 1,
+                          units...);
+      };
+      if constexpr (kPaired<A>) pack();
+      else pack(narrow_.units(p));
     });
   }
 
@@ -165,25 +176,34 @@ class PackedBackward final : public BackwardProducts<S> {
   void multiply(const GateMap& map, int64_t row, int64_t rows, A* packed, int64_t panel, int64_t count, Block<T> to,
                 const A* next = nullptr) const {
     const Block<const V> dg = constant(dgates_of(map, 0, row));
-    o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = o.n_panels * map.width() / kTerms<A>, .a = factors<A>(dg.p),
+    o.gemm(Gemm<T, A>{.m = rows, .n = count * kPanel, .k = values(map) / kTerms<A>, .a = factors<A>(dg.p),
                       .a_m = dg.row / kTerms<A>, .b = block_of(map, packed, panel), .next = next, .c = to.p, .c_m = to.row});
   }
 
   // The k-th kWeightRows rows of a panel's dw.T, of which there are `depth`, += columns of [x, h_prev] from `column` on, times dG.
-  void add_product(const GateMap& map, const A* dg, const Chunk& chunk, int64_t rows, int64_t column, int64_t depth, int64_t k,
+  void add_product(const GateMap& map, int64_t p, const A* dg, const Chunk& chunk, int64_t rows, int64_t column, int64_t depth, int64_t k,
                    T* to) const {
-    const int64_t first = k * kWeightRows;
-    o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = map.width(), .k = terms(rows), .a = left(column + first),
+    const int64_t first = k * kWeightRows, n = narrow_.columns(map, p);
+    o.gemm(Gemm<T, A>{.m = std::min(kWeightRows, depth - first), .n = n, .k = terms(rows), .a = left(column + first),
                       .a_m = kPaired<A> ? xh_pairs_.m() : 1, .a_k = kPaired<A> ? xh_pairs_.k() : xh_row_,
-                      .b = dg + of_panel_.at(0, map.offset()), .b_k = b_k(), .b_rows = o.chunk_rows,
-                      .c = to + first * map.width(), .c_m = map.width(), .accumulate = chunk.begin > 0, .block = kBlock});
+                      .b = dg + of_panel_.at(0, right_column(map, p)), .b_k = b_k(), .b_rows = o.chunk_rows, .c = to + first * n,
+                      .c_m = n, .accumulate = chunk.begin > 0, .block = kBlock});
+  }
+  // Where a map's dG begins in what `right` makes: slots that both maps feed are there once, but in a narrow panel.
+  int64_t right_column(const GateMap& map, int64_t p) const {
+    return !narrow_.is(p) ? map.offset() : o.v.joint() || &map == &ih ? 0 : narrow_.columns(ih, p);
   }
 
   void add_bias_product(int64_t p, const A* dg, int64_t rows) const {
     T* const of_chunk = dw_hh(p) + o.R * hh.width();
-    o.gemm(Gemm<T, A>{.m = 1, .n = o.gate_width, .k = terms(rows), .a = &kOnes, .a_m = 0, .a_k = 0, .b = dg,
-                      .b_k = b_k(), .b_rows = o.chunk_rows, .c = of_chunk, .c_m = o.gate_width, .block = kBiasBlock / kTerms<A>});
-    for (int64_t i = 0; i < o.gate_width; i++) db(p)[i] += of_chunk[i];
+    const int64_t n = narrow_.is(p) ? right_column(hh, p) + narrow_.columns(hh, p) : o.gate_width;
+    o.gemm(Gemm<T, A>{.m = 1, .n = n, .k = terms(rows), .a = &kOnes, .a_m = 0, .a_k = 0, .b = dg, .b_k = b_k(), .b_rows = o.chunk_rows,
+                      .c = of_chunk, .c_m = n, .block = kBiasBlock / kTerms<A>});
+    for (int64_t slot = 0; slot < o.v.slots; slot++) {
+      const GateMap& map = map_of(slot);
+      const T* const from = of_chunk + right_column(map, p) + (slot - map.first) * narrow_.units(p);
+      for (int64_t u = 0; u < narrow_.units(p); u++) db(p)[slot * kPanel + u] += from[u];
+    }
   }
 
   // Rows of [x, h_prev] and of dG in pairs.
@@ -200,16 +220,16 @@ class PackedBackward final : public BackwardProducts<S> {
 
   // Panel p of a gradient (gates * H, depth) from its transpose.
   void write_transposed(const GateMap& map, const T* from, int64_t depth, int64_t p, S* to) const {
-    const int64_t units = units_of(o.H, p);
+    const int64_t units = units_of(o.H, p), of_slot = narrow_.units(p), width = narrow_.columns(map, p);
     for (int64_t i = 0; i < map.gates; i++) {
       S* const rows = to + (map.gate[i] * o.H + p * kPanel) * depth;
       if constexpr (std::is_same_v<S, T>) {
-        o.micro.transpose(depth, units, {from + i * kPanel, map.width()}, {rows, depth});
+        o.micro.transpose(depth, units, {from + i * of_slot, width}, {rows, depth});
       } else {
         T block[kPanel * kMaxBlock];
         for (int64_t k = 0; k < depth; k += kMaxBlock) {
           const int64_t n = std::min(kMaxBlock, depth - k);
-          o.micro.transpose(n, units, {from + k * map.width() + i * kPanel, map.width()}, {block, kMaxBlock});
+          o.micro.transpose(n, units, {from + k * width + i * of_slot, width}, {block, kMaxBlock});
           o.store(units, n, {block, kMaxBlock}, {rows + k, depth});
         }
       }
@@ -233,10 +253,10 @@ class PackedBackward final : public BackwardProducts<S> {
     } else {
       T* const to = o.tile_of(thread);
       for_maps([&](const GateMap& map) {
-        const int64_t n = std::min(of_panel_.width, map.width());
-        for (int64_t column = map.offset(); column < map.offset() + map.width(); column += n)
-          o.micro.copy(rows, n, constant(dgates_of(map, p, 0, column - map.offset())),
-                       {to + of_panel_.at(0, column), of_panel_.row(column)});
+        const int64_t begin = right_column(map, p), width = narrow_.columns(map, p), n = std::min(of_panel_.width, width);
+        for (int64_t column = 0; column < width; column += n)
+          o.micro.copy(rows, n, constant(dgates_of(map, p, 0, column)),
+                       {to + of_panel_.at(0, begin + column), of_panel_.row(begin + column)});
       });
       return to;
     }
@@ -268,6 +288,7 @@ class PackedBackward final : public BackwardProducts<S> {
   static inline const A kOnes = ones();
 
   const GateMap &ih = o.v.ih, &hh = o.v.hh;
+  const NarrowPanel narrow_{o.v, o.H, o.I + o.R, !kPaired<A>};
   const bool in_strips_;  // rows of [x, h_prev] are cut into strips, or whole where others write or pair them
   const int64_t xh_row_, h_column_;  // columns of a strip, and where h begins
   const int64_t dw_panel_;  // of accumulators: dw_ih.T (I, width), dw_hh.T (R, width), and a chunk's biases in one row of all slots
