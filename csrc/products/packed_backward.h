@@ -16,6 +16,8 @@ class PackedBackward final : public BackwardProducts<S> {
   static constexpr int64_t kBiasBlock = 16;   // terms of a bias' gradient at a time
   static constexpr int64_t kRows = 144;       // of a gradient of inputs or of a state at a time, at most
   static constexpr int64_t kBlock = 256 / kTerms<A>;
+  // From so many sequences on, gradients of inputs that are a single block of terms are summed up where they are returned.
+  static constexpr int64_t kDirectRows = 12;
 
  public:
   // Of a tile for rows of an input gradient, or for a panel's dG of a chunk.
@@ -127,7 +129,15 @@ class PackedBackward final : public BackwardProducts<S> {
       for (int64_t part = 0; part < parts; part++) {
         const Range of_part = share(mine.size(), part, parts);
         const int64_t row = mine.begin + of_part.begin, rows = of_part.size();
-        const A* const ask = part == 0 && panel + 4 + count <= dx_panels_ ? block_of(ih, packed_ih_, panel + 4) : nullptr;
+        const A* ask = part == 0 && panel + 4 + count <= dx_panels_ ? block_of(ih, packed_ih_, panel + 4) : nullptr;
+        if constexpr (std::is_same_v<S, T>)
+          if (n == count * kPanel && o.seq.B >= kDirectRows && values(ih) <= kBlock) {
+            this->scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
+              multiply(ih, row + i, m, packed_ih_, panel, count, {f.dx + to * f.dx_columns() + panel * kPanel, f.dx_columns()},
+                       std::exchange(ask, nullptr));
+            });
+            continue;
+          }
         multiply(ih, row, rows, packed_ih_, panel, count, {dx, kMaxBlock}, ask);
         this->scatter(chunk, row, rows, [&](int64_t i, int64_t m, int64_t to) {
           const Block<const T> from{dx + i * kMaxBlock, kMaxBlock};
