@@ -66,9 +66,9 @@ each_backend = pytest.mark.parametrize("backend", ["auto", "reference"])
 
 def module(case: str, **more) -> nn.Module:
     S, kernel, options = CASES[case]
-    options = {"hidden_channels": H, "spatial_size": S, "dtype": torch.float64} | options | more
+    own = {"hidden_channels": H, "kernel_size": kernel, "spatial_size": S, "dtype": torch.float64}
     torch.manual_seed(1)
-    return KINDS[len(S)](C, kernel_size=kernel, **options)
+    return KINDS[len(S)](C, **own | options | more)
 
 
 def states(ours: nn.Module, image: tuple[int, ...], batch: int = B) -> tuple[list[Tensor], list[Tensor]]:

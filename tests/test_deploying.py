@@ -42,7 +42,8 @@ def loaded(folder) -> dict[tuple[str, bool], Ended]:
     """How each block that loads ends: as it stands, and where our import was forgotten."""
     codes = {(title, False): blocks["load"] for title, blocks in BLOCKS.items() if blocks}
     codes |= {(title, True): codes[title, False].replace("import fastlstm\n", "") for title in NEEDS_US}
-    return dict(zip(codes, run_each(list(codes.values()), "import torch, torch._dynamo, numba", folder), strict=True))
+    first = "import torch, torch._dynamo, torch.export, torch._inductor.package, numba"
+    return dict(zip(codes, run_each(list(codes.values()), first, folder), strict=True))
 
 
 @pytest.mark.parametrize("title", [title for title, blocks in BLOCKS.items() if blocks])

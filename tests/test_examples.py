@@ -232,7 +232,7 @@ def test_no_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_runs_as_a_script(tmp_path: Path) -> None:
-    command = [sys.executable, EXAMPLES / "forecast.py", "--short", "--steps", "1"]
+    command = [sys.executable, EXAMPLES / "timing.py", "--short", "--steps", "1"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["forecast.json", "forecast.png"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["timing.json", "timing.png"]
