@@ -69,6 +69,10 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # nanobind's users count what is left at the end
+
+
 def pytest_report_header() -> str:
     return f"matrix products: {backends.gemm_path()}; ATen: {torch.backends.cpu.get_cpu_capability()}"
 
