@@ -93,7 +93,8 @@ struct Context : Arithmetic<S> {
 
   // Whether convolutions are products of unfolded pixels: by what multiplies so fast that fewer multiplications would not pay.
   bool unfolds() const { return images && bf16 && bf16->terms_together; }
-  // Whether h is zero before the first step, so that no product with it is taken. (Weights that are not finite don't show there.)
+  // Whether h is zero before the first step, so that no product with it is taken. (Weights of h that are not finite don't show there, nor
+  // do gradients that are not, in that of those weights.)
   bool fresh() const { return fresh_; }
   bool fresh_step(int64_t s) const { return s == 0 && fresh_; }
   bool multiplies_h() const { return !fresh_ || seq.T > 1; }

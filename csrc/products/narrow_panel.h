@@ -18,7 +18,7 @@ class NarrowPanel {
   int64_t units(int64_t p) const { return is(p) ? units_ : kPanel; }
   int64_t columns(const GateMap& map, int64_t p) const { return is(p) ? columns(map) : map.width(); }
 
-  // Slots of the units that exist from slots of kPanel, with zeros behind them up to whole panels.
+  // Slots of the units that exist from slots of kPanel. What is written behind them, up to a panel more, is anything.
   template <class T>
   void close_up(int64_t rows, const GateMap& map, Block<const T> from, Block<T> to) const {
     for (int64_t m = 0; m < rows; m++) {

@@ -73,18 +73,18 @@ def weight_gradients(
     """Those of W_ih, W_hh and x from dG, which of a GRU differs for the two."""
     x = rows.owned(given["x"]).view(given["x"].shape)
     before = rows.before(y.view(rows.N, -1), given["h0"]).view(y.shape)
-    dx = of_input @ given["w_ih"] if given["need_dx"] else x.new_empty(batch.N, 0)
+    dx = of_input @ given["w_ih"] if given["need_dx"] else x.new_empty(0)
     return {
-        "dx": of_rows(batch, {"dx": dx})["dx"] if given["need_dx"] else dx,
+        **of_rows(batch, {"dx": dx}),
         "dw_ih": by_element(batch, of_input).mT @ by_element(batch, x),
         "dw_hh": by_element(batch, of_hidden).mT @ by_element(batch, before),
     }
 
 
 def of_rows(batch: Folded, gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gradients of what has rows, elements first."""
+    """Gradients of what has rows, elements first; empty ones, which are not needed, of each element."""
     found = {name: batch.unfold(name, d) for name, d in gradients.items()}
-    return {name: d if dim is None else d.movedim(dim, 0) for name, (d, dim) in found.items()}
+    return {name: d.new_empty(batch.N, 0) if dim is None else d.movedim(dim, 0) for name, (d, dim) in found.items()}
 
 
 def by_element(batch: Folded, t: Tensor) -> Tensor:
