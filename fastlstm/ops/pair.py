@@ -241,10 +241,10 @@ class OpPair:
         """A gradient is like its argument, where it is needed and there is one, and empty elsewhere."""
         given = dict(zip(self.bwd_inputs, args, strict=True))
         x, shapes = given[self.inputs[0]], []
-        wanted, of_states = {self.inputs[0]: given["need_dx"]}, given.get("need_dh", not given.get("fresh", False))
+        of_states = given.get("need_dh", not given.get("fresh", False))
         for name in (gradient[1:] for gradient in self.gradients):
             of_weights = name == "b" or name.startswith(("w_", "b_"))
-            needed = given["need_dw"] if of_weights else wanted.get(name, of_states)
+            needed = given["need_dw"] if of_weights else given["need_dx"] if name == self.inputs[0] else of_states
             source, sizes = self.shapes.get(name, (name, None))
             like = given.get(source)
             shapes.append((0,) if like is None or not needed else like.shape[:sizes])
