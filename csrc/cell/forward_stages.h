@@ -11,6 +11,8 @@ class HiddenTaker {
  public:
   virtual ~HiddenTaker() = default;
   virtual void put(const Tile& tile, Block<const compute_t<S>> hidden) const = 0;
+  // Asks for the memory where they will go, before they are computed.
+  virtual void ask(const Tile&) const {}
 };
 
 // New values of h: to the next step, to the outputs, and to the final states of sequences that end.
@@ -26,6 +28,12 @@ class HiddenSink final : public HiddenTaker<S> {
     products_.set_h(tile, h);
     if (f.y) o.put_rows(o.seq.first[tile.t] + tile.b, tile.rows, o.R, tile.p, h, f.y, o.moved());
     put_final(tile, h, o.R, f.h_n);
+  }
+
+  void ask(const Tile& tile) const override {
+    if (!f.y || o.moved()) return;
+    const S* row = f.y + (o.seq.first[tile.t] + tile.b) * o.R + tile.p * kPanel;
+    for (int64_t m = 0; m < tile.rows; m++, row += o.R) __builtin_prefetch(row, 1);
   }
 
   // The rows of sequences that end with the tile's step, into state_n (B, n).
@@ -96,6 +104,7 @@ class GateForward final : public Stage {
     const int64_t record = o.record.forward(), saved_width = o.record.saved();
     T* const saved = f.saved ? f.saved + o.saved_at(t, p, b) : nullptr;
     if (saved) prefetch<true>(saved, rows * saved_width);
+    hidden_.ask(tile);
     products_.into_tile(thread, tile, records);
     if (p == o.n_panels - 1) clear_absent_units(rows, records);
     const Block<T> c = c_.at(p, b);
