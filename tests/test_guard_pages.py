@@ -25,6 +25,7 @@ ROWS = (
     "lstm T1 B37 I17 H35 {}",
     "lstm T1 B130 I17 H33 {}",
     "lstm T20 B1 I17 H33 {}",
+    "lstm T3 B5 I19 H67 {}",
     "lstm T3 B65 I65 H65 reverse {}",
     "lstm T6 B5 I5 H17 lengths:6,4,1,0,0 resets:0.2 return_cells {}",
     "gru T5 B7 I17 H33 {}",

@@ -39,7 +39,7 @@ std::unique_ptr<BackwardProducts<S>> LayerBackward<S>::make_products() {
   if constexpr (std::is_same_v<S, float>)
     if (o.split) return std::make_unique<SplitBackward>(o, f);
   if constexpr (Context<S>::kSameType)
-    if (!o.size.project && !f.stepwise_columns && seq.T > 0 && (seq.T == 1 || seq.rows() <= UnpackedBackward<S>::kRows)) {
+    if (!o.size.project && !f.stepwise_columns && UnpackedBackward<S>::suits(o)) {
       unpacked = true;
       if (f.need_dw) gradients = f.make_dw();
       return std::make_unique<UnpackedBackward<S>>(o, f, gradients);

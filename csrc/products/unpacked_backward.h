@@ -1,4 +1,4 @@
-// The backward's products with weights, and gradients of weights, as they stand in memory: for few rows, or a single step. dG lies as
+// The backward's products with weights, and gradients of weights, as they stand in memory: for few rows, or few steps. dG lies as
 // the weights' rows do, gate after gate, and gradients are written where they are returned.
 #pragma once
 #include "products/backward.h"
@@ -11,9 +11,12 @@ class UnpackedBackward final : public BackwardProducts<S> {
   using Base::o, Base::f, Base::db;
 
  public:
-  // Of more steps than one, with no more rows than this in all packing weights and gradients would not pay
-  static constexpr int64_t kRows = 8;
-  static constexpr int64_t kFewTerms = 8;  // a sum of no more is written row by row
+  // Packing weights and gradients would not pay: of a single step, and where there are few rows in all, or few steps whose weights are
+  // larger than what is done for each tile.
+  static bool suits(const Context<S>& o) {
+    const int64_t T = o.seq.T, rows = o.seq.rows();
+    return T == 1 || (T > 1 && (rows <= kRows || (T <= kSteps && rows <= kRowsOfSteps && o.H >= kMaxBlock)));
+  }
 
   UnpackedBackward(const Context<S>& context, const BackwardCall<S>& call, const WeightGradients<S>& gradients)
       : Base(context, call), gradients_(gradients), in_strips_(o.seq.rows() > kRows),
@@ -70,6 +73,9 @@ class UnpackedBackward final : public BackwardProducts<S> {
   void write(int64_t, const WeightGradients<S>&) const override {}
 
  private:
+  static constexpr int64_t kRows = 8, kSteps = 8, kRowsOfSteps = 128;
+  static constexpr int64_t kFewTerms = 8;  // a sum of no more is written row by row
+
   bool skinny() const { return o.seq.rows() <= 4; }  // not of a tile: results may not depend on how rows were split
   S* dgates_of(int64_t slot, int64_t p, int64_t row) const { return dgates_ + row * row_ + slot * slot_ + p * kPanel; }
   static Range columns_of(Range panels, int64_t n) { return {panels.begin * kPanel, std::min(n, panels.end * kPanel)}; }
@@ -95,7 +101,7 @@ class UnpackedBackward final : public BackwardProducts<S> {
                           .c = out + from, .c_m = width});
           else
             multiply({.m = n, .n = end - from, .k = rows, .a = left.p, .a_m = 1, .a_k = left.row, .w = right, .w_k = xh_row_,
-                      .c = out + from, .c_m = width, .accumulate = false});
+                      .c = out + from, .c_m = width, .accumulate = false}, in_strips_ ? 0 : -1);
         }
       }
   }
@@ -103,25 +109,35 @@ class UnpackedBackward final : public BackwardProducts<S> {
   // to = dG @ w, in the given columns of w (gates * H, size), for rows [row, row + rows) of the chunk: some rows of w at a time, which
   // are near for all of those.
   void combine(const GateMap& map, int64_t row, int64_t rows, const S* w, int64_t size, Range columns, Block<S> to) const {
+    const int64_t left = columns.size() % kPanel, others = left == 0 ? 0 : size < kPanel ? -1 : kPanel - left;
     for (int64_t i = 0; i < map.gates; i++)
       for (int64_t unit = 0, n; unit < o.H; unit += n) {
         n = std::min(kUnits, o.H - unit);
         multiply({.m = rows, .n = columns.size(), .k = n, .a = dgates_of(map.first + i, 0, row) + unit, .a_m = row_, .a_k = 1,
                   .w = w + (map.gate[i] * o.H + unit) * size + columns.begin, .w_k = size, .c = to.p, .c_m = to.row,
-                  .accumulate = i > 0 || unit > 0});
+                  .accumulate = i > 0 || unit > 0}, others);
       }
   }
 
-  // Whole panels of columns by the packed products' kernels where there are rows and terms enough to use a block in registers well; a
-  // gradient of few terms is written row by row, each from end to end.
-  void multiply(const GemmUnpacked<S>& product) const {
-    GemmUnpacked<S> rest = product;
-    const int64_t whole = !skinny() && product.k > kFewTerms ? product.n / kPanel * kPanel : 0;
-    if (whole > 0)
-      o.micro.gemm({.m = product.m, .n = whole, .k = product.k, .a = product.a, .a_m = product.a_m, .a_k = product.a_k, .b = product.w,
-                    .b_k = product.w_k, .c = product.c, .c_m = product.c_m, .accumulate = product.accumulate});
-    rest.n -= whole, rest.w += whole, rest.c += whole;
-    if (rest.n > 0) o.micro.gemm_unpacked(rest);
+  // By the packed products' kernels where there are rows and terms enough to use a block in registers well; a gradient of few terms is
+  // written row by row, each from end to end. Of the last columns, where they are no panel, `others` that w has before them make one, or
+  // what pads w behind them.
+  void multiply(const GemmUnpacked<S>& product, int64_t others) const {
+    if (skinny() || product.k <= kFewTerms || others < 0) return o.micro.gemm_unpacked(product);
+    Gemm<S> g{.m = product.m, .n = product.n / kPanel * kPanel, .k = product.k, .a = product.a, .a_m = product.a_m, .a_k = product.a_k,
+              .b = product.w, .b_k = product.w_k, .c = product.c, .c_m = product.c_m, .accumulate = product.accumulate};
+    if (g.n > 0) o.micro.gemm(g);
+    const int64_t left = product.n - g.n;
+    if (left == 0) return;
+    S panel[kMaxBlock * kPanel] = {};
+    const Block<S> to{product.c + g.n, product.c_m}, last{panel + others, kPanel};
+    g.b += g.n - others, g.n = kPanel, g.c = panel, g.c_m = kPanel;
+    for (int64_t row = 0; row < product.m; row += g.m, g.a += g.m * g.a_m) {
+      g.m = std::min(kMaxBlock, product.m - row);
+      if (g.accumulate) convert<S, S>(g.m, left, {to.p + row * to.row, to.row}, last);
+      o.micro.gemm(g);
+      convert<S, S>(g.m, left, constant(last), {to.p + row * to.row, to.row});
+    }
   }
 
   int64_t round_up(int64_t columns) const { return (columns + o.micro.width - 1) / o.micro.width * o.micro.width; }

@@ -11,6 +11,7 @@ ROWWISE = {
     "step": "T1 B1 I16 H32",
     "step_of_some": "T1 B37 I116 H65 resets:0.2",
     "step_of_many": "T1 B130 I116 H65 resets:0.2",
+    "few_steps": "T4 B7 I37 H66 packed:4,4,3,3,2,1,1 resets:0.2",
     "h16": "T5 B3 I4 H16",
     "h17": "T5 B3 I4 H17",
     "h64": "T5 B3 I64 H64",
@@ -66,10 +67,10 @@ ROWWISE = {
     "cells_padded_reset": "T7 B4 I4 H16 lengths:7,4,4,0 resets:0.2 return_cells",
 }
 OF_EVERY_VARIANT = (
-    "one", "step", "step_of_some", "step_of_many", "h16", "h65", "h128", "b1", "b33", "long", "saturated", "zero_state",
-    "no_bias", "strided", "reverse", "packed", "padded_reverse", "padded_zeros", "stack", "stack_packed", "projection_stack",
-    "only_h_n", "frozen_input", "frozen_weights", "frozen_recurrence", "reset_reverse", "reset_packed", "reset_stack",
-    "cells", "cells_stack", "cells_padded_reset",
+    "one", "step", "step_of_some", "step_of_many", "few_steps", "h16", "h65", "h128", "b1", "b33", "long", "saturated",
+    "zero_state", "no_bias", "strided", "reverse", "packed", "padded_reverse", "padded_zeros", "stack", "stack_packed",
+    "projection_stack", "only_h_n", "frozen_input", "frozen_weights", "frozen_recurrence", "reset_reverse", "reset_packed",
+    "reset_stack", "cells", "cells_stack", "cells_padded_reset",
 )  # fmt: skip
 CONV = {
     "conv": "T5 B3 I4 H8 S5x6 k3",
