@@ -2,9 +2,11 @@
 #include "loop/layer_forward.h"
 
 #include "products/conv_forward.h"
+#include "products/packed_forward.h"
 #include "products/split_forward.h"
 #include "products/turned_forward.h"
 #include "products/unfolded_forward.h"
+#include "products/unpacked_forward.h"
 #include "products/winograd_forward.h"
 
 namespace fastlstm {
