@@ -47,7 +47,7 @@ def cases(draw: st.DrawFn) -> Drawn:
             "T": draw(st.integers(1, 9)),
             "B": draw(st.integers(1, 14)),
             "I": draw(st.sampled_from([1, 2, 3, 16, 20, 65])),
-            "H": draw(st.sampled_from([1, 2, 3, 5, 16, 17, 33, 48])),
+            "H": draw(st.sampled_from([1, 2, 3, 5, 16, 17, 33, 48, 65])),
             "bias": draw(st.booleans()),
             "reset": draw(st.booleans()),
             "reverse": draw(st.booleans()),

@@ -66,6 +66,19 @@ def test_the_same_bits_for_any_number_of_threads(variant, batch):
         torch.testing.assert_close(result, results[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("I", [5, 20, 131])  # of which workers share rows, or panels
+def test_the_same_bits_of_few_steps_for_any_number_of_threads(variant, I):
+    ours, x = build(variant, I, 67, bidirectional=True), torch.randn(6, 9, I, requires_grad=True)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        y, _ = ours(x)
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), [x, *ours.parameters()])])
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], rtol=0, atol=0)
+
+
 @each_drop_in
 @pytest.mark.parametrize("rows", [(30, 15), (12, 9), (1, 40)])
 def test_a_single_step_that_some_sequences_do_not_have(variant, rows):

@@ -33,7 +33,12 @@ class HiddenSink final : public HiddenTaker<S> {
   void ask(const Tile& tile) const override {
     if (!f.y || o.moved()) return;
     const S* row = f.y + (o.seq.first[tile.t] + tile.b) * o.R + tile.p * kPanel;
-    for (int64_t m = 0; m < tile.rows; m++, row += o.R) __builtin_prefetch(row, 1);
+    constexpr int64_t line = 64 / sizeof(S);
+    const bool parted = o.R % line != 0;  // rows begin within lines
+    for (int64_t m = 0; m < tile.rows; m++, row += o.R) {
+      for (int64_t i = 0; i < kPanel; i += line) __builtin_prefetch(row + i, 1);
+      if (parted) __builtin_prefetch(row + kPanel - 1, 1);
+    }
   }
 
   // The rows of sequences that end with the tile's step, into state_n (B, n).

@@ -25,6 +25,13 @@ class UnpackedBackward final : public BackwardProducts<S> {
         xh_(!f.need_dw ? 0 : o.chunk_rows * (in_strips_ ? h_column_ + round_up(o.R) : xh_row_)) {}
 
   void pack(const Thread&, int64_t) override {}
+  // What pads strips is multiplied too: zeros, as numbers that are not normal would take long.
+  void set_up(const Thread& thread) override {
+    if (!xh_ || !in_strips_) return;
+    const Range rows = thread.mine(o.chunk_rows), of_x{o.I, h_column_}, of_h{h_column_ + o.R, h_column_ + round_up(o.R)};
+    for (const Range& padding : {of_x, of_h})
+      fill_rows(rows.size(), padding.size(), S(0), Strips<S>{xh_, o.chunk_rows, xh_row_}.at(rows.begin, padding.begin));
+  }
 
   void keep(const Tile& tile, const S* records) override {
     for (int64_t slot = 0; slot < o.v.slots; slot++)
@@ -60,13 +67,14 @@ class UnpackedBackward final : public BackwardProducts<S> {
     }
   }
 
-  // dx = dG @ w_ih over this worker's share of the columns, step by step.
+  // dx = dG @ w_ih, step by step: this worker's share of the columns, or of the rows where there are few panels of columns.
   void input_gradients(const Thread& thread, const Chunk& chunk) const override {
-    const Range columns = columns_of(thread.mine(o.i_panels), o.I);
-    if (columns.size() > 0)
-      this->scatter(chunk, 0, chunk.rows, [&](int64_t i, int64_t m, int64_t to) {
-        combine(o.v.ih, i, m, o.w.ih, o.I, columns, {f.dx + to * o.I + columns.begin, o.I});
-      });
+    const bool by_columns = o.i_panels >= thread.workers;
+    const Range columns = by_columns ? columns_of(thread.mine(o.i_panels), o.I) : Range{0, o.I};
+    const Range rows = by_columns ? Range{0, chunk.rows} : thread.mine(chunk.rows, o.seq.together);
+    this->scatter(chunk, rows.begin, rows.size(), [&](int64_t i, int64_t m, int64_t to) {
+      combine(o.v.ih, rows.begin + i, m, o.w.ih, o.I, columns, {f.dx + to * o.I + columns.begin, o.I});
+    });
   }
 
   void release() override {}
@@ -74,7 +82,8 @@ class UnpackedBackward final : public BackwardProducts<S> {
 
  private:
   static constexpr int64_t kRows = 8, kSteps = 8, kRowsOfSteps = 128;
-  static constexpr int64_t kFewTerms = 8;  // a sum of no more is written row by row
+  static constexpr int64_t kFewTerms = 8;  // a sum of no more is added row by row
+  static_assert(kRows < kChunkRows && kRowsOfSteps < kChunkRows, "several chunks would each write all of the gradients");
 
   bool skinny() const { return o.seq.rows() <= 4; }  // not of a tile: results may not depend on how rows were split
   S* dgates_of(int64_t slot, int64_t p, int64_t row) const { return dgates_ + row * row_ + slot * slot_ + p * kPanel; }
@@ -96,40 +105,48 @@ class UnpackedBackward final : public BackwardProducts<S> {
         for (int64_t from = 0, end; from < width; from = end) {
           const S* const right = Strips<S>{xh_, o.chunk_rows, xh_row_}.at(0, column + from).p;
           end = std::min(width, from + (in_strips_ && width - from >= kMaxBlock ? kMaxBlock : xh_row_));
-          if (in_strips_ && end - from == kMaxBlock)
+          const GemmUnpacked<S> product{.m = n, .n = end - from, .k = rows, .a = left.p, .a_m = 1, .a_k = left.row, .w = right,
+                                        .w_k = xh_row_, .c = out + from, .c_m = width, .accumulate = false};
+          if (!in_strips_) o.micro.gemm_unpacked(product);  // of few terms: row by row, each from end to end
+          else if (product.n < kMaxBlock) multiply(product, 0);
+          else
             o.micro.gemm({.m = n, .n = kMaxBlock, .k = rows, .a = left.p, .a_m = 1, .a_k = left.row, .b = right, .b_rows = o.chunk_rows,
                           .c = out + from, .c_m = width});
-          else
-            multiply({.m = n, .n = end - from, .k = rows, .a = left.p, .a_m = 1, .a_k = left.row, .w = right, .w_k = xh_row_,
-                      .c = out + from, .c_m = width, .accumulate = false}, in_strips_ ? 0 : -1);
         }
       }
   }
 
   // to = dG @ w, in the given columns of w (gates * H, size), for rows [row, row + rows) of the chunk: some rows of w at a time, which
-  // are near for all of those.
+  // are near for all of those; a copy with zeros beside them, if they are narrower than a panel.
   void combine(const GateMap& map, int64_t row, int64_t rows, const S* w, int64_t size, Range columns, Block<S> to) const {
-    const int64_t left = columns.size() % kPanel, others = left == 0 ? 0 : size < kPanel ? -1 : kPanel - left;
+    if (columns.size() == 0) return;
+    alignas(64) S padded[kUnits * kPanel];
+    const int64_t left = columns.size() % kPanel, others = left && size > kPanel ? kPanel - left : 0;
     for (int64_t i = 0; i < map.gates; i++)
       for (int64_t unit = 0, n; unit < o.H; unit += n) {
         n = std::min(kUnits, o.H - unit);
-        multiply({.m = rows, .n = columns.size(), .k = n, .a = dgates_of(map.first + i, 0, row) + unit, .a_m = row_, .a_k = 1,
-                  .w = w + (map.gate[i] * o.H + unit) * size + columns.begin, .w_k = size, .c = to.p, .c_m = to.row,
-                  .accumulate = i > 0 || unit > 0}, others);
+        Block<const S> right{w + (map.gate[i] * o.H + unit) * size + columns.begin, size};
+        if (size < kPanel) {
+          fill_rows(n, kPanel, S(0), {padded, kPanel});
+          convert<S, S>(n, size, right, {padded, kPanel});
+          right = {padded, kPanel};
+        }
+        const GemmUnpacked<S> product{.m = rows, .n = columns.size(), .k = n, .a = dgates_of(map.first + i, 0, row) + unit, .a_m = row_,
+                                      .a_k = 1, .w = right.p, .w_k = right.row, .c = to.p, .c_m = to.row,
+                                      .accumulate = i > 0 || unit > 0};
+        skinny() || n <= kFewTerms ? o.micro.gemm_unpacked(product) : multiply(product, others);
       }
   }
 
-  // By the packed products' kernels where there are rows and terms enough to use a block in registers well; a gradient of few terms is
-  // written row by row, each from end to end. Of the last columns, where they are no panel, `others` that w has before them make one, or
-  // what pads w behind them.
+  // By the packed products' kernels. Last columns that are no panel are taken as one, aside: with `others` before them, or with what pads
+  // w behind them where there are none.
   void multiply(const GemmUnpacked<S>& product, int64_t others) const {
-    if (skinny() || product.k <= kFewTerms || others < 0) return o.micro.gemm_unpacked(product);
     Gemm<S> g{.m = product.m, .n = product.n / kPanel * kPanel, .k = product.k, .a = product.a, .a_m = product.a_m, .a_k = product.a_k,
               .b = product.w, .b_k = product.w_k, .c = product.c, .c_m = product.c_m, .accumulate = product.accumulate};
     if (g.n > 0) o.micro.gemm(g);
     const int64_t left = product.n - g.n;
     if (left == 0) return;
-    S panel[kMaxBlock * kPanel] = {};
+    alignas(64) S panel[kMaxBlock * kPanel] = {};
     const Block<S> to{product.c + g.n, product.c_m}, last{panel + others, kPanel};
     g.b += g.n - others, g.n = kPanel, g.c = panel, g.c_m = kPanel;
     for (int64_t row = 0; row < product.m; row += g.m, g.a += g.m * g.a_m) {
