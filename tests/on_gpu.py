@@ -37,7 +37,9 @@ def run_one(name: str) -> dict[str, str | float]:
         status, reason = "FAIL", f"{type(error).__name__}: {error}"
     faulthandler.cancel_dump_traceback_later()
     seconds = time.perf_counter() - start
-    print(f"{name:26} {status:7} {seconds:6.1f} s  {reason.partition(chr(10))[0][:300]}", flush=True)
+    # in one piece, also where Python buffers nothing: other processes print theirs meanwhile
+    sys.stdout.write(f"{name:26} {status:7} {seconds:6.1f} s  {reason.partition(chr(10))[0][:300]}\n")
+    sys.stdout.flush()
     return result(name, status, reason, seconds)
 
 

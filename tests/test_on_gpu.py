@@ -81,7 +81,7 @@ def script(tmp_path: Path) -> list[str | Path]:
 
 
 def test_every_check_is_run_whatever_the_others_do(script: list, tmp_path: Path) -> None:
-    done = subprocess.run(script, capture_output=True, text=True)
+    done = subprocess.run(script, capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "6 checks, 3 failed wrong dead hung"
     seen = {tuple(line.split()[:2]) for line in done.stdout.splitlines()[:-1]}
