@@ -51,6 +51,17 @@ class ForwardProducts {
 
  protected:
   T* bias_of(int64_t p) const { return bias_ + p * o.gate_width; }
+  // Calls f(t, rows, row) for this thread's rows of each step of a chunk, the first of which is the chunk's `row`.
+  template <class F>
+  void for_steps(const Thread& thread, const Chunk& chunk, const F& f) const {
+    int64_t row = 0;
+    for (int64_t s = chunk.begin; s < chunk.end; s++) {
+      const int64_t t = o.seq.step(s);
+      const Range rows = thread.mine(o.seq.size[t]);
+      f(t, rows, row + rows.begin);
+      row += o.seq.size[t];
+    }
+  }
 
   const Context<S>& o;
 

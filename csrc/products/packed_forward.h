@@ -53,13 +53,9 @@ class PackedForward final : public ForwardProductsOf<S, kept_t<S, A>> {
   // products[p] = bias + x @ w_ih.T for the rows of all steps of the chunk, in running order.
   void begin_chunk(const Thread& thread, const Chunk& chunk) override {
     if (!copies()) return;
-    int64_t row = 0;
-    for (int64_t s = chunk.begin; s < chunk.end; s++) {
-      const int64_t t = o.seq.step(s);
-      const Range rows = thread.mine(o.seq.size[t]);
-      put_inputs(t, rows.begin, rows.size(), inputs_ + (row + rows.begin) * inputs_row_);
-      row += o.seq.size[t];
-    }
+    this->for_steps(thread, chunk, [&](int64_t t, Range rows, int64_t row) {
+      put_inputs(t, rows.begin, rows.size(), inputs_ + row * inputs_row_);
+    });
     thread.barrier_all();
     if constexpr (!kPaired<A>) {
       if (thread.in_plan()) {

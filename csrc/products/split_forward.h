@@ -33,13 +33,9 @@ class SplitForward final : public ForwardProducts<float> {
   }
 
   void begin_chunk(const Thread& thread, const Chunk& chunk) override {
-    int64_t row = 0;
-    for (int64_t s = chunk.begin; s < chunk.end; s++) {
-      const int64_t t = o.seq.step(s);
-      const Range rows = thread.mine(o.seq.size[t]);
-      put_inputs(t, rows.begin, rows.size(), inputs_ + (row + rows.begin) * x_row_);
-      row += o.seq.size[t];
-    }
+    this->for_steps(thread, chunk, [&](int64_t t, Range rows, int64_t row) {
+      put_inputs(t, rows.begin, rows.size(), inputs_ + row * x_row_);
+    });
     thread.barrier_all();
     if (!precompute_) return;
     if (thread.in_plan()) {
